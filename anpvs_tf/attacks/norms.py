@@ -1,0 +1,69 @@
+"""The geometry of a threat model: steepest step, projection and random start in a ball.
+
+All functions take a batch of perturbations [batch, ...] and treat each example
+by itself.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+NORMS = ("linf", "l2")
+
+
+def check_norm(norm: str) -> None:
+    """Raises ValueError unless `norm` is one of `NORMS`."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {NORMS}; received {norm!r}")
+
+
+def length(perturbations: tf.Tensor, norm: str) -> tf.Tensor:
+    """The norm of each perturbation, [batch, 1, ..., 1]."""
+    axes = list(range(1, perturbations.shape.rank))
+    if norm == "linf":
+        return tf.reduce_max(tf.abs(perturbations), axis=axes, keepdims=True)
+    return tf.sqrt(tf.reduce_sum(tf.square(perturbations), axis=axes, keepdims=True))
+
+
+def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:
+    """The direction of unit norm along which the loss grows fastest; 0 for a zero gradient."""
+    if norm == "linf":
+        return tf.sign(gradients)
+    return tf.math.divide_no_nan(gradients, length(gradients, norm))
+
+
+def project(perturbations: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+    """The nearest perturbation inside the ball of radius epsilon."""
+    if norm == "linf":
+        return tf.clip_by_value(perturbations, -epsilon, epsilon)
+    factor = tf.math.divide_no_nan(tf.cast(epsilon, perturbations.dtype), length(perturbations, norm))
+    return perturbations * tf.where(factor > 0, tf.minimum(factor, 1.0), 1.0)
+
+
+def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+    """Perturbations drawn uniformly from the ball of radius epsilon, float32."""
+    if norm == "linf":
+        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon)
+    seeds = tf.random.split(seed, 2)
+    direction = steepest(tf.random.stateless_normal(shape, seeds[0]), norm)
+    dimensions = tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
+    radius_shape = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
+    radius = tf.random.stateless_uniform(radius_shape, seeds[1]) ** (1.0 / dimensions)
+    return epsilon * radius * direction
+
+
+def assert_in_threat_model(
+    images: np.ndarray, adversarial: np.ndarray, epsilon: float, norm: str
+) -> None:
+    """Raises AssertionError unless every adversarial image lies in the ball and in [0, 1].
+
+    Float32 rounding of x + d is allowed for: 1e-5 in relative terms of epsilon,
+    1e-6 in pixel units.
+    """
+    difference = np.reshape(adversarial.astype(np.float64) - images, [len(images), -1])
+    order = np.inf if norm == "linf" else 2
+    largest = np.linalg.norm(difference, ord=order, axis=1).max(initial=0.0)
+    if not largest <= epsilon * (1 + 1e-5) + 1e-6:
+        raise AssertionError(f"an attack left the {norm} ball: {largest} > epsilon = {epsilon}")
+    low, high = adversarial.min(initial=0.0), adversarial.max(initial=1.0)
+    if not (low >= 0.0 and high <= 1.0):
+        raise AssertionError(f"an attack left the pixel range [0, 1]: [{low}, {high}]")

@@ -1,0 +1,186 @@
+"""The training program: data, warm start, epochs, final evaluation, result.
+
+Reads from top to bottom; every file goes through `runs.RunDirectory`.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf import datasets, efficiency, records, runs, warm_start
+from anpvs_tf.errors import TrainingError, UsageError
+from anpvs_tf.evaluation import Attack, Evaluator
+from anpvs_tf.methods import METHODS
+from anpvs_tf.progress import Progress
+from anpvs_tf.runs import RunDirectory
+from anpvs_tf.settings import PRECISIONS, Settings
+from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier, learning_rate_schedule
+
+VALIDATION_EXAMPLES = 1_000
+EVALUATION_BATCH = 250
+
+
+def train(
+    settings: Settings,
+    run: RunDirectory,
+    data_dir: str | None = None,
+    download: bool = True,
+    command: list[str] = (),
+) -> list[dict[str, Any]]:
+    """Trains a run to its end, or continues it, and evaluates it on the test set.
+
+    Args:
+        settings: what to train.
+        run: where; may hold an unfinished run of the same settings.
+        data_dir, download: as in `datasets.load`.
+        command: the command line, kept in config.json.
+
+    Returns:
+        The records of results.json.
+
+    Raises:
+        UsageError: something cannot be used; nothing was written.
+        TrainingError: training had to stop; the message says what is kept.
+    """
+    # ---- Everything that can be refused, before anything is written ----
+    run.check(settings)
+    if run.finished:
+        return run.results()
+    runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
+    data = datasets.load(settings.dataset, data_dir, download, settings.train_examples)
+    if settings.batch_size > len(data.train):
+        raise UsageError(
+            f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
+            f"examples of {settings.dataset}"
+        )
+    base = warm_start.base_run(settings, run)
+    if base is not None and not base.finished:
+        print(f"Warm start: training the standard network in {base.path}")
+        base_settings = warm_start.standard_settings(settings)
+        train(base_settings, base, data_dir, download, command)
+    if base is not None:
+        print(f"Starting from the weights of {base.path}")
+
+    # ---- Network, objective, optimizer ----
+    method = METHODS[settings.method]
+    network = runs.build_network(settings, PRECISIONS[settings.precision])
+    if base is not None:
+        warm_start.copy_weights(base.load_network(), network)
+    steps = len(data.train) // settings.batch_size
+    steps = min(steps, settings.steps_per_epoch or steps)
+    objective = Objective(
+        epsilon=settings.epsilon,
+        step_size=settings.step_size,
+        attack_steps=settings.attack_steps,
+        train_examples=len(data.train),
+        adversarial_weight=settings.adversarial_weight,
+        weight_decay=settings.weight_decay,
+        lambda_vs=settings.lambda_vs,
+        vulnerability_reduction=settings.vulnerability_reduction,
+        beta=settings.beta,
+        kl_warmup_steps=settings.kl_warmup_epochs * steps,
+        kl_ramp_steps=settings.kl_ramp_epochs * steps,
+    )
+    classifier = RobustClassifier(network, method, objective, settings.seed)
+    optimizer = make_optimizer(settings, settings.epochs * steps)
+    # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
+    classifier.compile(optimizer=optimizer, jit_compile=False)
+    optimizer.build(network.trainable_variables)
+    train_step = tf.function(classifier.train_step)
+
+    # ---- Evaluation: in float32, on the network as it is deployed ----
+    evaluated = runs.build_network(settings, "float32")
+    attack = Attack(settings.epsilon, settings.eval_step_size, settings.eval_attack_steps)
+    evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH)
+    validation = data.validation.take(settings.eval_examples or VALIDATION_EXAMPLES)
+    test = data.test.take(settings.eval_examples)
+
+    # ---- Resume: the newest checkpoint of this run, else the start ----
+    run.begin(settings, list(command))
+    epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
+    checkpoint = tf.train.Checkpoint(network=network, optimizer=optimizer, epochs_done=epochs_done)
+    manager = tf.train.CheckpointManager(checkpoint, str(run.checkpoints), max_to_keep=2)
+    if manager.latest_checkpoint:
+        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+        print(f"Continuing {run.path} after epoch {int(epochs_done)}")
+    rows: list[dict[str, Any]] = list(run.metrics())[: int(epochs_done)]
+
+    # ---- Epochs ----
+    first = int(epochs_done)
+    batches = iter(
+        datasets.train_batches(
+            data, settings.batch_size, settings.seed, settings.epochs, steps, first
+        )
+    )
+    writer = tf.summary.create_file_writer(str(run.tensorboard))
+    for epoch in range(first + 1, settings.epochs + 1):
+        progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
+        for tracker in classifier.metrics:
+            tracker.reset_state()
+        for step in range(1, steps + 1):
+            terms = train_step(next(batches))
+            terms = {name: float(value) for name, value in terms.items()}
+            check_finite(terms, epoch, step, manager.latest_checkpoint)
+            progress.update(step, f"loss {terms['loss']:.3f}")
+        seconds = progress.seconds()
+        evaluated.set_weights(network.get_weights())
+        result = evaluate(validation, settings.seed)
+        row = records.epoch_row(epoch, epoch * steps, terms, result, evaluated)
+        row |= {"seconds": round(seconds, 3)}
+        row |= {"images_per_second": round(steps * settings.batch_size / seconds, 1)}
+        rows.append(row)
+        progress.done(records.epoch_summary(settings, row))
+        records.write_tensorboard(writer, row)
+        check_not_collapsed(evaluated, epoch, run)
+        epochs_done.assign(epoch)
+        # metrics.csv first: a checkpoint without its row could not be made whole again.
+        run.write_metrics(rows)
+        manager.save()
+
+    # ---- The result ----
+    evaluated.set_weights(network.get_weights())
+    progress = Progress("test set: image", len(test))
+    result = evaluate(test, settings.seed, progress.update)
+    progress.done()
+    record = records.result_record(settings, attack, "test", result, evaluated)
+    record["training_seconds"] = round(sum(float(row["seconds"]) for row in rows), 1)
+    record["evaluation_seconds"] = round(progress.seconds(), 1)
+    run.write_weights(evaluated)
+    run.write_results([record])
+    return [record]
+
+
+def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Optimizer:
+    """Adam with the published schedule; loss scaling for float16."""
+    optimizer = GroupedAdam(
+        learning_rate_schedule(settings.learning_rate, total_steps, settings.decay_at),
+        settings.gate_learning_rate / settings.learning_rate,
+    )
+    if settings.precision == "float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def check_finite(terms: dict[str, float], epoch: int, step: int, kept: str | None) -> None:
+    """Raises TrainingError if a loss term is not finite."""
+    for name, value in terms.items():
+        if name != "loss" and not np.isfinite(value) or name == "loss" and np.isnan(value):
+            keeps = f"the last good checkpoint is {kept}" if kept else "no checkpoint exists yet"
+            raise TrainingError(
+                f"{name} became {value} in epoch {epoch}, step {step}; {keeps}; "
+                "a lower --learning_rate or --precision=float32 may help"
+            )
+
+
+def check_not_collapsed(network: keras.Model, epoch: int, run: RunDirectory) -> None:
+    """Raises TrainingError if a gated layer has lost every feature: it cannot recover."""
+    counts = efficiency.active_features(network)
+    empty = [layer for layer, (active, _) in counts.items() if active == 0]
+    if empty:
+        raise TrainingError(
+            f"the gates collapsed in epoch {epoch}: no active feature is left in "
+            f"{', '.join(empty)}; start anew with a larger --kl_warmup_epochs, a smaller --beta "
+            f"or a smaller --gate_learning_rate ({run.path} keeps the epochs before)"
+        )

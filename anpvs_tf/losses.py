@@ -1,0 +1,48 @@
+"""The terms of the training objective, each a scalar in float32."""
+
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+REDUCTIONS = ("mean", "sum")
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Mean cross-entropy in nats. labels: int [batch]; logits: [batch, classes]."""
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
+    return tf.reduce_mean(losses)
+
+
+def layer_vulnerability(
+    clean: tf.Tensor, adversarial: tf.Tensor, reduction: str = "mean"
+) -> tf.Tensor:
+    """How far one layer's features move under attack (Eq. 1), mean over the batch.
+
+    Args:
+        clean, adversarial: the layer's features, [batch, ...], row for row the
+            same examples.
+        reduction: over the features of the layer: "mean" (the scale of the
+            published figures) or "sum" (Eq. 2 to the letter).
+
+    Raises:
+        ValueError: for another reduction.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}; received {reduction!r}")
+    distance = tf.abs(tf.cast(clean, tf.float32) - tf.cast(adversarial, tf.float32))
+    if reduction == "mean":
+        return tf.reduce_mean(distance)
+    return tf.reduce_mean(tf.reduce_sum(distance, axis=range(1, distance.shape.rank)))
+
+
+def vulnerability(
+    clean: list[tf.Tensor], adversarial: list[tf.Tensor], reduction: str = "mean"
+) -> tf.Tensor:
+    """Vulnerability of a network: the mean of its latent layers' (Eq. 2)."""
+    pairs = zip(clean, adversarial, strict=True)
+    return tf.reduce_mean(tf.stack([layer_vulnerability(c, a, reduction) for c, a in pairs]))
+
+
+def squared_norm(weights: Iterable[tf.Tensor]) -> tf.Tensor:
+    """sum ||v||^2 / 2 over the weights, the unit of weight decay."""
+    return tf.add_n([tf.nn.l2_loss(tf.cast(w, tf.float32)) for w in weights])

@@ -1,0 +1,159 @@
+"""The networks: images in [0, 1] -> {"logits": ..., "<latent layer>": ...}.
+
+Each is a Keras functional model with normalisation inside and an output for
+every latent feature layer, in order from the input. With a gate kind, a gate
+follows the activation, so that a pruned feature is exactly zero (METHOD: the
+authors' gates precede batch normalisation and leave a constant).
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+
+import keras
+
+from anpvs_tf.errors import UsageError
+from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
+
+GATE_KINDS = {"beta_bernoulli": BetaBernoulliGate}
+
+# Per-channel mean and standard deviation of the training pixels in [0, 1].
+CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """Makes layers that agree on dtype policy, gate kind and seeds."""
+
+    seed: int
+    dtype: str
+    gate: str | None
+
+    def initializer(self, name: str) -> keras.initializers.Initializer:
+        # Keyed by the layer's name, so that the same seed starts gated and
+        # ungated networks from the same weights.
+        return keras.initializers.HeNormal(seed=zlib.crc32(f"{self.seed}/{name}".encode()))
+
+    def conv(self, x, filters: int, size: int, name: str, **kwargs):
+        initializer = self.initializer(name)
+        return keras.layers.Conv2D(
+            filters, size, name=name, dtype=self.dtype, kernel_initializer=initializer, **kwargs
+        )(x)
+
+    def dense(self, x, units: int, name: str, **kwargs):
+        initializer = self.initializer(name)
+        return keras.layers.Dense(
+            units, name=name, dtype=self.dtype, kernel_initializer=initializer, **kwargs
+        )(x)
+
+    def relu(self, x, name: str):
+        return keras.layers.ReLU(name=name, dtype=self.dtype)(x)
+
+    def pool(self, x, name: str):
+        return keras.layers.MaxPooling2D(name=name, dtype=self.dtype)(x)
+
+    def flatten(self, x):
+        return keras.layers.Flatten(name="flatten", dtype=self.dtype)(x)
+
+    def batch_norm(self, x, name: str):
+        return keras.layers.BatchNormalization(momentum=0.9, name=name, dtype=self.dtype)(x)
+
+    def dropout(self, x, rate: float, name: str):
+        return PairedDropout(rate, name=name, dtype=self.dtype)(x)
+
+    def gated(self, x, name: str, initial_a_raw: float):
+        if self.gate is None:
+            return x
+        layer = GATE_KINDS[self.gate]
+        return layer(initial_a_raw=initial_a_raw, name=f"{name}_gate", dtype=self.dtype)(x)
+
+    def logits(self, x, classes: int):
+        # float32: cross-entropy and attacks need its resolution.
+        return keras.layers.Dense(
+            classes,
+            name="logits",
+            dtype="float32",
+            kernel_initializer=self.initializer("logits"),
+        )(x)
+
+
+def lenet5(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    gate: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> keras.Model:
+    """LeNet-5-Caffe: conv 20@5x5, pool, conv 50@5x5, pool, dense 500, dense classes.
+
+    Args:
+        image_shape: (height, width, channels) of the images, at least 16 x 16.
+        classes: number of classes, at least 2.
+        gate: a key of `GATE_KINDS`, or None for an ordinary network. Gated are
+            both convolutions' channels, the flattened features and the hidden 500.
+        seed: of the initial weights.
+        dtype: Keras dtype policy of all layers but the logits.
+
+    Raises:
+        UsageError: for images that are too small.
+    """
+    if min(image_shape[:2]) < 16:
+        raise UsageError(f"network lenet5 needs images of at least 16 x 16; got {image_shape}")
+    make = _Layers(seed, dtype, gate)
+    latents = {}
+    images = x = keras.Input(image_shape, name="images")
+    for i, filters in enumerate((20, 50), start=1):
+        x = make.relu(make.conv(x, filters, 5, f"conv{i}"), f"conv{i}_relu")
+        latents[f"conv{i}"] = x = make.gated(x, f"conv{i}", -1.0)
+        x = make.pool(x, f"pool{i}")
+    x = make.gated(make.flatten(x), "flatten", -1.0)
+    x = make.relu(make.dense(x, 500, "dense1"), "dense1_relu")
+    latents["dense1"] = x = make.gated(x, "dense1", -1.0)
+    return keras.Model(images, {"logits": make.logits(x, classes), **latents}, name="lenet5")
+
+
+def vgg16(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    gate: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> keras.Model:
+    """VGG-16 for 32 x 32 images: 13 convolutions with batch normalisation, dense 512.
+
+    Args: as `lenet5`. Gated are the convolutions' channels, the flattened 512
+        and the hidden 512.
+
+    Raises:
+        UsageError: for images that are not 32 x 32 x 3.
+    """
+    if tuple(image_shape) != (32, 32, 3):
+        raise UsageError(f"network vgg16 needs images of 32 x 32 x 3; got {image_shape}")
+    make = _Layers(seed, dtype, gate)
+    latents = {}
+    images = keras.Input(image_shape, name="images")
+    mean, deviation = CIFAR_STATISTICS
+    x = keras.layers.Normalization(
+        mean=mean, variance=[d * d for d in deviation], name="normalization", dtype=dtype
+    )(images)
+    for block, widths in enumerate(((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3), 1):
+        for i, filters in enumerate(widths, start=1):
+            name = f"conv{block}_{i}"
+            x = make.conv(x, filters, 3, name, padding="same", use_bias=False)
+            x = make.relu(make.batch_norm(x, f"{name}_bn"), f"{name}_relu")
+            latents[name] = x = make.gated(x, name, 2.0)
+            if i < len(widths):
+                x = make.dropout(x, 0.3 if block == 1 else 0.4, f"{name}_dropout")
+        x = make.pool(x, f"pool{block}")
+    x = make.gated(make.flatten(x), "flatten", -1.0)
+    if gate is None:
+        x = make.dropout(x, 0.5, "flatten_dropout")
+    x = make.batch_norm(make.dense(x, 512, "dense1", use_bias=False), "dense1_bn")
+    x = make.relu(x, "dense1_relu")
+    latents["dense1"] = x = make.gated(x, "dense1", -1.0)
+    if gate is None:
+        x = make.dropout(x, 0.5, "dense1_dropout")
+    return keras.Model(images, {"logits": make.logits(x, classes), **latents}, name="vgg16")
+
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {"lenet5": lenet5, "vgg16": vgg16}

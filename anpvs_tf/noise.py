@@ -1,0 +1,82 @@
+"""Stateless randomness: every draw is a function of a seed, never of a state.
+
+A training step opens a `scope` with its seed; layers inside it draw noise that
+is keyed by their own name. So a repeated or resumed step draws the same noise,
+and the clean and the adversarial copy of an example, which lie in one batch,
+share it.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import zlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+    seed: tf.Tensor
+    copies: int
+
+
+_current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("noise", default=None)
+
+
+def fold(seed: tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
+    """Returns a new seed (int32, shape [2]) from `seed` and a number or a name."""
+    if isinstance(data, str):
+        data = zlib.crc32(data.encode()) & 0x7FFFFFFF
+    return tf.random.experimental.stateless_fold_in(
+        tf.cast(seed, tf.int32), tf.cast(data, tf.int32)
+    )
+
+
+def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
+    """Returns the seed (int32, shape [2]) that belongs to a sequence of numbers and names."""
+    seed = tf.zeros([2], tf.int32)
+    for part in parts:
+        seed = fold(seed, part)
+    return seed
+
+
+@contextlib.contextmanager
+def scope(seed: tf.Tensor, copies: int = 1) -> Iterator[None]:
+    """Keys the noise of every layer called inside by `seed`.
+
+    Args:
+        seed: int32, shape [2].
+        copies: the batch is this many versions of the same examples, one after
+            the other ([clean; adversarial] is 2); the versions share their noise.
+    """
+    token = _current.set(_Scope(seed, copies))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def layer_seed(name: str, fallback) -> tf.Tensor:
+    """The seed of layer `name` in the current scope.
+
+    Args:
+        name: the layer's name.
+        fallback: a `keras.random.SeedGenerator`, used outside any scope (a
+            user's own `fit`, where Keras's convention is a seed that advances).
+    """
+    current = _current.get()
+    if current is None:
+        return tf.cast(fallback.next(), tf.int32)
+    return fold(current.seed, name)
+
+
+def example_uniform(seed: tf.Tensor, shape: list, minval: float = 0.0) -> tf.Tensor:
+    """float32 draws from U[minval, 1) with `shape[0]` examples.
+
+    Inside a scope with several copies, each copy gets the same draws.
+    """
+    current = _current.get()
+    copies = 1 if current is None else current.copies
+    draws = tf.random.stateless_uniform([shape[0] // copies, *shape[1:]], seed, minval, 1.0)
+    return draws if copies == 1 else tf.concat([draws] * copies, axis=0)

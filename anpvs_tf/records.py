@@ -1,0 +1,104 @@
+"""What a run says of itself: epoch rows, result records, the lines on the screen."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from anpvs_tf import efficiency, runs
+from anpvs_tf.evaluation import Attack, Result
+from anpvs_tf.progress import duration
+from anpvs_tf.settings import Settings
+
+
+def epoch_row(
+    epoch: int, step: int, terms: dict[str, float], result: Result, network: keras.Model
+) -> dict[str, Any]:
+    """The row of metrics.csv of an epoch, without its times."""
+    counts = efficiency.active_features(network)
+    return {
+        "epoch": epoch,
+        "step": step,
+        **terms,
+        "validation_clean_accuracy": result.clean_accuracy,
+        "validation_robust_accuracy": result.robust_accuracy,
+        "validation_vulnerability": result.vulnerability,
+        **{f"active_{layer}": active for layer, (active, _) in counts.items()},
+        "sparsity": efficiency.sparsity(counts),
+    }
+
+
+def epoch_summary(settings: Settings, row: dict[str, Any]) -> str:
+    """The line that stays on the screen after an epoch."""
+    return (
+        f"epoch {row['epoch']}/{settings.epochs}  loss {row['loss']:.3f}  "
+        f"validation: clean {row['validation_clean_accuracy']:.1%}  "
+        f"PGD {row['validation_robust_accuracy']:.1%}  "
+        f"V {row['validation_vulnerability']:.4f}  sparsity {row['sparsity']:.1%}  "
+        f"{duration(row['seconds'])}  {row['images_per_second']:.0f} images/s"
+    )
+
+
+def write_tensorboard(writer: tf.summary.SummaryWriter, row: dict[str, Any]) -> None:
+    """Writes a row of metrics as scalars."""
+    with writer.as_default(step=row["epoch"]):
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                tf.summary.scalar(name, value)
+    writer.flush()
+
+
+def result_record(
+    settings: Settings, attack: Attack, split: str, result: Result, network: keras.Model
+) -> dict[str, Any]:
+    """A record of results.json."""
+    counts = efficiency.active_features(network)
+    return {
+        "dataset": settings.dataset,
+        "split": split,
+        "examples": result.examples,
+        "method": settings.method,
+        "network": settings.network,
+        "seed": settings.seed,
+        "threat_model": {"norm": attack.norm, "epsilon": attack.epsilon},
+        "attack": {
+            "name": attack.name,
+            "steps": attack.steps,
+            "step_size": attack.step_size,
+            "restarts": attack.restarts,
+        },
+        "clean_accuracy": result.clean_accuracy,
+        "robust_accuracy": result.robust_accuracy,
+        "vulnerability": result.vulnerability,
+        "layer_vulnerability": result.layer_vulnerability,
+        "sparsity": efficiency.sparsity(counts),
+        "active_features": counts,
+        "date": runs.now(),
+        "versions": runs.versions(),
+    }
+
+
+def result_table(record: dict[str, Any]) -> str:
+    """A record as the lines that end a training run."""
+    attack, threat = record["attack"], record["threat_model"]
+    features = "  ".join(
+        f"{layer} {active}/{total}" for layer, (active, total) in record["active_features"].items()
+    )
+    seconds = record["training_seconds"]
+    lines = [
+        ("clean accuracy", f"{record['clean_accuracy']:.2%}"),
+        (
+            f"{attack['name'].upper()}-{attack['steps']} accuracy",
+            f"{record['robust_accuracy']:.2%}   {threat['norm']}, epsilon {threat['epsilon']:g}, "
+            f"step {attack['step_size']:g}, {attack['restarts']} start",
+        ),
+        ("vulnerability", f"{record['vulnerability']:.4f}"),
+        ("sparsity", f"{record['sparsity']:.2%}"),
+        ("active features", features or "all (no gates)"),
+        ("time", f"training {duration(seconds)}, test {duration(record['evaluation_seconds'])}"),
+    ]
+    head = (
+        f"{record['method']} on {record['dataset']} ({record['network']}, seed {record['seed']}), "
+        f"{record['examples']} {record['split']} images"
+    )
+    return "\n".join([head, *(f"  {name:<18}{value}" for name, value in lines)])

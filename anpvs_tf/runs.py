@@ -1,0 +1,188 @@
+"""The run directory: the contract between the program that trains and all others.
+
+    config.json              every setting, resolved; package versions; the command
+    metrics.csv              a row an epoch
+    results.json             a list of evaluation records; present when training is finished
+    checkpoints/             training state after each of the last epochs
+    checkpoints/network.weights.h5   the finished network's weights
+    tensorboard/
+"""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import keras
+
+from anpvs_tf.datasets import SOURCES
+from anpvs_tf.errors import UsageError
+from anpvs_tf.methods import METHODS
+from anpvs_tf.networks import NETWORKS
+from anpvs_tf.settings import Settings
+
+_PACKAGES = ("anpvs_tf", "tensorflow", "keras", "tensorflow-probability", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout
+            from anpvs_tf import __version__
+
+            found[package] = __version__
+    return found
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def default_name(settings: Settings) -> str:
+    """`<dataset>-<network>-<method>-seed<seed>`."""
+    return f"{settings.dataset}-{settings.network}-{settings.method}-seed{settings.seed}"
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes beside and renames: a reader sees the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", newline="") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class RunDirectory:
+    """Paths and files of a run. Creating the object touches nothing on disk."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.config_path = self.path / "config.json"
+        self.metrics_path = self.path / "metrics.csv"
+        self.results_path = self.path / "results.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.weights_path = self.checkpoints / "network.weights.h5"
+
+    @property
+    def finished(self) -> bool:
+        return self.results_path.exists()
+
+    def check(self, settings: Settings) -> None:
+        """Raises UsageError unless a run with these settings can begin or go on here."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
+        existing = self.path
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
+        if self.config_path.exists():
+            held = self.settings()
+            different = [
+                f"{field.name}={getattr(held, field.name)!r} (now {getattr(settings, field.name)!r})"
+                for field in dataclasses.fields(Settings)
+                if getattr(held, field.name) != getattr(settings, field.name)
+            ]
+            if different:
+                raise UsageError(
+                    f"run directory {self.path} holds a run of other settings: "
+                    f"{', '.join(different)}; choose another --run_dir, or --overwrite to start anew"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(
+                f"run directory {self.path} is not empty and holds no run; choose another --run_dir"
+            )
+
+    def begin(self, settings: Settings, command: list[str]) -> None:
+        """Makes the directory and writes config.json, if they are not there yet."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not self.config_path.exists():
+            config = {
+                "settings": dataclasses.asdict(settings),
+                "versions": versions(),
+                "command": command,
+                "date": now(),
+            }
+            write_atomically(self.config_path, json.dumps(config, indent=2) + "\n")
+
+    def settings(self) -> Settings:
+        """The settings in config.json.
+
+        Raises:
+            UsageError: no readable config.json of this version of the package.
+        """
+        try:
+            values = json.loads(self.config_path.read_text())["settings"]
+            return Settings(**(values | {"decay_at": tuple(values["decay_at"])}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{self.path} holds no readable config.json: {error}") from error
+
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv, as text."""
+        if not self.metrics_path.exists():
+            return []
+        with open(self.metrics_path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces metrics.csv."""
+        lines = [",".join(rows[0])] if rows else []
+        lines += [",".join(str(value) for value in row.values()) for row in rows]
+        write_atomically(self.metrics_path, "\n".join(lines) + "\n")
+
+    def results(self) -> list[dict[str, Any]]:
+        """The records of results.json; none before the run is finished."""
+        return json.loads(self.results_path.read_text()) if self.finished else []
+
+    def write_results(self, records: list[dict[str, Any]]) -> None:
+        """Replaces results.json, which marks the run as finished."""
+        write_atomically(self.results_path, json.dumps(records, indent=2) + "\n")
+
+    def write_weights(self, network: keras.Model) -> None:
+        """Saves the finished network's weights, written beside and renamed."""
+        temporary = self.checkpoints / "unfinished.weights.h5"
+        network.save_weights(temporary)
+        os.replace(temporary, self.weights_path)
+
+    def load_network(self) -> keras.Model:
+        """The finished network, in float32, as it is evaluated.
+
+        Raises:
+            UsageError: the run is not finished.
+        """
+        settings = self.settings()
+        if not self.weights_path.exists():
+            raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
+        network = build_network(settings, "float32")
+        network.load_weights(self.weights_path)
+        return network
+
+
+def build_network(settings: Settings, dtype: str) -> keras.Model:
+    """The network of a run with its initial weights.
+
+    Raises:
+        UsageError: the network does not fit the dataset.
+    """
+    source = SOURCES[settings.dataset]
+    return NETWORKS[settings.network](
+        source.image_shape,
+        source.classes,
+        gate=METHODS[settings.method].gate,
+        seed=settings.seed,
+        dtype=dtype,
+    )

@@ -1,0 +1,217 @@
+"""One training step (Algorithm 1): craft, then update weights and gates together."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from anpvs_tf import losses, noise
+from anpvs_tf.attacks import pgd
+from anpvs_tf.gates import gates_of
+from anpvs_tf.methods import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step minimises and against which adversary.
+
+    Attributes:
+        epsilon, step_size: of the l-infinity training attack, in pixel units.
+        attack_steps: gradient steps of the training attack.
+        adversarial_weight: w of J = (CE(x) + w CE(x~)) / (1 + w).
+        weight_decay: factor of sum ||v||^2 / 2 over the kernels.
+        lambda_vs: factor of the vulnerability in the weights' loss.
+        vulnerability_reduction: "mean" or "sum" over a layer's features.
+        beta: factor of KL / train_examples in the gates' loss.
+        train_examples: N, the number of training examples.
+        kl_warmup_steps: steps with beta = 0, before the classifier resists the KL.
+        kl_ramp_steps: steps over which beta then grows linearly to its value.
+    """
+
+    epsilon: float
+    step_size: float
+    attack_steps: int
+    train_examples: int
+    adversarial_weight: float = 2.0
+    weight_decay: float = 1e-4
+    lambda_vs: float = 0.0
+    vulnerability_reduction: str = "mean"
+    beta: float = 1.0
+    kl_warmup_steps: int = 0
+    kl_ramp_steps: int = 0
+
+
+@keras.saving.register_keras_serializable("anpvs_tf")
+class GroupedAdam(keras.optimizers.Adam):
+    """Adam whose learning rate for gate parameters is a multiple of the others'.
+
+    One optimizer with two rates, because two optimizers cannot be applied in one
+    step under `tf.distribute.MirroredStrategy`.
+
+    Args:
+        learning_rate: of the weights; a number or a schedule.
+        gate_rate_multiple: the gates' learning rate over the weights'.
+    """
+
+    def __init__(self, learning_rate=1e-3, gate_rate_multiple: float = 10.0, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.gate_rate_multiple = gate_rate_multiple
+
+    def update_step(self, gradient, variable, learning_rate):
+        if is_gate_variable(variable):
+            learning_rate = learning_rate * self.gate_rate_multiple
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"gate_rate_multiple": self.gate_rate_multiple}
+
+
+def is_gate_variable(variable) -> bool:
+    """Whether a variable is a gate's parameter (by name: replicas have no `path`)."""
+    return "gate_" in variable.name
+
+
+def learning_rate_schedule(
+    learning_rate: float, total_steps: int, decay_at: tuple[float, ...]
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The published schedule: a tenth of the rate after each given share of the steps."""
+    boundaries = [max(1, round(share * total_steps)) for share in decay_at]
+    values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+
+
+class RobustClassifier(keras.Model):
+    """A network with the training step of a method.
+
+    Usable with Keras's `compile` and `fit`, and by the training loop of this
+    package, which calls `train_step` itself. Compile with one optimizer
+    (`GroupedAdam` gives gates a rate of their own); the loss is the method's.
+
+    Args:
+        network: a functional model: images [batch, H, W, C] in [0, 1] -> a dict of
+            "logits" [batch, classes] and any number of latent feature tensors.
+        method: a row of `methods.METHODS`.
+        objective: its hyperparameters.
+        seed: of all randomness of training: the attack's start, masks, dropout.
+    """
+
+    def __init__(self, network: keras.Model, method: Method, objective: Objective, seed: int = 0):
+        super().__init__(name=f"{network.name}_{method.name}")
+        self.network = network
+        self.method = method
+        self.objective = objective
+        self.run_seed = seed
+        self.gates = gates_of(network)
+        terms = ["loss", "ce_clean"]
+        terms += ["ce_adversarial"] if method.adversarial else []
+        terms += ["vulnerability"] if method.vulnerability else []
+        terms += ["kl"] if self.gates else []
+        terms += ["weight_decay", "train_accuracy"]
+        self.trackers = {name: keras.metrics.Mean(name) for name in terms}
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return list(self.trackers.values())
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits of images, float32 [batch, classes]."""
+        return self.network(images, training=training)["logits"]
+
+    def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """PGD against the network as it would be deployed now: gates at their mean."""
+        return pgd(
+            lambda x: self.network(x, training=False)["logits"],
+            images,
+            labels,
+            seed,
+            epsilon=self.objective.epsilon,
+            step_size=self.objective.step_size,
+            steps=self.objective.attack_steps,
+        )
+
+    def beta(self) -> tf.Tensor:
+        """The factor of KL / N at the current step: 0, then a ramp, then its value."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        progress = (step - self.objective.kl_warmup_steps) / max(1, self.objective.kl_ramp_steps)
+        return self.objective.beta * tf.clip_by_value(progress, 0.0, 1.0)
+
+    def loss_terms(
+        self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor | None, dict[str, tf.Tensor]]:
+        """The weights' loss (Eq. 6), the gates' loss (Eq. 5; None without gates), and the terms.
+
+        Args:
+            outputs: the network's, on [clean; adversarial] for an adversarial
+                method, on the clean images otherwise.
+            labels: int [images], of the clean images.
+        """
+        objective = self.objective
+        copies = 2 if self.method.adversarial else 1
+        # Every tensor is [clean] or [clean, adversarial]; the last is what is attacked.
+        logits = tf.split(outputs["logits"], copies)
+        terms = {"ce_clean": losses.cross_entropy(labels, logits[0])}
+        fit = terms["ce_clean"]
+        if self.method.adversarial:
+            terms["ce_adversarial"] = losses.cross_entropy(labels, logits[1])
+            w = objective.adversarial_weight
+            fit = (terms["ce_clean"] + w * terms["ce_adversarial"]) / (1.0 + w)
+        kernels = [v for v in self.network.trainable_variables if len(v.shape) > 1]
+        terms["weight_decay"] = objective.weight_decay * losses.squared_norm(kernels)
+        weight_loss = fit + terms["weight_decay"]
+        if self.method.vulnerability:
+            latents = [tf.split(v, copies) for k, v in outputs.items() if k != "logits"]
+            terms["vulnerability"] = losses.vulnerability(
+                [clean for clean, _ in latents],
+                [adversarial for _, adversarial in latents],
+                objective.vulnerability_reduction,
+            )
+            weight_loss += objective.lambda_vs * terms["vulnerability"]
+        terms["loss"] = weight_loss
+        gate_loss = None
+        if self.gates:
+            # From the gates, not from `losses`: a user's network may have regularisers there.
+            terms["kl"] = tf.add_n([gate.kl() for gate in self.gates])
+            attacked = terms["ce_adversarial" if self.method.adversarial else "ce_clean"]
+            gate_loss = attacked + self.beta() * terms["kl"] / objective.train_examples
+        hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
+        terms["train_accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
+        return weight_loss, gate_loss, terms
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One update on a batch of (images, labels).
+
+        Returns the means of the loss terms since the last reset of `metrics`.
+        """
+        images, labels = data
+        replica = tf.distribute.get_replica_context()
+        seed = noise.seed_of(
+            self.run_seed, self.optimizer.iterations, replica.replica_id_in_sync_group
+        )
+        copies = 1
+        if self.method.adversarial:
+            copies = 2
+            adversarial = self.craft(images, labels, noise.fold(seed, "attack"))
+            images = tf.concat([images, adversarial], axis=0)
+
+        # Gradients are summed over replicas.
+        share = 1.0 / replica.num_replicas_in_sync
+        with (
+            tf.GradientTape(persistent=bool(self.gates)) as tape,
+            noise.scope(noise.fold(seed, "network"), copies),
+        ):
+            outputs = self.network(images, training=True)
+            weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
+            weight_objective = self.optimizer.scale_loss(weight_loss * share)
+            if self.gates:
+                gate_objective = self.optimizer.scale_loss(gate_loss * share)
+        variables = self.network.trainable_variables
+        gate_variables = [v for v in variables if is_gate_variable(v)]
+        weights = [v for v in variables if not is_gate_variable(v)]
+        gradients = tape.gradient(weight_objective, weights)
+        if self.gates:
+            gradients += tape.gradient(gate_objective, gate_variables)
+        del tape
+        self.optimizer.apply(gradients, weights + gate_variables)
+        for name, tracker in self.trackers.items():
+            tracker.update_state(terms[name])
+        return {name: tracker.result() for name, tracker in self.trackers.items()}

@@ -1,0 +1,96 @@
+"""Trains a network that is robust and small.
+
+  python bin/train.py                                    ANP-VS on digits, a few minutes
+  python bin/train.py --dataset=cifar10 --method=anpvs   the published recipe
+
+An interrupted run continues when the same command is given again.
+"""
+
+import dataclasses
+import os
+import shutil
+import sys
+import types
+import typing
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags
+
+from anpvs_tf import loop, records, runs, settings
+from anpvs_tf.errors import TrainingError, UsageError
+
+RUNS = "runs"
+
+
+def _define_flags() -> None:
+    for field in dataclasses.fields(settings.Settings):
+        kind = field.type
+        if isinstance(kind, types.UnionType):
+            kind = typing.get_args(kind)[0]
+        define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+        define.get(kind, flags.DEFINE_list)(field.name, None, settings.describe(field))
+    flags.DEFINE_string(
+        "recipe", "published", f"named set of defaults: {', '.join(settings.RECIPES)}"
+    )
+    flags.DEFINE_string(
+        "run_dir", None, f"where the run goes. Default: {RUNS}/<dataset>-<network>-<method>-seed<n>"
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
+    )
+    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
+    flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
+
+
+def main(_) -> None:
+    values = flags.FLAGS
+    chosen = settings.resolve(
+        {f.name: values[f.name].value for f in dataclasses.fields(settings.Settings)},
+        values.recipe,
+    )
+    run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
+    if values.overwrite and run.config_path.exists():
+        shutil.rmtree(run.path)
+    finished = run.finished
+    found = loop.train(chosen, run, values.data_dir, values.download, sys.argv)
+    if finished:
+        print(
+            f"{run.path} holds this run, finished; nothing was trained. To train on from its "
+            f"weights: --base_run={run.path} with another --run_dir; to start anew: --overwrite"
+        )
+    for record in found:
+        print(records.result_table(record))
+    print(f"Results are in {run.path}")
+
+
+def run_program(main, argv: list[str] | None = None) -> None:
+    """Runs `main`; a misuse ends with one line and exit code 2, a stopped run with 1."""
+
+    def parse(arguments):
+        try:
+            return flags.FLAGS(arguments)
+        except flags.Error as error:
+            sys.exit(_complain(error, 2))
+
+    def guarded(arguments):
+        try:
+            main(arguments)
+        except UsageError as error:
+            sys.exit(_complain(error, 2))
+        except TrainingError as error:
+            sys.exit(_complain(error, 1))
+        except KeyboardInterrupt:
+            sys.exit(_complain("interrupted; the same command continues after the last epoch", 130))
+
+    app.run(guarded, argv=argv, flags_parser=parse)
+
+
+def _complain(error: Exception | str, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    _define_flags()
+    run_program(main)
