@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from anpvs_tf import datasets, noise
 from anpvs_tf.attacks import norms, pgd
+from anpvs_tf.freezing import FrozenNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,28 +43,31 @@ class Result:
 class Evaluator:
     """Evaluates one network again and again with one compilation.
 
+    The attack runs on the frozen network, which is what is deployed.
+
     Args:
         network: a functional model in float32: images -> dict with "logits".
         attack: the adversary.
         batch_size: examples attacked at a time.
+        prune: leave out what is pruned now, which is faster; the gates must then
+            not change any more.
     """
 
-    def __init__(self, network: keras.Model, attack: Attack, batch_size: int):
+    def __init__(self, network: keras.Model, attack: Attack, batch_size: int, prune: bool = False):
         self.network = network
+        self.frozen = FrozenNetwork(network, prune)
         self.attack = attack
         self.batch_size = batch_size
-        self._batch = tf.function(self._evaluate_batch, reduce_retracing=True)
-
-    def _logits(self, images: tf.Tensor) -> tf.Tensor:
-        return self.network(images, training=False)["logits"]
+        self._batch = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
 
     def _evaluate_batch(self, images, labels, seed):
+        weights = self.frozen.fold()
         clean = self.network(images, training=False)
         survived = clean_hit = self._hits(clean["logits"], labels)
         adversarial_images = []
         for restart in range(self.attack.restarts):
-            attacked = pgd(
-                self._logits,
+            attacked = pgd.python_function(
+                lambda x: self.frozen.apply(weights, x),
                 images,
                 labels,
                 noise.fold(seed, restart),

@@ -88,7 +88,7 @@ def train(
     # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
     classifier.compile(optimizer=optimizer, jit_compile=False)
     optimizer.build(network.trainable_variables)
-    train_step = tf.function(classifier.train_step)
+    train_step = None
 
     # ---- Evaluation: in float32, on the network as it is deployed ----
     evaluated = runs.build_network(settings, "float32")
@@ -116,6 +116,8 @@ def train(
     )
     writer = tf.summary.create_file_writer(str(run.tensorboard))
     for epoch in range(first + 1, settings.epochs + 1):
+        if classifier.refreeze() or train_step is None:
+            train_step = tf.function(classifier.train_step, autograph=False)
         progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
         for tracker in classifier.metrics:
             tracker.reset_state()
@@ -142,6 +144,7 @@ def train(
     # ---- The result ----
     evaluated.set_weights(network.get_weights())
     progress = Progress("test set: image", len(test))
+    evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, prune=True)
     result = evaluate(test, settings.seed, progress.update)
     progress.done()
     record = records.result_record(settings, attack, "test", result, evaluated)

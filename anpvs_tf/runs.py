@@ -1,11 +1,11 @@
 """The run directory: the contract between the program that trains and all others.
 
-    config.json              every setting, resolved; package versions; the command
-    metrics.csv              a row an epoch
-    results.json             a list of evaluation records; present when training is finished
-    checkpoints/             training state after each of the last epochs
-    checkpoints/network.weights.h5   the finished network's weights
-    tensorboard/
+config.json              every setting, resolved; package versions; the command
+metrics.csv              a row an epoch
+results.json             a list of evaluation records; present when training is finished
+checkpoints/             training state after each of the last epochs
+checkpoints/network.weights.h5   the finished network's weights
+tensorboard/
 """
 
 import csv

@@ -67,11 +67,11 @@ class Settings:
         "epochs of the standard run that a warm start trains first", at_least=1
     )
     base_run: str | None = _setting("run directory whose weights training starts from")
-    train_examples: int | None = _setting("train on only the first of the training split", at_least=1)
-    steps_per_epoch: int | None = _setting("stop each epoch after this many steps", at_least=1)
-    eval_examples: int | None = _setting(
-        "evaluate on only the first of each split", at_least=1
+    train_examples: int | None = _setting(
+        "train on only the first of the training split", at_least=1
     )
+    steps_per_epoch: int | None = _setting("stop each epoch after this many steps", at_least=1)
+    eval_examples: int | None = _setting("evaluate on only the first of each split", at_least=1)
 
 
 # What holds for every dataset, unless its own row says otherwise. Published values

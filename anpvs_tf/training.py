@@ -3,10 +3,12 @@
 import dataclasses
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from anpvs_tf import losses, noise
 from anpvs_tf.attacks import pgd
+from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import Method
 
@@ -102,6 +104,8 @@ class RobustClassifier(keras.Model):
         self.objective = objective
         self.run_seed = seed
         self.gates = gates_of(network)
+        # Dense until `refreeze`: exact whatever the gates do meanwhile.
+        self.frozen = self._freeze(prune=False)
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["vulnerability"] if method.vulnerability else []
@@ -117,10 +121,35 @@ class RobustClassifier(keras.Model):
         """Logits of images, float32 [batch, classes]."""
         return self.network(images, training=training)["logits"]
 
+    def _freeze(self, prune: bool) -> FrozenNetwork:
+        dtype = next(layer.compute_dtype for layer in self.network.layers if layer.weights)
+        return FrozenNetwork(self.network, prune, dtype)
+
+    def refreeze(self) -> bool:
+        """Lets the crafting network follow the gates; a `tf.function` of `train_step` is then stale.
+
+        Returns:
+            Whether the crafting network changed: a feature that it lacks is open
+            again, or leaving out what is pruned now saves a fifth of its work.
+        """
+        if not self.gates:
+            return False
+        frozen = self._freeze(prune=True)
+        missing = any(
+            np.any(is_open & ~self.frozen.open_gates.get(name, True))
+            for name, is_open in frozen.open_gates.items()
+        )
+        if not missing and frozen.multiplications > 0.8 * self.frozen.multiplications:
+            return False
+        self.frozen = frozen
+        return True
+
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """PGD against the network as it would be deployed now: gates at their mean."""
-        return pgd(
-            lambda x: self.network(x, training=False)["logits"],
+        """PGD against the frozen network: the one that would be deployed now."""
+        frozen, weights = self.frozen, self.frozen.fold()
+        # The Python function: a compiled `pgd` would keep this network alive after a retrace.
+        return pgd.python_function(
+            lambda x: frozen.apply(weights, x),
             images,
             labels,
             seed,

@@ -35,7 +35,9 @@ def project(perturbations: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     """The nearest perturbation inside the ball of radius epsilon."""
     if norm == "linf":
         return tf.clip_by_value(perturbations, -epsilon, epsilon)
-    factor = tf.math.divide_no_nan(tf.cast(epsilon, perturbations.dtype), length(perturbations, norm))
+    factor = tf.math.divide_no_nan(
+        tf.cast(epsilon, perturbations.dtype), length(perturbations, norm)
+    )
     return perturbations * tf.where(factor > 0, tf.minimum(factor, 1.0), 1.0)
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from anpvs_tf.attacks import norms
 
 
-@tf.function
+@tf.function(autograph=False)
 def pgd(
     logits_fn: Callable[[tf.Tensor], tf.Tensor],
     images: tf.Tensor,
@@ -53,9 +53,7 @@ def pgd(
             tape.watch(perturbed)
             logits = tf.cast(logits_fn(perturbed), tf.float32)
             # A sum, not a mean: an example's gradient must not depend on the batch size.
-            loss = tf.reduce_sum(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            )
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradients = tape.gradient(loss, perturbed)
         return inside(perturbed + step_size * norms.steepest(gradients, norm))
 

@@ -1,0 +1,368 @@
+"""The frozen network: a gated network as it is deployed.
+
+Every normalisation, batch normalisation and gate mean is folded into the
+neighbouring kernels and biases, and pruned features are gone from the kernels
+that make them and the kernels that read them. In exact arithmetic the frozen
+network computes the gated network's logits and input gradient in evaluation
+mode.
+
+`FrozenNetwork` reads the live variables, so a training step can fold once and
+then run the small network many times.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf import liveness
+from anpvs_tf.errors import UsageError
+from anpvs_tf.gates import gates_of
+from anpvs_tf.liveness import Channels, Node, read
+
+layers = keras.layers
+Vector = Callable[[], tf.Tensor]
+
+
+@dataclasses.dataclass
+class _Value:
+    """A tensor as (what step `source` computes) * scale + shift, on `channels` only.
+
+    Attributes:
+        source: number of a computed tensor.
+        channels: indices of the original channels, one for each computed one.
+        scale, shift: float32 [channels] when called, or None for 1 and 0. A scale
+            without a shift comes from gates alone and is not negative.
+        linear: the step that makes `source`, while nobody has read it: further
+            affine layers go into its weights.
+    """
+
+    source: int
+    channels: np.ndarray
+    scale: Vector | None = None
+    shift: Vector | None = None
+    linear: "_Linear | None" = None
+
+
+@dataclasses.dataclass
+class _Linear:
+    kernel: Vector
+    bias: Vector
+
+
+@dataclasses.dataclass
+class Step:
+    """One operation: tensors[output] = run(tensors[inputs], folded weights).
+
+    `multiplications` counts the multiply-adds of one image.
+    """
+
+    run: Callable[[list[tf.Tensor], list[tf.Tensor]], tf.Tensor]
+    inputs: list[int]
+    output: int
+    weights: list[Vector]
+    multiplications: int = 0
+
+
+class FrozenNetwork:
+    """A functional network, frozen: images -> logits on the live variables.
+
+    Args:
+        network: a functional Keras model with one input, images [batch, H, W, C];
+            its output is the logits, or a dict of which "logits" is one. Made of
+            convolutions, depthwise convolutions, dense layers, batch
+            normalisation, normalisation, rescaling, gates, activations, poolings,
+            padding, flatten, dropout, add and concatenate.
+        prune: leave out the features that are pruned now. Without, every feature
+            stays and its gate is folded.
+        dtype: what the network computes in; the logits are float32.
+
+    Raises:
+        UsageError: a layer that cannot be frozen, by name, or a network all of
+            whose paths are pruned.
+    """
+
+    def __init__(self, network: keras.Model, prune: bool = True, dtype: str = "float32"):
+        self.dtype = dtype
+        self.open_gates = {
+            gate.name: np.asarray(gate.mean_mask()) > 0 for gate in gates_of(network) if prune
+        }
+        output = network.outputs[0]
+        if isinstance(network.output, dict):
+            output = network.output["logits"]
+        self.image = id(network.inputs[0])
+        nodes = liveness.nodes_of(network, output)
+        self._known = liveness.analyse(nodes, self.image, network.inputs[0].shape, self.open_gates)
+        self._readers = [i for node in nodes for i in node.inputs]
+        self.steps: list[Step] = []
+        self._fresh = -1
+        image = np.arange(network.inputs[0].shape[-1])
+        self._values = {self.image: _Value(self.image, image)}
+        for node in nodes:
+            self._values[node.output] = self._freeze(node)
+        self._logits = self._supply(self._values[nodes[-1].output], self._known[nodes[-1].output])
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds of one image in convolutions and dense layers."""
+        return sum(step.multiplications for step in self.steps)
+
+    def fold(self) -> list[list[tf.Tensor]]:
+        """The frozen weights from the live variables, a list for each step."""
+        return [[tf.cast(v(), self.dtype) for v in step.weights] for step in self.steps]
+
+    def apply(self, weights: list[list[tf.Tensor]], images: tf.Tensor) -> tf.Tensor:
+        """Logits, float32 [batch, classes], of float32 images [batch, H, W, C] in [0, 1]."""
+        tensors = {self.image: tf.cast(images, self.dtype)}
+        for step, folded in zip(self.steps, weights, strict=True):
+            tensors[step.output] = step.run([tensors[i] for i in step.inputs], folded)
+        return tf.cast(tensors[self._logits], tf.float32)
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Folds and applies."""
+        return self.apply(self.fold(), images)
+
+    # ---- Building: one method a kind of layer ----
+
+    def _emit(self, run, inputs: list[int], weights: list[Vector], multiplications: int = 0) -> int:
+        self._fresh -= 1
+        self.steps.append(Step(run, inputs, self._fresh, weights, multiplications))
+        return self._fresh
+
+    def _freeze(self, node: Node) -> _Value:
+        layer = node.layer
+        inputs = [self._values[i] for i in node.inputs]
+        wanted = self._known[node.output]
+        if not wanted.needed.any():
+            return _Value(inputs[0].source, np.array([], int))
+        if isinstance(layer, liveness.LINEAR):
+            return self._linear(node, inputs[0], wanted)
+        if isinstance(layer, liveness.IDENTITY):
+            return inputs[0]
+        if isinstance(layer, liveness.AFFINE):
+            return self._affine(node, inputs[0])
+        if isinstance(layer, liveness.DEPTHWISE):
+            return self._depthwise(node, inputs[0], wanted)
+        if isinstance(layer, liveness.ELEMENTWISE):
+            value = self._materialised(inputs[0])
+            function = liveness.elementwise_of(layer)
+            source = self._emit(lambda x, w: function(x[0]), [value.source], [])
+            return _Value(source, value.channels)
+        if isinstance(layer, liveness.POOLING + liveness.GLOBAL_POOLING):
+            return self._pooling(layer, inputs[0])
+        if isinstance(layer, layers.Flatten):
+            return self._flatten(node, inputs[0])
+        sources = [
+            self._supply(value, self._known[i], self._selection(node, position))
+            for position, (i, value) in enumerate(zip(node.inputs, inputs, strict=True))
+        ]
+        if isinstance(layer, layers.ZeroPadding2D):
+            paddings = [[0, 0], *map(list, layer.padding), [0, 0]]
+            source = self._emit(lambda x, w: tf.pad(x[0], paddings), sources, [])
+        elif isinstance(layer, layers.Add):
+            source = self._emit(lambda x, w: tf.add_n(x), sources, [])
+        else:  # Concatenate
+            source = self._emit(lambda x, w: tf.concat(x, axis=-1), sources, [])
+        return _Value(source, wanted.present)
+
+    def _selection(self, node: Node, position: int) -> np.ndarray:
+        """The channels of an input that an Add, Concatenate or ZeroPadding2D needs."""
+        needed = self._known[node.output].needed
+        if isinstance(node.layer, layers.Concatenate):
+            ends = np.cumsum([shape[-1] for shape in node.input_shapes])[:-1]
+            needed = np.split(needed, ends)[position]
+        return np.flatnonzero(needed)
+
+    def _linear(self, node: Node, value: _Value, wanted: Channels) -> _Value:
+        layer, known = node.layer, self._known[node.inputs[0]]
+        if not known.needed.any():
+            raise UsageError(f"layer {layer.name!r} cannot be frozen: all of its input is pruned")
+        rows, columns = value.channels, wanted.present
+        scale, shift = value.scale, value.shift
+        # What constants and shifts add depends on the place only where padding cuts them off.
+        constant = np.flatnonzero(known.constant & ~known.zero)
+        padded = isinstance(layer, layers.Conv2D) and layer.padding == "same"
+        padded = padded and (max(layer.kernel_size) > 1)
+        offset = shift is not None or constant.size > 0
+
+        def kernel():
+            kept = tf.gather(tf.gather(read(layer.kernel), rows, axis=-2), columns, axis=-1)
+            return kept if scale is None else kept * scale()[:, tf.newaxis]
+
+        def offsets():
+            added = tf.zeros([node.input_shapes[0][-1]])
+            if shift is not None:
+                added = tf.tensor_scatter_nd_add(added, rows[:, np.newaxis], shift())
+            if constant.size:
+                values = tf.gather(known.value(), constant)
+                added = tf.tensor_scatter_nd_add(added, constant[:, np.newaxis], values)
+            return added
+
+        def bias():
+            total = read(layer.bias) if layer.use_bias else tf.zeros([node.output_shape[-1]])
+            if offset and padded:
+                image = tf.broadcast_to(offsets(), [1, *node.input_shapes[0][1:]])
+                total += _convolve(layer, image, read(layer.kernel))
+            elif offset:
+                full = read(layer.kernel) * offsets()[:, tf.newaxis]
+                total += tf.reduce_sum(full, axis=range(full.shape.rank - 1))
+            return tf.gather(total, columns, axis=-1)
+
+        if isinstance(layer, layers.Conv2D):
+            places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
+
+            def run(x, w):
+                return _add_bias(_convolve(layer, x[0], w[0]), w[1])
+        else:
+            places = int(np.prod(node.input_shapes[0][1:-1], dtype=int))
+
+            def run(x, w):
+                return _add_bias(tf.tensordot(x[0], w[0], 1) if places > 1 else x[0] @ w[0], w[1])
+
+        linear = _Linear(kernel, bias)
+        source = self._emit(
+            run,
+            [value.source],
+            [lambda: linear.kernel(), lambda: linear.bias()],
+            places * len(rows) * len(columns),
+        )
+        if layer.activation is keras.activations.linear:
+            return _Value(source, columns, linear=linear)
+        return _Value(self._emit(lambda x, w: layer.activation(x[0]), [source], []), columns)
+
+    def _depthwise(self, node: Node, value: _Value, wanted: Channels) -> _Value:
+        layer, columns = node.layer, wanted.present
+        source = self._supply(value, self._known[node.inputs[0]], columns)
+
+        def kernel():
+            return tf.gather(read(layer.kernel), columns, axis=-2)
+
+        def bias():
+            return (
+                tf.gather(read(layer.bias), columns) if layer.use_bias else tf.zeros([len(columns)])
+            )
+
+        def run(x, w):
+            strides = [1, *layer.strides, 1]
+            y = tf.nn.depthwise_conv2d(
+                x[0], w[0], strides, layer.padding.upper(), dilations=layer.dilation_rate
+            )
+            return layer.activation(_add_bias(y, w[1]))
+
+        places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
+        return _Value(self._emit(run, [source], [kernel, bias], places * len(columns)), columns)
+
+    def _affine(self, node: Node, value: _Value) -> _Value:
+        kept = value.channels
+        scale, shift = liveness.affine_of(node.layer, node.output_shape[-1])
+        factor = _gathered(scale, kept)
+        offset = None if shift is None else _gathered(shift, kept)
+        if value.linear is not None and self._readers.count(node.inputs[0]) == 1:
+            # Nobody else reads the convolution: its own weights take the affine map.
+            linear = value.linear
+            linear.kernel = _times(linear.kernel, factor)
+            linear.bias = _plus(_times(linear.bias, factor), offset)
+            return value
+        return _Value(
+            value.source,
+            kept,
+            scale=factor if value.scale is None else _times(value.scale, factor),
+            shift=offset if value.shift is None else _plus(_times(value.shift, factor), offset),
+        )
+
+    def _pooling(self, layer, value: _Value) -> _Value:
+        if value.shift is not None:
+            value = self._materialised(value)
+        # A gate's scale is not negative, so it goes through a maximum as through a mean.
+        pool = _stateless(layer)
+        source = self._emit(lambda x, w: pool(x[0]), [value.source], [])
+        return _Value(source, value.channels, scale=value.scale)
+
+    def _flatten(self, node: Node, value: _Value) -> _Value:
+        width = node.input_shapes[0][-1]
+        places = node.output_shape[-1] // width
+        channels = (np.arange(places)[:, np.newaxis] * width + value.channels).ravel()
+        size = len(channels)
+        source = self._emit(lambda x, w: tf.reshape(x[0], [-1, size]), [value.source], [])
+        return _Value(
+            source,
+            channels,
+            scale=None if value.scale is None else _tiled(value.scale, places),
+            shift=None if value.shift is None else _tiled(value.shift, places),
+        )
+
+    def _materialised(self, value: _Value) -> _Value:
+        """The value with its scale and shift computed."""
+        if value.scale is None and value.shift is None:
+            return value
+        ones = _constant(np.ones(len(value.channels), np.float32))
+        weights = [value.scale or ones]
+        weights += [value.shift] if value.shift is not None else []
+
+        def run(x, w):
+            y = x[0] * w[0]
+            return y + w[1] if len(w) > 1 else y
+
+        return _Value(self._emit(run, [value.source], weights), value.channels)
+
+    def _supply(self, value: _Value, known: Channels, wanted: np.ndarray | None = None) -> int:
+        """The number of a tensor that holds exactly the channels `wanted`, constants filled in."""
+        value = self._materialised(value)
+        wanted = known.present if wanted is None else wanted
+        if np.array_equal(value.channels, wanted):
+            return value.source
+        places = {channel: place for place, channel in enumerate(value.channels)}
+        constant = np.array([c for c in wanted if c not in places], int)
+        places |= {c: len(value.channels) + i for i, c in enumerate(constant)}
+        order = np.array([places[c] for c in wanted], int)
+
+        def run(x, w):
+            y = x[0]
+            if constant.size:
+                shape = tf.concat([tf.shape(y)[:-1], [constant.size]], axis=0)
+                y = tf.concat([y, tf.broadcast_to(w[0], shape)], axis=-1)
+            return tf.gather(y, order, axis=-1)
+
+        return self._emit(run, [value.source], [_gathered(known.value, constant)])
+
+
+def _convolve(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    strides, dilations = list(layer.strides), list(layer.dilation_rate)
+    return tf.nn.conv2d(x, kernel, strides, layer.padding.upper(), dilations=dilations)
+
+
+def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    # BiasAdd is fused into the convolution on CPUs; a bias that depends on the place is not.
+    return tf.nn.bias_add(x, bias) if bias.shape.rank == 1 else x + bias
+
+
+def _stateless(layer: layers.Layer) -> layers.Layer:
+    """A copy of a layer without weights, that takes any dtype as it comes."""
+    copy = type(layer).from_config(layer.get_config())
+    copy.autocast = False
+    return copy
+
+
+# Closures made in functions of their own, so that each keeps its own arguments.
+
+
+def _constant(array: np.ndarray) -> Vector:
+    return lambda: tf.constant(array)
+
+
+def _gathered(vector: Vector, indices: np.ndarray) -> Vector:
+    return lambda: tf.gather(vector(), indices)
+
+
+def _times(vector: Vector, factor: Vector) -> Vector:
+    return lambda: vector() * factor()
+
+
+def _plus(vector: Vector, offset: Vector | None) -> Vector:
+    return vector if offset is None else lambda: vector() + offset()
+
+
+def _tiled(vector: Vector, times: int) -> Vector:
+    return lambda: tf.tile(vector(), [times])

@@ -1,0 +1,284 @@
+"""Which channels of a functional network have to be computed, given what is pruned.
+
+A forward walk finds the channels that are constant (a pruned feature is the
+constant 0; an activation of a constant is a constant). A backward walk from the
+logits finds the channels that somebody needs. Constants are never needed: they
+go into the biases of their consumers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf.errors import UsageError
+from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
+
+layers = keras.layers
+LINEAR = (layers.Conv2D, layers.Dense)
+DEPTHWISE = (layers.DepthwiseConv2D,)
+AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling, BetaBernoulliGate)
+IDENTITY = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise)
+IDENTITY += (layers.Identity, PairedDropout)
+POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
+GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A call of a layer; tensors are named by number."""
+
+    layer: keras.layers.Layer
+    inputs: tuple[int, ...]
+    output: int
+    input_shapes: tuple[tuple, ...]
+    output_shape: tuple
+
+
+@dataclasses.dataclass
+class Channels:
+    """What is known of the channels (last axis) of a tensor.
+
+    Attributes:
+        constant: bool [channels], the same value for every example and place.
+        zero: bool [channels], that value is 0 whatever the weights are.
+        value: returns the constants, float32 [channels]; other places are arbitrary.
+        needed: bool [channels], somebody computes with it.
+    """
+
+    constant: np.ndarray
+    zero: np.ndarray
+    value: Callable[[], tf.Tensor]
+    needed: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """Indices of the channels that are computed."""
+        return np.flatnonzero(self.needed)
+
+
+def nodes_of(network: keras.Model, output) -> list[Node]:
+    """The layer calls between a functional model's input and `output`, in order.
+
+    Raises:
+        UsageError: not a functional model of one input, or a layer that freezing
+            cannot handle, by name.
+    """
+    if len(getattr(network, "inputs", None) or ()) != 1:
+        raise UsageError(f"{network.name} cannot be frozen: it must be functional with one input")
+    by_depth = network._nodes_by_depth
+    calls = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    wanted = {id(output)}
+    kept = []
+    for call in reversed(calls):
+        if isinstance(call.operation, keras.layers.InputLayer):
+            continue
+        if not any(id(tensor) in wanted for tensor in call.outputs):
+            continue
+        wanted |= {id(tensor) for tensor in call.input_tensors}
+        kept.append(call)
+    return [_node(call) for call in reversed(kept)]
+
+
+def _node(call) -> Node:
+    layer = call.operation
+    supported = LINEAR + DEPTHWISE + AFFINE + IDENTITY + POOLING + GLOBAL_POOLING + ELEMENTWISE
+    supported += (layers.Flatten, layers.ZeroPadding2D, layers.Add, layers.Concatenate)
+    reason = None
+    if type(layer) not in supported:
+        reason = f"layers of type {type(layer).__name__} are not supported"
+    elif getattr(layer, "data_format", "channels_last") != "channels_last":
+        reason = "only data_format='channels_last' is supported"
+    elif getattr(layer, "groups", 1) != 1:
+        reason = "grouped convolutions are not supported"
+    elif isinstance(layer, layers.DepthwiseConv2D) and layer.depth_multiplier != 1:
+        reason = "depthwise convolutions with a depth_multiplier are not supported"
+    elif isinstance(layer, layers.BatchNormalization | layers.Concatenate) and layer.axis not in (
+        -1,
+        len(call.outputs[0].shape) - 1,
+    ):
+        reason = "only axis=-1 is supported"
+    elif isinstance(layer, layers.Normalization) and layer.invert:
+        reason = "invert=True is not supported"
+    elif isinstance(layer, layers.Activation) and layer.activation is keras.activations.softmax:
+        reason = "a network must end in logits, without softmax"
+    if reason:
+        raise UsageError(f"layer {layer.name!r} cannot be frozen: {reason}")
+    return Node(
+        layer,
+        tuple(id(tensor) for tensor in call.input_tensors),
+        id(call.outputs[0]),
+        tuple(tensor.shape for tensor in call.input_tensors),
+        call.outputs[0].shape,
+    )
+
+
+def analyse(
+    nodes: list[Node], image: int, image_shape: tuple, open_gates: dict[str, np.ndarray]
+) -> dict[int, Channels]:
+    """Channels of every tensor.
+
+    Args:
+        nodes: in order, the last one makes the logits.
+        image: the number of the input tensor.
+        image_shape: (None, H, W, C).
+        open_gates: {gate's name: bool [features], False where pruned}; a gate
+            that is absent has nothing pruned.
+
+    Raises:
+        UsageError: nothing of the image reaches the logits.
+    """
+    never = np.zeros(image_shape[-1], bool)
+    known = {image: Channels(never, never, lambda: tf.zeros([len(never)]), never.copy())}
+    for node in nodes:
+        known[node.output] = _forward(node, [known[i] for i in node.inputs], open_gates)
+    logits = known[nodes[-1].output]
+    if logits.constant.any():
+        raise UsageError(
+            "every path from the image to the logits is pruned: the network is constant"
+        )
+    logits.needed[:] = True
+    for node in reversed(nodes):
+        _backward(node, known[node.output], [known[i] for i in node.inputs])
+    return known
+
+
+def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarray]) -> Channels:
+    layer = node.layer
+    width = node.output_shape[-1]
+    constant, zero, value = inputs[0].constant, inputs[0].zero, inputs[0].value
+    if isinstance(layer, LINEAR + DEPTHWISE):
+        # A constant other than 0 meets the padding at the border: only zeros stay constants.
+        constant = np.full(width, zero.all()) if isinstance(layer, LINEAR) else zero
+        zero = constant & (not layer.use_bias) & _keeps_zero(layer.activation)
+        value = _then(_bias_of(layer, width), layer.activation)
+    elif isinstance(layer, BetaBernoulliGate):
+        shut = ~open_gates.get(layer.name, np.ones(width, bool))
+        constant, zero = constant | shut, zero | shut
+        value = _product(value, layer.mean_mask)
+    elif isinstance(layer, AFFINE):
+        scale, shift = affine_of(layer, width)
+        zero = np.zeros(width, bool)
+        value = _affine(value, scale, shift)
+    elif isinstance(layer, ELEMENTWISE):
+        f = elementwise_of(layer)
+        zero, value = zero & _keeps_zero(f), _then(value, f)
+    elif isinstance(layer, layers.ZeroPadding2D):
+        constant = zero
+    elif isinstance(layer, layers.Flatten):
+        repeats = width // len(constant)
+        constant, zero = np.tile(constant, repeats), np.tile(zero, repeats)
+        value = _tiled(value, repeats)
+    elif isinstance(layer, layers.Add):
+        constant = np.logical_and.reduce([i.constant for i in inputs])
+        zero = np.logical_and.reduce([i.zero for i in inputs])
+        value = _sum([i.value for i in inputs])
+    elif isinstance(layer, layers.Concatenate):
+        constant = np.concatenate([i.constant for i in inputs])
+        zero = np.concatenate([i.zero for i in inputs])
+        value = _concatenation([i.value for i in inputs])
+    return Channels(constant, zero, value, np.zeros(width, bool))
+
+
+def _backward(node: Node, output: Channels, inputs: list[Channels]) -> None:
+    output.needed &= ~output.constant
+    if not output.needed.any():
+        return
+    layer = node.layer
+    if isinstance(layer, LINEAR):
+        inputs[0].needed |= ~inputs[0].constant
+    elif isinstance(layer, layers.Flatten):
+        inputs[0].needed |= output.needed.reshape(-1, len(inputs[0].needed)).any(axis=0)
+    elif isinstance(layer, layers.Concatenate):
+        ends = np.cumsum([len(i.needed) for i in inputs])[:-1]
+        for channels, needed in zip(inputs, np.split(output.needed, ends), strict=True):
+            channels.needed |= needed
+    else:
+        for channels in inputs:
+            channels.needed |= output.needed
+    for channels in inputs:
+        channels.needed &= ~channels.constant
+
+
+def affine_of(
+    layer: keras.layers.Layer, width: int
+) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor] | None]:
+    """An AFFINE layer in inference as functions that return (scale, shift), float32 [channels]."""
+    if isinstance(layer, BetaBernoulliGate):
+        return layer.mean_mask, None
+    if isinstance(layer, layers.Rescaling):
+        return (
+            lambda: tf.fill([width], tf.cast(layer.scale, tf.float32)),
+            lambda: tf.fill([width], tf.cast(layer.offset, tf.float32)),
+        )
+    if isinstance(layer, layers.Normalization):
+
+        def vector(x):
+            return tf.broadcast_to(tf.reshape(tf.cast(x, tf.float32), [-1]), [width])
+
+        def scale():
+            return 1.0 / tf.maximum(tf.sqrt(vector(layer.variance)), keras.config.epsilon())
+
+        return scale, lambda: -vector(layer.mean) * scale()
+
+    def scale():
+        factor = tf.math.rsqrt(read(layer.moving_variance) + layer.epsilon)
+        return factor * read(layer.gamma) if layer.scale else factor
+
+    def shift():
+        offset = -read(layer.moving_mean) * scale()
+        return offset + read(layer.beta) if layer.center else offset
+
+    return scale, shift
+
+
+def elementwise_of(layer: keras.layers.Layer) -> Callable[[tf.Tensor], tf.Tensor]:
+    """An ELEMENTWISE layer as a function of a tensor of any dtype."""
+    if isinstance(layer, layers.Activation):
+        return layer.activation
+    stateless = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+    stateless.autocast = False
+    return stateless.call
+
+
+def read(variable) -> tf.Tensor:
+    """A Keras variable as a float32 tensor."""
+    return tf.cast(tf.convert_to_tensor(variable), tf.float32)
+
+
+def _bias_of(layer, width):
+    return lambda: read(layer.bias) if layer.use_bias else tf.zeros([width])
+
+
+def _keeps_zero(f) -> bool:
+    return float(f(tf.zeros([1]))[0]) == 0.0
+
+
+# Closures made in functions of their own, so that each keeps its own arguments.
+
+
+def _then(value, f):
+    return lambda: f(value())
+
+
+def _product(value, factor):
+    return lambda: value() * factor()
+
+
+def _affine(value, scale, shift):
+    return lambda: value() * scale() + shift()
+
+
+def _tiled(value, repeats):
+    return lambda: tf.tile(value(), [repeats])
+
+
+def _sum(values):
+    return lambda: tf.add_n([v() for v in values])
+
+
+def _concatenation(values):
+    return lambda: tf.concat([v() for v in values], axis=0)
