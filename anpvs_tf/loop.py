@@ -168,8 +168,9 @@ def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Opt
 
 def check_finite(terms: dict[str, float], epoch: int, step: int, kept: str | None) -> None:
     """Raises TrainingError if a loss term is not finite."""
-    for name, value in terms.items():
-        if name != "loss" and not np.isfinite(value) or name == "loss" and np.isnan(value):
+    # The sum last: a term that spoils it is the better name.
+    for name, value in sorted(terms.items(), key=lambda item: item[0] == "loss"):
+        if not np.isfinite(value):
             keeps = f"the last good checkpoint is {kept}" if kept else "no checkpoint exists yet"
             raise TrainingError(
                 f"{name} became {value} in epoch {epoch}, step {step}; {keeps}; "

@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 def now() -> str:
     """The time as ISO 8601, UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def default_name(settings: Settings) -> str:
@@ -93,14 +93,15 @@ class RunDirectory:
         if self.config_path.exists():
             held = self.settings()
             different = [
-                f"{field.name}={getattr(held, field.name)!r} (now {getattr(settings, field.name)!r})"
+                f"{field.name}={before!r} (now {now!r})"
                 for field in dataclasses.fields(Settings)
-                if getattr(held, field.name) != getattr(settings, field.name)
+                if (before := getattr(held, field.name)) != (now := getattr(settings, field.name))
             ]
             if different:
                 raise UsageError(
                     f"run directory {self.path} holds a run of other settings: "
-                    f"{', '.join(different)}; choose another --run_dir, or --overwrite to start anew"
+                    f"{', '.join(different)}; choose another --run_dir, or --overwrite "
+                    "to start anew"
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(

@@ -59,7 +59,7 @@ class GroupedAdam(keras.optimizers.Adam):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.gate_rate_multiple = gate_rate_multiple
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient, variable, learning_rate) -> None:
         if is_gate_variable(variable):
             learning_rate = learning_rate * self.gate_rate_multiple
         super().update_step(gradient, variable, learning_rate)
@@ -126,11 +126,12 @@ class RobustClassifier(keras.Model):
         return FrozenNetwork(self.network, prune, dtype)
 
     def refreeze(self) -> bool:
-        """Lets the crafting network follow the gates; a `tf.function` of `train_step` is then stale.
+        """Lets the crafting network follow the gates.
 
         Returns:
-            Whether the crafting network changed: a feature that it lacks is open
-            again, or leaving out what is pruned now saves a fifth of its work.
+            Whether it changed, so that a `tf.function` of `train_step` is stale: a
+            feature that it lacks is open again, or leaving out what is pruned now
+            saves a fifth of its work.
         """
         if not self.gates:
             return False

@@ -15,10 +15,9 @@ import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags
+from absl import flags
 
-from anpvs_tf import loop, records, runs, settings
-from anpvs_tf.errors import TrainingError, UsageError
+from anpvs_tf import loop, programs, records, runs, settings
 
 RUNS = "runs"
 
@@ -43,7 +42,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
 
 
-def main(_) -> None:
+def main() -> None:
     values = flags.FLAGS
     chosen = settings.resolve(
         {f.name: values[f.name].value for f in dataclasses.fields(settings.Settings)},
@@ -64,33 +63,6 @@ def main(_) -> None:
     print(f"Results are in {run.path}")
 
 
-def run_program(main, argv: list[str] | None = None) -> None:
-    """Runs `main`; a misuse ends with one line and exit code 2, a stopped run with 1."""
-
-    def parse(arguments):
-        try:
-            return flags.FLAGS(arguments)
-        except flags.Error as error:
-            sys.exit(_complain(error, 2))
-
-    def guarded(arguments):
-        try:
-            main(arguments)
-        except UsageError as error:
-            sys.exit(_complain(error, 2))
-        except TrainingError as error:
-            sys.exit(_complain(error, 1))
-        except KeyboardInterrupt:
-            sys.exit(_complain("interrupted; the same command continues after the last epoch", 130))
-
-    app.run(guarded, argv=argv, flags_parser=parse)
-
-
-def _complain(error: Exception | str, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
     _define_flags()
-    run_program(main)
+    programs.run(main)

@@ -1,0 +1,42 @@
+"""How a program in bin/ starts and ends."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from anpvs_tf.errors import TrainingError, UsageError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`.
+
+    A misuse ends with one line on standard error and exit code 2, a run that had
+    to stop with 1, an interruption with 130.
+    """
+
+    def parse(arguments):
+        try:
+            rest = flags.FLAGS(arguments)
+        except flags.Error as error:
+            sys.exit(_complain(error, 2))
+        if len(rest) > 1:
+            sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags begin with --", 2))
+        return rest
+
+    def guarded(_):
+        try:
+            main()
+        except UsageError as error:
+            sys.exit(_complain(error, 2))
+        except TrainingError as error:
+            sys.exit(_complain(error, 1))
+        except KeyboardInterrupt:
+            sys.exit(_complain("interrupted; the same command continues", 130))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _complain(error: Exception | str, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
