@@ -107,10 +107,11 @@ class BetaBernoulliGate(keras.layers.Layer):
         seed = noise.layer_seed(self.name, self.seed_generator)
         smallest = kumaraswamy.UNIFORM_MIN
         v = tf.random.stateless_uniform([features], noise.fold(seed, 0), smallest, 1.0)
-        u = noise.example_uniform(noise.fold(seed, 1), [batch_size, features], smallest)
+        shape = [noise.distinct(batch_size), features]
+        u = tf.random.stateless_uniform(shape, noise.fold(seed, 1), smallest, 1.0)
         logit_pi = kumaraswamy.sample_logit(*self.concentrations(), v)
         logit_u = tf.math.log(u) - tf.math.log1p(-u)
-        return tf.sigmoid((logit_pi + logit_u) / self.temperature)
+        return noise.for_copies(tf.sigmoid((logit_pi + logit_u) / self.temperature))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         self.add_loss(self.kl_weight * self.kl())
@@ -163,7 +164,9 @@ class PairedDropout(keras.layers.Layer):
         if not training or self.rate == 0:
             return inputs
         seed = noise.layer_seed(self.name, self.seed_generator)
-        keep = noise.example_uniform(seed, _batch_shape(inputs)) >= self.rate
+        batch_size, *shape = _batch_shape(inputs)
+        draws = tf.random.stateless_uniform([noise.distinct(batch_size), *shape], seed)
+        keep = noise.for_copies(draws >= self.rate)
         scale = tf.constant(1 / (1 - self.rate), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 

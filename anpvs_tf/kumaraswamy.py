@@ -32,10 +32,22 @@ def concentrations(a_raw: tf.Tensor, b_raw: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     return a, b
 
 
+def log1mexp(x: tf.Tensor) -> tf.Tensor:
+    """log(1 - exp(-x)) for x > 0, accurate throughout, with finite gradients.
+
+    `tfp.math.log1mexp` has the same value, but a NaN gradient where 1 - exp(-x)
+    underflows to 0: both branches of its `where` are differentiated.
+    """
+    small = x < 0.6931472
+    near = tf.math.log(-tf.math.expm1(-tf.where(small, x, 0.5)))
+    far = tf.math.log1p(-tf.exp(-tf.where(small, 1.0, x)))
+    return tf.where(small, near, far)
+
+
 def _log_neg_log1mexp(x: tf.Tensor) -> tf.Tensor:
     """log(-log(1 - exp(-x))) for x > 0, without underflow for large x."""
     large = x > 10.0
-    near = tf.math.log(-tfp.math.log1mexp(tf.where(large, 10.0, x)))
+    near = tf.math.log(-log1mexp(tf.where(large, 10.0, x)))
     far = -x + 0.5 * tf.exp(-tf.where(large, x, 10.0))
     return tf.where(large, far, near)
 
@@ -59,7 +71,7 @@ def sample_logit(a: tf.Tensor, b: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     small = s < 0.01
     near_one = -log_s - 0.5 * s
     safe = tf.where(small, 0.01, s)
-    elsewhere = -safe - tfp.math.log1mexp(safe)
+    elsewhere = -safe - log1mexp(safe)
     return tf.where(small, near_one, elsewhere)
 
 

@@ -71,12 +71,15 @@ def layer_seed(name: str, fallback) -> tf.Tensor:
     return fold(current.seed, name)
 
 
-def example_uniform(seed: tf.Tensor, shape: list, minval: float = 0.0) -> tf.Tensor:
-    """float32 draws from U[minval, 1) with `shape[0]` examples.
-
-    Inside a scope with several copies, each copy gets the same draws.
-    """
+def distinct(batch_size: int | tf.Tensor) -> int | tf.Tensor:
+    """How many different examples a batch holds: a scope's copies count once."""
     current = _current.get()
-    copies = 1 if current is None else current.copies
-    draws = tf.random.stateless_uniform([shape[0] // copies, *shape[1:]], seed, minval, 1.0)
-    return draws if copies == 1 else tf.concat([draws] * copies, axis=0)
+    return batch_size // (1 if current is None else current.copies)
+
+
+def for_copies(values: tf.Tensor) -> tf.Tensor:
+    """Repeats what was drawn for the distinct examples, once for each copy in the batch."""
+    current = _current.get()
+    if current is None or current.copies == 1:
+        return values
+    return tf.concat([values] * current.copies, axis=0)

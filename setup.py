@@ -1,0 +1,41 @@
+"""The package; see BUILD.md."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "anpvs_tf/__init__.py").read_text()).group(1)
+
+setup(
+    name="anpvs_tf",
+    version=version,
+    description="Adversarial neural pruning with vulnerability suppression for TensorFlow",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["anpvs_tf", "anpvs_tf.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.12,<4",
+        "tensorflow-probability>=0.25,<0.26",
+        # Imported by tensorflow-probability, even for distributions alone.
+        "tf_keras>=2.21,<2.22",
+        "tensorflow-datasets>=4.9.9,<5",
+        # Imported by tensorflow-datasets when it prepares a dataset, but not declared by it.
+        "importlib_resources",
+        "keras-tuner>=1.4.7,<2",
+        "absl-py>=2.1",
+        "numpy>=1.26",
+        # TensorFlow no longer brings it; tf.summary needs it.
+        "tensorboard>=2.20,<2.22",
+        # The embedded dataset: `digits`.
+        "scikit-learn>=1.4",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "test": ["pytest>=8", "scipy>=1.11", "ruff>=0.12"],
+        "benchmark": ["torch>=2.4"],
+    },
+)
