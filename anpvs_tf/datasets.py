@@ -86,14 +86,17 @@ def _tfds(name: str) -> Callable[[str | None, bool], tuple[Split, Split]]:
                         "to a directory that TFDS prepared, or allow --download"
                     )
                 _download(builder, root, existed, held_before)
-            splits = builder.as_dataset(split=["train", "test"], batch_size=-1)
+            return tuple(_arrays(builder, split) for split in ("train", "test"))
         except (OSError, tfds.core.registered.DatasetNotFoundError) as error:
             raise UsageError(f"dataset {name} in {root} cannot be read: {_line(error)}") from error
-        arrays = tfds.as_numpy(splits)
-        train, test = (Split(s["image"], s["label"].astype(np.int64)) for s in arrays)
-        return train, test
 
     return load_splits
+
+
+def _arrays(builder, split: str) -> Split:
+    batches = builder.as_dataset(split=split, as_supervised=True).batch(1000).as_numpy_iterator()
+    images, labels = zip(*batches, strict=True)
+    return Split(np.concatenate(images), np.concatenate(labels).astype(np.int64))
 
 
 def _download(builder, root: str, existed: bool, held_before: set[str]) -> None:

@@ -37,6 +37,8 @@ class _Value:
             without a shift comes from gates alone and is not negative.
         linear: the step that makes `source`, while nobody has read it: further
             affine layers go into its weights.
+        places: the height and width, where no channel is computed; `source` then
+            tells no more than the batch size.
     """
 
     source: int
@@ -44,6 +46,7 @@ class _Value:
     scale: Vector | None = None
     shift: Vector | None = None
     linear: "_Linear | None" = None
+    places: tuple | None = None
 
 
 @dataclasses.dataclass
@@ -56,6 +59,15 @@ class _Linear:
 class Step:
     """One operation: tensors[output] = run(tensors[inputs], folded weights).
 
+    `kind`, `layer`, `indices` and `shape` say what `run` does, for `compact.freeze`:
+        linear: the convolution or dense `layer` without its activation; its kernel
+            has zero rows for the input channels that are not in `indices`.
+        depthwise: the depthwise `layer` with its activation.
+        activation: the activation of `layer`.
+        affine: x * weights[0] + weights[1], the second one optional.
+        select: the channels `indices` of x with the constants weights[0] appended.
+        constant: weights[0] at every place of a tensor [batch, *shape].
+        layer: the weightless `layer` itself.
     `multiplications` counts the multiply-adds of one image.
     """
 
@@ -63,6 +75,10 @@ class Step:
     inputs: list[int]
     output: int
     weights: list[Vector]
+    kind: str
+    layer: keras.layers.Layer | None = None
+    indices: np.ndarray | None = None
+    shape: list[int] | None = None
     multiplications: int = 0
 
 
@@ -102,7 +118,7 @@ class FrozenNetwork:
         self._values = {self.image: _Value(self.image, image)}
         for node in nodes:
             self._values[node.output] = self._freeze(node)
-        self._logits = self._supply(self._values[nodes[-1].output], self._known[nodes[-1].output])
+        self.logits = self._supply(self._values[nodes[-1].output], self._known[nodes[-1].output])
 
     @property
     def multiplications(self) -> int:
@@ -118,7 +134,7 @@ class FrozenNetwork:
         tensors = {self.image: tf.cast(images, self.dtype)}
         for step, folded in zip(self.steps, weights, strict=True):
             tensors[step.output] = step.run([tensors[i] for i in step.inputs], folded)
-        return tf.cast(tensors[self._logits], tf.float32)
+        return tf.cast(tensors[self.logits], tf.float32)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Folds and applies."""
@@ -126,9 +142,9 @@ class FrozenNetwork:
 
     # ---- Building: one method a kind of layer ----
 
-    def _emit(self, run, inputs: list[int], weights: list[Vector], multiplications: int = 0) -> int:
+    def _emit(self, run, inputs: list[int], weights: list[Vector], kind: str, **what) -> int:
         self._fresh -= 1
-        self.steps.append(Step(run, inputs, self._fresh, weights, multiplications))
+        self.steps.append(Step(run, inputs, self._fresh, weights, kind, **what))
         return self._fresh
 
     def _freeze(self, node: Node) -> _Value:
@@ -136,7 +152,7 @@ class FrozenNetwork:
         inputs = [self._values[i] for i in node.inputs]
         wanted = self._known[node.output]
         if not wanted.needed.any():
-            return _Value(inputs[0].source, np.array([], int))
+            return _Value(self.image, np.array([], int), places=node.output_shape[1:-1])
         if isinstance(layer, liveness.LINEAR):
             return self._linear(node, inputs[0], wanted)
         if isinstance(layer, liveness.IDENTITY):
@@ -148,24 +164,36 @@ class FrozenNetwork:
         if isinstance(layer, liveness.ELEMENTWISE):
             value = self._materialised(inputs[0])
             function = liveness.elementwise_of(layer)
-            source = self._emit(lambda x, w: function(x[0]), [value.source], [])
+            source = self._emit(
+                lambda x, w: function(x[0]), [value.source], [], "layer", layer=layer
+            )
             return _Value(source, value.channels)
         if isinstance(layer, liveness.POOLING + liveness.GLOBAL_POOLING):
             return self._pooling(layer, inputs[0])
         if isinstance(layer, layers.Flatten):
             return self._flatten(node, inputs[0])
         sources = [
-            self._supply(value, self._known[i], self._selection(node, position))
+            self._supply(value, self._known[i], selection)
             for position, (i, value) in enumerate(zip(node.inputs, inputs, strict=True))
+            if (selection := self._selection(node, position)).size
         ]
+        if isinstance(layer, layers.Concatenate) and len(sources) == 1:
+            return _Value(sources[0], wanted.present)
         if isinstance(layer, layers.ZeroPadding2D):
             paddings = [[0, 0], *map(list, layer.padding), [0, 0]]
-            source = self._emit(lambda x, w: tf.pad(x[0], paddings), sources, [])
+
+            def run(x, w):
+                return tf.pad(x[0], paddings)
         elif isinstance(layer, layers.Add):
-            source = self._emit(lambda x, w: tf.add_n(x), sources, [])
+
+            def run(x, w):
+                return tf.add_n(x)
         else:  # Concatenate
-            source = self._emit(lambda x, w: tf.concat(x, axis=-1), sources, [])
-        return _Value(source, wanted.present)
+
+            def run(x, w):
+                return tf.concat(x, axis=-1)
+
+        return _Value(self._emit(run, sources, [], "layer", layer=layer), wanted.present)
 
     def _selection(self, node: Node, position: int) -> np.ndarray:
         """The channels of an input that an Add, Concatenate or ZeroPadding2D needs."""
@@ -181,6 +209,12 @@ class FrozenNetwork:
             raise UsageError(f"layer {layer.name!r} cannot be frozen: all of its input is pruned")
         rows, columns = value.channels, wanted.present
         scale, shift = value.scale, value.shift
+        alive = np.isin(rows, known.present)
+        if not alive.all():
+            # Constants among the computed channels go into the bias, like all others.
+            mask = _constant(alive.astype(np.float32))
+            scale = mask if scale is None else _times(scale, mask)
+            shift = None if shift is None else _times(shift, mask)
         # What constants and shifts add depends on the place only where padding cuts them off.
         constant = np.flatnonzero(known.constant & ~known.zero)
         padded = isinstance(layer, layers.Conv2D) and layer.padding == "same"
@@ -226,11 +260,17 @@ class FrozenNetwork:
             run,
             [value.source],
             [lambda: linear.kernel(), lambda: linear.bias()],
-            places * len(rows) * len(columns),
+            "linear",
+            layer=layer,
+            indices=np.flatnonzero(alive),
+            multiplications=places * len(rows) * len(columns),
         )
         if layer.activation is keras.activations.linear:
             return _Value(source, columns, linear=linear)
-        return _Value(self._emit(lambda x, w: layer.activation(x[0]), [source], []), columns)
+        source = self._emit(
+            lambda x, w: layer.activation(x[0]), [source], [], "activation", layer=layer
+        )
+        return _Value(source, columns)
 
     def _depthwise(self, node: Node, value: _Value, wanted: Channels) -> _Value:
         layer, columns = node.layer, wanted.present
@@ -252,7 +292,15 @@ class FrozenNetwork:
             return layer.activation(_add_bias(y, w[1]))
 
         places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
-        return _Value(self._emit(run, [source], [kernel, bias], places * len(columns)), columns)
+        source = self._emit(
+            run,
+            [source],
+            [kernel, bias],
+            "depthwise",
+            layer=layer,
+            multiplications=places * len(columns),
+        )
+        return _Value(source, columns)
 
     def _affine(self, node: Node, value: _Value) -> _Value:
         kept = value.channels
@@ -277,7 +325,7 @@ class FrozenNetwork:
             value = self._materialised(value)
         # A gate's scale is not negative, so it goes through a maximum as through a mean.
         pool = _stateless(layer)
-        source = self._emit(lambda x, w: pool(x[0]), [value.source], [])
+        source = self._emit(lambda x, w: pool(x[0]), [value.source], [], "layer", layer=layer)
         return _Value(source, value.channels, scale=value.scale)
 
     def _flatten(self, node: Node, value: _Value) -> _Value:
@@ -285,7 +333,9 @@ class FrozenNetwork:
         places = node.output_shape[-1] // width
         channels = (np.arange(places)[:, np.newaxis] * width + value.channels).ravel()
         size = len(channels)
-        source = self._emit(lambda x, w: tf.reshape(x[0], [-1, size]), [value.source], [])
+        source = self._emit(
+            lambda x, w: tf.reshape(x[0], [-1, size]), [value.source], [], "layer", layer=node.layer
+        )
         return _Value(
             source,
             channels,
@@ -305,7 +355,7 @@ class FrozenNetwork:
             y = x[0] * w[0]
             return y + w[1] if len(w) > 1 else y
 
-        return _Value(self._emit(run, [value.source], weights), value.channels)
+        return _Value(self._emit(run, [value.source], weights, "affine"), value.channels)
 
     def _supply(self, value: _Value, known: Channels, wanted: np.ndarray | None = None) -> int:
         """The number of a tensor that holds exactly the channels `wanted`, constants filled in."""
@@ -318,6 +368,15 @@ class FrozenNetwork:
         places |= {c: len(value.channels) + i for i, c in enumerate(constant)}
         order = np.array([places[c] for c in wanted], int)
 
+        weights = [_gathered(known.value, constant)]
+        if not value.channels.size:
+            shape = [*value.places, constant.size]
+
+            def run(x, w):
+                return tf.broadcast_to(w[0], [tf.shape(x[0])[0], *shape])
+
+            return self._emit(run, [value.source], weights, "constant", shape=shape)
+
         def run(x, w):
             y = x[0]
             if constant.size:
@@ -325,7 +384,7 @@ class FrozenNetwork:
                 y = tf.concat([y, tf.broadcast_to(w[0], shape)], axis=-1)
             return tf.gather(y, order, axis=-1)
 
-        return self._emit(run, [value.source], [_gathered(known.value, constant)])
+        return self._emit(run, [value.source], weights, "select", indices=order)
 
 
 def _convolve(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -162,7 +162,8 @@ class RobustClassifier(keras.Model):
     def beta(self) -> tf.Tensor:
         """The factor of KL / N at the current step: 0, then a ramp, then its value."""
         step = tf.cast(self.optimizer.iterations, tf.float32)
-        progress = (step - self.objective.kl_warmup_steps) / max(1, self.objective.kl_ramp_steps)
+        progress = step - self.objective.kl_warmup_steps + 1.0
+        progress /= self.objective.kl_ramp_steps + 1.0
         return self.objective.beta * tf.clip_by_value(progress, 0.0, 1.0)
 
     def loss_terms(

@@ -43,6 +43,7 @@ from anpvs_tf.attacks import pgd
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
+from anpvs_tf.networks import CIFAR_STATISTICS
 from anpvs_tf.training import Objective, RobustClassifier
 
 PRECISIONS = ("float32", "bfloat16")
@@ -114,6 +115,7 @@ def main() -> None:
     if not all(0 <= share < 1 for share in shares):
         raise UsageError(f"--pruned must lie in [0, 1); got {values.pruned}")
 
+    tf.get_logger().setLevel("ERROR")  # It takes many variants for a function that is retraced.
     header = environment()
     rows = []
     for network in values.networks:
@@ -273,14 +275,25 @@ def torch_step(
         loss = (clean_loss + w * adversarial_loss) / (1 + w)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
 
 def torch_network(network: str):
     """The ungated network of `anpvs_tf.networks`, as a `torch.nn.Module`."""
+    import torch
     from torch import nn
+
+    class Standardise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in CIFAR_STATISTICS)
+            self.register_buffer("mean", mean)
+            self.register_buffer("deviation", deviation)
+
+        def forward(self, x):
+            return (x - self.mean) / self.deviation
 
     if network == "lenet5":
         return nn.Sequential(
@@ -288,9 +301,7 @@ def torch_network(network: str):
             *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
             *(nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
         )
-    # Without gradient or running statistics of its own, this one only standardises pixels.
-    modules = [nn.BatchNorm2d(3, affine=False, momentum=0.0)]
-    channels = 3
+    modules, channels = [Standardise()], 3
     for block, widths in enumerate(((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)):
         for i, width in enumerate(widths):
             modules += [nn.Conv2d(channels, width, 3, padding=1, bias=False)]

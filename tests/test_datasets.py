@@ -1,0 +1,118 @@
+"""Splits, order, augmentation, and what happens without data."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from anpvs_tf import datasets, noise
+from anpvs_tf.datasets import Dataset, Split
+from anpvs_tf.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits")
+
+
+def toy(examples=10, augment=False):
+    images = np.arange(examples * 64, dtype=np.uint8).reshape(examples, 8, 8, 1)
+    split = Split(images, np.arange(examples))
+    return Dataset("toy", examples, split, split, split, augment)
+
+
+def test_digits_is_split_without_overlap(digits):
+    sizes = [len(s) for s in (digits.train, digits.validation, digits.test)]
+    assert sum(sizes) == 1797
+    assert sizes[2] == 359
+    assert digits.image_shape == (28, 28, 1)
+    assert digits.train.images.dtype == np.uint8
+    assert digits.train.images.max() == 255
+    seen = [{image.tobytes() for image in s.images} for s in (digits.train, digits.test)]
+    assert not seen[0] & seen[1]
+    assert np.bincount(digits.test.labels).min() >= 20  # every class, in about equal shares
+
+
+def test_each_epoch_visits_every_example_once_in_an_order_of_its_own():
+    batches = list(datasets.train_batches(toy(), 5, seed=3, epochs=3))
+    labels = np.stack([b[1] for b in batches]).reshape(3, 10)
+    for epoch in labels:
+        assert sorted(epoch) == list(range(10))
+    assert not np.array_equal(labels[0], labels[1])
+    images, _ = batches[0]
+    assert images.dtype == tf.float32
+    expected = toy().train.images[labels[0][:5]] / np.float32(255)
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_order_and_augmentation_are_functions_of_seed_and_epoch():
+    def pixels(**kwargs):
+        dataset = toy(augment=True)
+        return [b[0].numpy() for b in datasets.train_batches(dataset, 5, **kwargs)]
+
+    all_epochs = pixels(seed=3, epochs=3)
+    np.testing.assert_array_equal(all_epochs[4:], pixels(seed=3, epochs=3, first_epoch=2))
+    assert not np.array_equal(all_epochs, pixels(seed=4, epochs=3))
+
+
+def test_incomplete_batches_are_dropped_and_steps_are_limited():
+    assert len(list(datasets.train_batches(toy(), 4, 0, 1))) == 2
+    assert len(list(datasets.train_batches(toy(), 4, 0, 2, steps_per_epoch=1))) == 2
+
+
+def test_every_evaluation_example_counts_once():
+    batches = list(datasets.evaluation_batches(toy().test, 4))
+    assert [len(b[1]) for b in batches] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([b[1] for b in batches]), np.arange(10))
+
+
+def test_crop_and_flip_is_a_shifted_and_mirrored_window():
+    images = tf.constant(np.random.default_rng(0).integers(1, 255, (64, 6, 6, 2)), tf.float32)
+    augmented = datasets.random_crop_and_flip(images, noise.seed_of(0), padding=2).numpy()
+    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    found = set()
+    for i in range(64):
+        for dy in range(5):
+            for dx in range(5):
+                window = padded[i, dy : dy + 6, dx : dx + 6]
+                for mirrored in (False, True):
+                    if np.array_equal(augmented[i], window[:, ::-1] if mirrored else window):
+                        found.add((i, dy, dx, mirrored))
+    assert len(found) == 64  # each image is exactly one window
+    assert {f[3] for f in found} == {False, True}
+    assert {f[1] for f in found} == {f[2] for f in found} == set(range(5))
+
+
+def test_absent_data_is_one_clear_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(UsageError, match=r"mnist is not in .*; pass --data_dir.*TFDS_DATA_DIR"):
+        datasets.load("mnist", str(tmp_path), download=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_download_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **kwargs):
+        (tmp_path / "new" / "downloads").mkdir(parents=True)
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UsageError, match=r"could not be downloaded \(no network\)"):
+        datasets.load("mnist", str(tmp_path / "new"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tfds_splits_reach_the_arrays(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=40):
+        dataset = datasets.load("cifar10", train_examples=30)
+    assert dataset.image_shape == (32, 32, 3)
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [30, 4, 40]
+    assert dataset.augment
+
+
+def test_bad_choices():
+    with pytest.raises(UsageError, match=r"unknown dataset 'svhn'; choose one of digits, mnist"):
+        datasets.load("svhn")
+    with pytest.raises(UsageError, match=r"train_examples=5000 is more than the 1295"):
+        datasets.load("digits", train_examples=5000)

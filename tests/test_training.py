@@ -1,0 +1,242 @@
+"""The training step against independent calculations on a fixed batch."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from anpvs_tf import networks, noise, training
+from anpvs_tf.attacks import pgd
+from anpvs_tf.methods import METHODS
+from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier
+
+IMAGES = tf.constant(np.random.default_rng(0).random((8, 16, 16, 1), np.float32))
+LABELS = tf.constant(np.arange(8) % 4)
+OBJECTIVE = Objective(
+    epsilon=0.2, step_size=0.1, attack_steps=3, train_examples=100, beta=4.0, lambda_vs=0.5
+)
+
+
+def classifier_of(method, objective=OBJECTIVE, dtype="float32", optimizer=None):
+    gate = METHODS[method].gate
+    network = networks.lenet5((16, 16, 1), 4, gate, seed=1, dtype=dtype)
+    classifier = RobustClassifier(network, METHODS[method], objective, seed=5)
+    classifier.compile(optimizer=optimizer or GroupedAdam(1e-3), jit_compile=False)
+    classifier.optimizer.build(network.trainable_variables)
+    return classifier
+
+
+def softmax_loss(logits, labels):
+    logits = np.asarray(logits, np.float64)
+    normaliser = np.log(np.exp(logits).sum(axis=1))
+    return (normaliser - logits[np.arange(len(labels)), labels]).mean()
+
+
+def replayed(classifier):
+    """The first step's outputs on (clean, adversarial), from the documented seeds."""
+    seed = noise.seed_of(5, 0, 0)
+    network = classifier.network
+    adversarial = pgd(
+        lambda x: network(x, training=False)["logits"],
+        IMAGES,
+        LABELS,
+        noise.fold(seed, "attack"),
+        epsilon=0.2,
+        step_size=0.1,
+        steps=3,
+    )
+    with noise.scope(noise.fold(seed, "network"), copies=2):
+        outputs = network(tf.concat([IMAGES, adversarial], 0), training=True)
+    return {k: np.split(v.numpy(), 2) for k, v in outputs.items()}
+
+
+def test_loss_terms_of_anpvs():
+    classifier = classifier_of("anpvs")
+    outputs = replayed(classifier)
+    kernels = [v.numpy() for v in classifier.network.trainable_variables if v.ndim > 1]
+    terms = {k: float(v) for k, v in classifier.train_step((IMAGES, LABELS)).items()}
+
+    labels = LABELS.numpy()
+    clean, adversarial = (softmax_loss(half, labels) for half in outputs["logits"])
+    layers = [np.abs(a - b).mean() for k, (a, b) in outputs.items() if k != "logits"]
+    decay = 1e-4 * sum((k.astype(np.float64) ** 2).sum() for k in kernels) / 2
+    assert terms["ce_clean"] == pytest.approx(clean, rel=1e-4)
+    assert terms["ce_adversarial"] == pytest.approx(adversarial, rel=1e-4)
+    assert terms["vulnerability"] == pytest.approx(np.mean(layers), rel=1e-3)
+    assert terms["weight_decay"] == pytest.approx(decay, rel=1e-5)
+    assert terms["loss"] == pytest.approx(
+        (clean + 2 * adversarial) / 3 + decay + 0.5 * np.mean(layers), rel=1e-4
+    )
+    # 20 + 50 + 50 + 500 gates at the published initial KL (the flattened map is 1 x 1).
+    assert terms["kl"] == pytest.approx(620 * 7.050, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["standard", "bp", "at", "at_vs", "anp", "anpvs"])
+def test_each_method_has_its_terms_and_trains(method):
+    classifier = classifier_of(method)
+    terms = classifier.train_step((IMAGES, LABELS))
+    row = METHODS[method]
+    assert ("ce_adversarial" in terms) == (method not in ("standard", "bp"))
+    assert ("vulnerability" in terms) == method.endswith("vs")
+    assert ("kl" in terms) == (row.gate is not None) == (method in ("bp", "anp", "anpvs"))
+    # Open gates and images whose class is their brightest quarter: learned in a few steps.
+    for gate in classifier.gates:
+        gate.a_raw.assign(tf.fill(gate.a_raw.shape, 4.0))
+    images = IMAGES.numpy() * 0.2
+    for i, label in enumerate(LABELS.numpy()):
+        images[i, 4 * label : 4 * label + 4] += 0.7
+    step = tf.function(classifier.train_step, autograph=False)
+    losses_ = []
+    for _ in range(30):
+        for tracker in classifier.metrics:
+            tracker.reset_state()
+        losses_.append(float(step((images, LABELS))["ce_clean"]))
+    assert np.mean(losses_[-5:]) < 0.7 * np.mean(losses_[:2])
+
+
+def gate_gradient(beta, **changes):
+    """The gates' gradient of the first step, seen through SGD with rate 1."""
+    objective = Objective(
+        epsilon=0.2, step_size=0.1, attack_steps=3, train_examples=100, beta=beta, **changes
+    )
+    classifier = classifier_of("anpvs", objective, optimizer=keras.optimizers.SGD(1.0))
+    gates = [v for v in classifier.network.trainable_variables if training.is_gate_variable(v)]
+    assert len(gates) == 8
+    before = [v.numpy() for v in gates]
+    classifier.train_step((IMAGES, LABELS))
+    return np.concatenate([b - v.numpy() for b, v in zip(before, gates, strict=True)])
+
+
+def test_gates_minimise_the_adversarial_loss_and_the_kl_alone():
+    plain = gate_gradient(0.0)
+    # Neither the vulnerability nor the clean loss nor the decay is theirs (Eq. 5).
+    np.testing.assert_allclose(gate_gradient(0.0, lambda_vs=100.0), plain, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(gate_gradient(0.0, weight_decay=1.0), plain, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        gate_gradient(0.0, adversarial_weight=0.0), plain, rtol=1e-4, atol=1e-7
+    )
+    # d KL / d a_raw and d b_raw at the initial values, by hand: a = softplus(-1), b = 1,
+    # dKL/da = (1/a)(1 - prior/a h), h = gamma + psi(2) = 1; dKL/db = 1/b - 1/b^2 +
+    # (prior/a - 1) psi'(2).
+    a, prior = np.log1p(np.exp(-1)), 1e-4
+    by_a = (1 / a - prior / a**2) / (1 + np.exp(1))
+    b_raw = 0.5413
+    by_b = (prior / a - 1) * (np.pi**2 / 6 - 1) / (1 + np.exp(-b_raw))
+    difference = (gate_gradient(4.0) - plain) * 100 / 4.0
+    sizes = [20, 20, 50, 50, 50, 50, 500, 500]
+    parts = np.split(difference, np.cumsum(sizes)[:-1])
+    for part in parts[0::2]:
+        np.testing.assert_allclose(part, by_a, rtol=2e-3)
+    for part in parts[1::2]:
+        np.testing.assert_allclose(part, by_b, rtol=2e-3)
+
+
+def test_without_displacement_there_is_no_vulnerability():
+    objective = Objective(epsilon=1e-12, step_size=1e-12, attack_steps=1, train_examples=100)
+    classifier = classifier_of("anpvs", objective)
+    # Masks, dropout and batch statistics are shared, so only the attack can move a feature.
+    terms = classifier.train_step((IMAGES, LABELS))
+    assert float(terms["vulnerability"]) < 1e-9
+
+
+def test_gates_move_at_their_own_rate():
+    classifier = classifier_of("anpvs", optimizer=GroupedAdam(1e-3, gate_rate_multiple=7.0))
+    variables = classifier.network.trainable_variables
+    before = [v.numpy() for v in variables]
+    classifier.train_step((IMAGES, LABELS))
+    for variable, old in zip(variables, before, strict=True):
+        # Adam's first step is the rate times the gradient's sign.
+        largest = np.abs(variable.numpy() - old).max()
+        expected = 7e-3 if "gate" in variable.name else 1e-3
+        assert largest == pytest.approx(expected, rel=0.02)
+
+
+def test_the_step_is_a_function_of_seed_and_step():
+    def weights_after_two(seed):
+        network = networks.lenet5((16, 16, 1), 4, "beta_bernoulli", seed=1)
+        classifier = RobustClassifier(network, METHODS["anpvs"], OBJECTIVE, seed=seed)
+        classifier.compile(optimizer=GroupedAdam(1e-3), jit_compile=False)
+        classifier.train_step((IMAGES, LABELS))
+        classifier.train_step((IMAGES, LABELS))
+        return network.get_weights()
+
+    first, again, other = weights_after_two(0), weights_after_two(0), weights_after_two(1)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_beta_waits_and_then_grows():
+    objective = Objective(0.1, 0.1, 1, 100, beta=4.0, kl_warmup_steps=10, kl_ramp_steps=4)
+    classifier = classifier_of("anpvs", objective)
+    values = []
+    for step in (0, 10, 11, 14, 50):
+        classifier.optimizer.iterations.assign(step)
+        values.append(float(classifier.beta()))
+    assert values == pytest.approx([0.0, 0.8, 1.6, 4.0, 4.0])
+    classifier = classifier_of("anpvs", Objective(0.1, 0.1, 1, 100, beta=4.0))
+    assert float(classifier.beta()) == 4.0
+
+
+def test_published_learning_rates():
+    schedule = training.learning_rate_schedule(1e-3, 200, (0.5, 0.8))
+    rates = [float(schedule(step)) for step in (0, 99, 101, 159, 161, 199)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_stays_close_to_float32(dtype):
+    optimizer = GroupedAdam(1e-3)
+    if dtype == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=256.0)
+    mixed = classifier_of("anpvs", dtype=dtype, optimizer=optimizer)
+    terms = mixed.train_step((IMAGES, LABELS))
+    exact = classifier_of("anpvs").train_step((IMAGES, LABELS))
+    for name, value in exact.items():
+        tolerance = 0.3 if name in ("vulnerability", "train_accuracy") else 0.03
+        assert float(terms[name]) == pytest.approx(float(value), rel=tolerance, abs=0.13)
+    for variable in mixed.network.trainable_variables:
+        assert variable.dtype == "float32"
+        tf.debugging.assert_all_finite(tf.convert_to_tensor(variable), variable.name)
+
+
+def test_keras_fit_reports_means_over_the_epoch():
+    classifier = classifier_of("anpvs")
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(4)
+    history = classifier.fit(data, epochs=2, verbose=0).history
+    assert len(history["vulnerability"]) == 2
+    again = classifier_of("anpvs")
+    values = [float(again.train_step(batch)["ce_clean"]) for batch in data]
+    # The tracker's second result is the mean of both batches.
+    assert history["ce_clean"][0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_crafting_on_the_frozen_network_is_crafting_on_the_network():
+    classifier = classifier_of("anpvs")
+    gates = classifier.gates
+    rng = np.random.default_rng(0)
+    for gate in gates:
+        shut = rng.random(gate.a_raw.shape[0]) < 0.5
+        shut[:3] = False
+        gate.a_raw.assign(np.where(shut, -9.0, 1.0))
+        gate.b_raw.assign(np.where(shut, 5.0, 0.5))
+    assert classifier.refreeze()
+    assert not classifier.refreeze()
+    seed = noise.seed_of(1)
+    unfrozen = pgd(
+        lambda x: classifier.network(x, training=False)["logits"],
+        IMAGES,
+        LABELS,
+        seed,
+        epsilon=0.2,
+        step_size=0.1,
+        steps=3,
+    )
+    frozen = classifier.craft(IMAGES, LABELS, seed)
+    # sign() of a gradient within rounding of 0 may differ: almost all pixels are equal.
+    assert np.mean(np.abs(frozen - unfrozen) < 1e-5) > 0.999
+    # A feature that opens again comes back at once.
+    gates[0].a_raw.assign(np.full(20, 1.0))
+    gates[0].b_raw.assign(np.full(20, 0.5))
+    assert classifier.refreeze()
+    assert classifier.frozen.open_gates["conv1_gate"].all()
