@@ -82,6 +82,7 @@ def train(
         beta=settings.beta,
         kl_warmup_steps=settings.kl_warmup_epochs * steps,
         kl_ramp_steps=settings.kl_ramp_epochs * steps,
+        epsilon_warmup_steps=settings.epsilon_warmup_epochs * steps,
     )
     classifier = RobustClassifier(network, method, objective, settings.seed)
     optimizer = make_optimizer(settings, settings.epochs * steps)
@@ -158,7 +159,9 @@ def train(
 def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Optimizer:
     """Adam with the published schedule; loss scaling for float16."""
     optimizer = GroupedAdam(
-        learning_rate_schedule(settings.learning_rate, total_steps, settings.decay_at),
+        learning_rate_schedule(
+            settings.learning_rate, total_steps, settings.decay_at, settings.decay
+        ),
         settings.gate_learning_rate / settings.learning_rate,
     )
     if settings.precision == "float16":

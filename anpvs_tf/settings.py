@@ -12,6 +12,7 @@ from anpvs_tf.errors import UsageError
 from anpvs_tf.losses import REDUCTIONS
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
+from anpvs_tf.training import DECAYS
 
 PRECISIONS = {
     "float32": "float32",
@@ -35,8 +36,12 @@ class Settings:
     batch_size: int = _setting("clean examples in a training step", at_least=1)
     learning_rate: float = _setting("Adam's rate for the weights", above=0.0)
     gate_learning_rate: float = _setting("Adam's rate for the gates", above=0.0)
+    decay: str = _setting(
+        "how the rates fall: to a tenth at each --decay_at, or linearly to 0 from the first on",
+        choices=DECAYS,
+    )
     decay_at: tuple[float, ...] = _setting(
-        "shares of the steps after which the rates fall to a tenth", above=0.0, at_most=1.0
+        "shares of the steps at which the rates begin to fall", above=0.0, at_most=1.0
     )
     beta: float = _setting("factor of KL / N in the gates' loss", at_least=0.0)
     kl_warmup_epochs: int = _setting("epochs with beta = 0", at_least=0)
@@ -52,6 +57,9 @@ class Settings:
         "step of the training attack, in pixel units", above=0.0, at_most=1.0
     )
     attack_steps: int = _setting("gradient steps of the training attack", at_least=1)
+    epsilon_warmup_epochs: int = _setting(
+        "epochs over which the training attack's epsilon and step grow to their values", at_least=0
+    )
     eval_step_size: float = _setting(
         "step of the evaluation attack, in pixel units", above=0.0, at_most=1.0
     )
@@ -84,6 +92,8 @@ COMMON: dict[str, Any] = {
     "gate_learning_rate": 1e-2,
     "kl_warmup_epochs": 0,
     "kl_ramp_epochs": 0,
+    "epsilon_warmup_epochs": 0,
+    "decay": "steps",
     "vulnerability_reduction": "mean",
     "adversarial_weight": 2.0,
     "weight_decay": 1e-4,
@@ -142,7 +152,24 @@ BY_DATASET: dict[str, dict[str, Any]] = {
 # Named departures from the published settings.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "published": {},
-    "short": {"mnist": {}},
+    "short": {
+        "mnist": {
+            "epochs": 20,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "gate_learning_rate": 4e-2,
+            "decay": "linear",
+            "decay_at": (0.4,),
+            "beta": 8.0,
+            "kl_warmup_epochs": 1,
+            "kl_ramp_epochs": 2,
+            "lambda_vs": 1e-2,
+            "epsilon_warmup_epochs": 1,
+            "step_size": 0.07,
+            "attack_steps": 7,
+            "base_epochs": 2,
+        }
+    },
 }
 
 

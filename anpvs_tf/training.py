@@ -28,6 +28,8 @@ class Objective:
         train_examples: N, the number of training examples.
         kl_warmup_steps: steps with beta = 0, before the classifier resists the KL.
         kl_ramp_steps: steps over which beta then grows linearly to its value.
+        epsilon_warmup_steps: steps over which epsilon and step_size grow linearly
+            to their values, so that a large epsilon does not start on a plateau.
     """
 
     epsilon: float
@@ -41,6 +43,7 @@ class Objective:
     beta: float = 1.0
     kl_warmup_steps: int = 0
     kl_ramp_steps: int = 0
+    epsilon_warmup_steps: int = 0
 
 
 @keras.saving.register_keras_serializable("anpvs_tf")
@@ -74,12 +77,47 @@ def is_gate_variable(variable) -> bool:
 
 
 def learning_rate_schedule(
-    learning_rate: float, total_steps: int, decay_at: tuple[float, ...]
+    learning_rate: float, total_steps: int, decay_at: tuple[float, ...], decay: str = "steps"
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The published schedule: a tenth of the rate after each given share of the steps."""
+    """How the learning rate falls.
+
+    Args:
+        learning_rate: at the start.
+        total_steps: of the whole run.
+        decay_at: shares of `total_steps`, increasing.
+        decay: "steps" divides by ten at each share (the published schedule);
+            "linear" falls to 0 from the first share to the end.
+
+    Raises:
+        ValueError: for another decay.
+    """
+    if decay == "linear":
+        return LinearDecay(learning_rate, round(decay_at[0] * total_steps), total_steps)
+    if decay != "steps":
+        raise ValueError(f"decay must be one of {DECAYS}; received {decay!r}")
     boundaries = [max(1, round(share * total_steps)) for share in decay_at]
     values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
     return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+
+
+DECAYS = ("steps", "linear")
+
+
+@keras.saving.register_keras_serializable("anpvs_tf")
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Constant until step `begin`, then linear to 0 at step `end`."""
+
+    def __init__(self, learning_rate: float, begin: int, end: int):
+        self.learning_rate = learning_rate
+        self.begin = begin
+        self.end = end
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        left = (self.end - tf.cast(step, tf.float32)) / max(1, self.end - self.begin)
+        return self.learning_rate * tf.clip_by_value(left, 0.0, 1.0)
+
+    def get_config(self) -> dict:
+        return {"learning_rate": self.learning_rate, "begin": self.begin, "end": self.end}
 
 
 class RobustClassifier(keras.Model):
@@ -148,23 +186,27 @@ class RobustClassifier(keras.Model):
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """PGD against the frozen network: the one that would be deployed now."""
         frozen, weights = self.frozen, self.frozen.fold()
+        warmth = self._progress(0, self.objective.epsilon_warmup_steps)
         # The Python function: a compiled `pgd` would keep this network alive after a retrace.
         return pgd.python_function(
             lambda x: frozen.apply(weights, x),
             images,
             labels,
             seed,
-            epsilon=self.objective.epsilon,
-            step_size=self.objective.step_size,
+            epsilon=warmth * self.objective.epsilon,
+            step_size=warmth * self.objective.step_size,
             steps=self.objective.attack_steps,
         )
 
+    def _progress(self, begin: int, length: int) -> tf.Tensor:
+        """0 before step `begin`, then linear to 1 over `length` steps."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        return tf.clip_by_value((step - begin + 1.0) / (length + 1.0), 0.0, 1.0)
+
     def beta(self) -> tf.Tensor:
         """The factor of KL / N at the current step: 0, then a ramp, then its value."""
-        step = tf.cast(self.optimizer.iterations, tf.float32)
-        progress = step - self.objective.kl_warmup_steps + 1.0
-        progress /= self.objective.kl_ramp_steps + 1.0
-        return self.objective.beta * tf.clip_by_value(progress, 0.0, 1.0)
+        objective = self.objective
+        return objective.beta * self._progress(objective.kl_warmup_steps, objective.kl_ramp_steps)
 
     def loss_terms(
         self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
