@@ -151,10 +151,14 @@ def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarra
     width = node.output_shape[-1]
     constant, zero, value = inputs[0].constant, inputs[0].zero, inputs[0].value
     if isinstance(layer, LINEAR + DEPTHWISE):
-        # A constant other than 0 meets the padding at the border: only zeros stay constants.
-        constant = np.full(width, zero.all()) if isinstance(layer, LINEAR) else zero
-        zero = constant & (not layer.use_bias) & _keeps_zero(layer.activation)
-        value = _then(_bias_of(layer, width), layer.activation)
+        # Padding is 0 and cuts other constants off at the border: only zeros stay constants.
+        stays = constant if isinstance(layer, layers.Dense) else zero
+        zero = zero & (not layer.use_bias) & _keeps_zero(layer.activation)
+        if isinstance(layer, LINEAR):
+            constant, zero = np.full(width, stays.all()), np.full(width, zero.all())
+            value = _then(_dense(layer, width, value), layer.activation)
+        else:
+            constant, value = stays, _then(_bias_of(layer, width), layer.activation)
     elif isinstance(layer, BetaBernoulliGate):
         shut = ~open_gates.get(layer.name, np.ones(width, bool))
         constant, zero = constant | shut, zero | shut
@@ -247,6 +251,15 @@ def elementwise_of(layer: keras.layers.Layer) -> Callable[[tf.Tensor], tf.Tensor
 def read(variable) -> tf.Tensor:
     """A Keras variable as a float32 tensor."""
     return tf.cast(tf.convert_to_tensor(variable), tf.float32)
+
+
+def _dense(layer, width, value):
+    # Places of a convolution add up: its inputs are zeros here.
+    def output():
+        product = tf.reshape(value(), [-1, 1]) * read(layer.kernel)
+        return _bias_of(layer, width)() + tf.reduce_sum(product, axis=range(product.shape.rank - 1))
+
+    return output
 
 
 def _bias_of(layer, width):

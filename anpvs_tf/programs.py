@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from anpvs_tf.errors import TrainingError, UsageError
 
@@ -22,6 +22,8 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(_complain(error, 2))
         if len(rest) > 1:
             sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags begin with --", 2))
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Keras and TFDS log each save and read.
         return rest
 
     def guarded(_):

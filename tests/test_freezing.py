@@ -1,0 +1,193 @@
+"""The frozen network against the gated one: same logits, same input gradient."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from anpvs_tf import networks
+from anpvs_tf.errors import UsageError
+from anpvs_tf.freezing import FrozenNetwork
+from anpvs_tf.gates import BetaBernoulliGate, PairedDropout, gates_of
+
+layers = keras.layers
+
+
+def residual():
+    """Every supported layer, residual branches, gates before and after normalisation."""
+    images = x = keras.Input((16, 16, 3))
+    x = layers.Rescaling(2.0, -1.0)(x)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    for block in range(2):
+        y = BetaBernoulliGate(name=f"inner{block}")(layers.ReLU()(layers.BatchNormalization()(x)))
+        y = layers.Conv2D(12, 3, padding="same")(y)
+        y = layers.BatchNormalization()(BetaBernoulliGate(name=f"outer{block}")(y))
+        y = layers.LeakyReLU()(y)
+        y = layers.DepthwiseConv2D(3, padding="same")(y)
+        y = layers.Dropout(0.5)(layers.Conv2D(8, 3, padding="same")(y))
+        x = layers.Add()([x, y])
+    gated = BetaBernoulliGate(name="last")(layers.ReLU()(x))
+    x = layers.Concatenate()([x, gated, layers.AveragePooling2D(3, 1, "same")(gated)])
+    x = layers.Conv2D(9, 3, strides=2)(layers.ZeroPadding2D(1)(x))
+    x = layers.Activation("sigmoid")(x)
+    return keras.Model(images, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def small_vgg():
+    """Same layers as vgg16: normalisation, batch normalisation, same padding, two pools."""
+    images = x = keras.Input((8, 8, 3))
+    x = layers.Normalization(mean=[0.5, 0.4, 0.3], variance=[0.1, 0.2, 0.3])(x)
+    for i, filters in enumerate((6, 9)):
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = PairedDropout(0.3)(BetaBernoulliGate(name=f"gate{i}")(x))
+        x = layers.MaxPooling2D()(x)
+    x = BetaBernoulliGate(name="flatten_gate")(layers.Flatten()(x))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(20, use_bias=False)(x)))
+    return keras.Model(images, layers.Dense(10)(BetaBernoulliGate(name="dense_gate")(x)))
+
+
+def lenet():
+    return networks.lenet5((28, 28, 1), 10, "beta_bernoulli")
+
+
+NETWORKS = {"lenet": lenet, "small_vgg": small_vgg, "residual": residual}
+
+
+def randomise(network, share, rng):
+    """Random weights, statistics and gates; `share` of each gate's features are pruned.
+
+    A share of None leaves one feature of each gate, the first.
+    """
+    for layer in network.layers:
+        if isinstance(layer, BetaBernoulliGate):
+            size = layer.a_raw.shape[0]
+            shut = np.ones(size, bool) if share is None else rng.random(size) < share
+            # Feature 0 stays: of the flattened map it is a place of channel 0.
+            shut[0] = False
+            layer.a_raw.assign(np.where(shut, -9.0, rng.normal(1, 1, size)))
+            layer.b_raw.assign(np.where(shut, 5.0, rng.normal(0.5, 0.3, size)))
+        elif isinstance(layer, layers.BatchNormalization):
+            size = layer.gamma.shape
+            layer.gamma.assign(rng.uniform(-1.5, 1.5, size))
+            layer.beta.assign(rng.normal(0, 0.3, size))
+            layer.moving_mean.assign(rng.normal(0, 0.3, size))
+            layer.moving_variance.assign(rng.uniform(0.5, 2, size))
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
+
+
+def logits_and_gradient(function, images):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = function(images)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+        weighted = tf.reduce_sum(logits * tf.range(logits.shape[1], dtype=tf.float32))
+    return logits.numpy(), tape.gradient(weighted, images).numpy()
+
+
+def assert_same(network, frozen, rng, tolerance=1e-5):
+    images = tf.constant(rng.random((3, *network.inputs[0].shape[1:])), tf.float32)
+    expected = logits_and_gradient(lambda x: network(x, training=False), images)
+    for found, wanted in zip(logits_and_gradient(frozen, images), expected, strict=True):
+        assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, None])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_same_logits_and_input_gradient(name, share):
+    rng = np.random.default_rng(int(100 * (share or 1.7)))
+    network = NETWORKS[name]()
+    randomise(network, share, rng)
+    frozen = FrozenNetwork(network)
+    assert_same(network, frozen, rng)
+    dense = FrozenNetwork(network, prune=False)
+    assert_same(network, dense, rng)
+    if share == 0.9:
+        assert frozen.multiplications < 0.5 * dense.multiplications or name == "residual"
+
+
+def test_removal_is_real():
+    network = lenet()
+    for gate, kept in zip(gates_of(network), (5, 10, 800, 40), strict=True):
+        shut = np.arange(gate.a_raw.shape[0]) >= kept
+        gate.a_raw.assign(np.where(shut, -9.0, 1.0))
+        gate.b_raw.assign(np.where(shut, 5.0, 0.5))
+    frozen = FrozenNetwork(network)
+    shapes = [tuple(w.shape) for step in frozen.fold() for w in step if len(w.shape) > 1]
+    assert shapes == [(5, 5, 1, 5), (5, 5, 5, 10), (160, 40), (40, 10)]
+    # Multiply-adds by hand: 24^2 * 25 * 5, 8^2 * 25 * 5 * 10, 160 * 40, 40 * 10.
+    assert frozen.multiplications == 72_000 + 80_000 + 6_400 + 400
+
+
+def test_follows_the_live_variables():
+    rng = np.random.default_rng(0)
+    network = small_vgg()
+    randomise(network, 0.5, rng)
+    frozen = FrozenNetwork(network)
+    kernel = network.layers[2].kernel
+    kernel.assign(kernel * 1.5)
+    gate = gates_of(network)[0]
+    gate.a_raw.assign(tf.where(gate.mean_mask() > 0, gate.a_raw + 0.7, gate.a_raw))
+    assert_same(network, frozen, rng)
+
+
+def test_gradient_reaches_the_live_variables():
+    network = small_vgg()
+    randomise(network, 0.3, np.random.default_rng(0))
+    frozen = FrozenNetwork(network)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(frozen(tf.ones([1, 8, 8, 3])) ** 2)
+    kernels = [v for v in network.trainable_variables if v.ndim > 1]
+    assert all(g is not None for g in tape.gradient(loss, kernels))
+
+
+def test_bfloat16_is_close():
+    rng = np.random.default_rng(0)
+    network = lenet()
+    randomise(network, 0.3, rng)
+    images = tf.constant(rng.random((3, 28, 28, 1)), tf.float32)
+    exact = logits_and_gradient(FrozenNetwork(network), images)
+    rounded = logits_and_gradient(FrozenNetwork(network, dtype="bfloat16"), images)
+    # Eight bits of mantissa; where a maximum or a ReLU tips over, a gradient jumps.
+    for wanted, found, limit in zip(exact, rounded, (0.03, 0.2), strict=True):
+        assert np.linalg.norm(found - wanted) < limit * np.linalg.norm(wanted)
+
+
+def prune_all(gate):
+    gate.a_raw.assign(tf.fill(gate.a_raw.shape, -9.0))
+    gate.b_raw.assign(tf.fill(gate.b_raw.shape, 5.0))
+
+
+def test_a_whole_layer_pruned():
+    network = lenet()
+    prune_all(gates_of(network)[1])
+    with pytest.raises(UsageError, match="every path from the image to the logits is pruned"):
+        FrozenNetwork(network)
+    # Around a residual branch there is another path: the branch becomes a constant.
+    images = keras.Input((8, 8, 4))
+    y = layers.Conv2D(6, 3, padding="same", bias_initializer="ones")(images)
+    y = BetaBernoulliGate(name="gate")(layers.ReLU()(y))
+    y = layers.Conv2D(4, 3, padding="same", bias_initializer="ones")(y)
+    x = layers.Dense(3)(layers.Flatten()(layers.Add()([images, y])))
+    network = keras.Model(images, x)
+    prune_all(gates_of(network)[0])
+    frozen = FrozenNetwork(network)
+    assert_same(network, frozen, np.random.default_rng(0))
+    assert frozen.multiplications == 8 * 8 * 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (layers.Conv2DTranspose(4, 3, name="odd"), "type Conv2DTranspose"),
+        (layers.Conv2D(4, 3, groups=2, name="odd"), "grouped"),
+        (layers.Activation("softmax", name="odd"), "softmax"),
+        (layers.BatchNormalization(axis=1, name="odd"), "axis=-1"),
+    ],
+)
+def test_a_layer_that_cannot_be_frozen_is_named(layer, reason):
+    images = keras.Input((8, 8, 4))
+    network = keras.Model(images, layer(images))
+    with pytest.raises(UsageError, match=f"'odd' cannot be frozen.*{reason}"):
+        FrozenNetwork(network)
