@@ -28,6 +28,7 @@ def train(
     data_dir: str | None = None,
     download: bool = True,
     command: list[str] = (),
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Trains a run to its end, or continues it, and evaluates it on the test set.
 
@@ -36,6 +37,7 @@ def train(
         run: where; may hold an unfinished run of the same settings.
         data_dir, download: as in `datasets.load`.
         command: the command line, kept in config.json.
+        overwrite: start anew, deleting the run that is in `run`.
 
     Returns:
         The records of results.json.
@@ -45,8 +47,8 @@ def train(
         TrainingError: training had to stop; the message says what is kept.
     """
     # ---- Everything that can be refused, before anything is written ----
-    run.check(settings)
-    if run.finished:
+    run.check(settings, overwrite)
+    if run.finished and not overwrite:
         return run.results()
     runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
     data = datasets.load(settings.dataset, data_dir, download, settings.train_examples)
@@ -99,6 +101,8 @@ def train(
     test = data.test.take(settings.eval_examples)
 
     # ---- Resume: the newest checkpoint of this run, else the start ----
+    if overwrite:
+        run.clear()
     run.begin(settings, list(command))
     epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
     checkpoint = tf.train.Checkpoint(network=network, optimizer=optimizer, epochs_done=epochs_done)

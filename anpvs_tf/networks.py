@@ -13,9 +13,8 @@ from collections.abc import Callable
 import keras
 
 from anpvs_tf.errors import UsageError
-from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
-
-GATE_KINDS = {"beta_bernoulli": BetaBernoulliGate}
+from anpvs_tf.gates import PairedDropout
+from anpvs_tf.gating import GATE_KINDS, add_gates
 
 # Per-channel mean and standard deviation of the training pixels in [0, 1].
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -33,6 +32,13 @@ class _Layers:
         # Keyed by the layer's name, so that the same seed starts gated and
         # ungated networks from the same weights.
         return keras.initializers.HeNormal(seed=zlib.crc32(f"{self.seed}/{name}".encode()))
+
+    def normalization(self, x):
+        mean, deviation = CIFAR_STATISTICS
+        variance = [d * d for d in deviation]
+        return keras.layers.Normalization(
+            mean=mean, variance=variance, name="normalization", dtype=self.dtype
+        )(x)
 
     def conv(self, x, filters: int, size: int, name: str, **kwargs):
         initializer = self.initializer(name)
@@ -132,10 +138,7 @@ def vgg16(
     make = _Layers(seed, dtype, gate)
     latents = {}
     images = keras.Input(image_shape, name="images")
-    mean, deviation = CIFAR_STATISTICS
-    x = keras.layers.Normalization(
-        mean=mean, variance=[d * d for d in deviation], name="normalization", dtype=dtype
-    )(images)
+    x = make.normalization(images)
     for block, widths in enumerate(((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3), 1):
         for i, filters in enumerate(widths, start=1):
             name = f"conv{block}_{i}"
@@ -156,4 +159,48 @@ def vgg16(
     return keras.Model(images, {"logits": make.logits(x, classes), **latents}, name="vgg16")
 
 
-NETWORKS: dict[str, Callable[..., keras.Model]] = {"lenet5": lenet5, "vgg16": vgg16}
+def resnet18(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    gate: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> keras.Model:
+    """ResNet-18 for 32 x 32 images (He et al. 2016): 3x3 stem, four stages of two basic blocks.
+
+    Args: as `lenet5`. Gated is what `add_gates` finds removable: inside every block,
+        and between stages, where only convolutions read the sum.
+
+    Raises:
+        UsageError: for images that are not 32 x 32 x 3.
+    """
+    if tuple(image_shape) != (32, 32, 3):
+        raise UsageError(f"network resnet18 needs images of 32 x 32 x 3; got {image_shape}")
+    make = _Layers(seed, dtype, None)
+
+    def conv_bn(x, filters, size, strides, name):
+        x = make.conv(x, filters, size, name, strides=strides, padding="same", use_bias=False)
+        return make.batch_norm(x, f"{name}_bn")
+
+    images = keras.Input(image_shape, name="images")
+    x = make.relu(conv_bn(make.normalization(images), 64, 3, 1, "stem"), "stem_relu")
+    for stage, filters in enumerate((64, 128, 256, 512), start=1):
+        for block in (1, 2):
+            name = f"block{stage}_{block}"
+            strides = 2 if stage > 1 and block == 1 else 1
+            y = make.relu(conv_bn(x, filters, 3, strides, f"{name}_conv1"), f"{name}_relu1")
+            y = conv_bn(y, filters, 3, 1, f"{name}_conv2")
+            if strides == 2:
+                x = conv_bn(x, filters, 1, strides, f"{name}_shortcut")
+            x = keras.layers.Add(name=f"{name}_add", dtype=dtype)([x, y])
+            x = make.relu(x, f"{name}_relu2")
+    x = keras.layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)
+    model = keras.Model(images, make.logits(x, classes), name="resnet18")
+    return add_gates(model, gate)
+
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "lenet5": lenet5,
+    "vgg16": vgg16,
+    "resnet18": resnet18,
+}

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -81,8 +82,12 @@ class RunDirectory:
     def finished(self) -> bool:
         return self.results_path.exists()
 
-    def check(self, settings: Settings) -> None:
-        """Raises UsageError unless a run with these settings can begin or go on here."""
+    def check(self, settings: Settings, overwrite: bool = False) -> None:
+        """Raises UsageError unless a run with these settings can begin or go on here.
+
+        Args:
+            overwrite: a run of other settings may be here; it will be deleted.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
         existing = self.path
@@ -92,6 +97,8 @@ class RunDirectory:
             raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
         if self.config_path.exists():
             held = self.settings()
+            if overwrite:
+                return
             different = [
                 f"{field.name}={before!r} (now {now!r})"
                 for field in dataclasses.fields(Settings)
@@ -107,6 +114,13 @@ class RunDirectory:
             raise UsageError(
                 f"run directory {self.path} is not empty and holds no run; choose another --run_dir"
             )
+
+    def clear(self) -> None:
+        """Deletes the run, and nothing else that may lie in its directory."""
+        for directory in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(directory, ignore_errors=True)
+        for path in (self.results_path, self.metrics_path, self.config_path):
+            path.unlink(missing_ok=True)
 
     def begin(self, settings: Settings, command: list[str]) -> None:
         """Makes the directory and writes config.json, if they are not there yet."""

@@ -8,7 +8,6 @@ An interrupted run continues when the same command is given again.
 
 import dataclasses
 import os
-import shutil
 import sys
 import types
 import typing
@@ -49,10 +48,8 @@ def main() -> None:
         values.recipe,
     )
     run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
-    if values.overwrite and run.config_path.exists():
-        shutil.rmtree(run.path)
-    finished = run.finished
-    found = loop.train(chosen, run, values.data_dir, values.download, sys.argv)
+    finished = run.finished and not values.overwrite
+    found = loop.train(chosen, run, values.data_dir, values.download, sys.argv, values.overwrite)
     if finished:
         print(
             f"{run.path} holds this run, finished; nothing was trained. To train on from its "

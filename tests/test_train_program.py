@@ -218,6 +218,22 @@ def test_run_directories_that_cannot_be_used(finished, tmp_path):
         loop.train(resolved(), RunDirectory(tmp_path / "full"))
 
 
+def test_overwrite_deletes_the_run_and_only_the_run_and_only_when_all_is_well(finished, tmp_path):
+    base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
+    run = RunDirectory(tmp_path / "run")
+    run.begin(resolved(beta=2.0), [])
+    run.write_metrics([{"epoch": 1}])
+    (run.path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="--batch_size"):
+        loop.train(resolved(batch_size=2000), run, overwrite=True)
+    assert run.metrics() == [{"epoch": "1"}]
+    chosen = resolved(base_run=str(base.path), epochs=1)
+    loop.train(chosen, run, overwrite=True)
+    assert run.settings() == chosen
+    assert len(run.metrics()) == 1
+    assert (run.path / "thesis.txt").read_text() == "mine"
+
+
 def test_bases_that_cannot_be_used(finished, tmp_path):
     run, _ = finished
     other = settings.resolve(

@@ -1,0 +1,92 @@
+"""Gates for any functional Keras classifier."""
+
+import keras
+
+from anpvs_tf import liveness
+from anpvs_tf.errors import UsageError
+from anpvs_tf.gates import BetaBernoulliGate
+from anpvs_tf.liveness import LINEAR, Node
+
+GATE_KINDS = {"beta_bernoulli": BetaBernoulliGate}
+
+# What a gated feature may pass on its way to a convolution or dense layer.
+_CHANNELWISE = liveness.IDENTITY + liveness.AFFINE + liveness.POOLING + liveness.GLOBAL_POOLING
+_CHANNELWISE += liveness.ELEMENTWISE + liveness.DEPTHWISE
+_CHANNELWISE += (keras.layers.Flatten, keras.layers.ZeroPadding2D)
+
+
+def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.Model:
+    """Returns a copy of a classifier that is ready for `RobustClassifier`.
+
+    The copy has the model's weights in variables of its own, an output for each
+    activation, and a gate after each activation whose every use is a convolution
+    or a dense layer, with pooling, flatten and the like between. An activation
+    that an addition or concatenation reads stays as it is: its features could not
+    be removed while the other branch needs them.
+
+    Args:
+        model: functional, images [batch, H, W, C] in [0, 1] -> logits [batch, classes];
+            made of the layers that `FrozenNetwork` supports.
+        kind: a key of `GATE_KINDS`; None adds the outputs only.
+
+    Returns:
+        A functional model: images -> {"logits": ..., "<activation's layer>": ...}.
+
+    Raises:
+        UsageError: unknown kind, a layer that could not be frozen later, a model
+            without a place for a gate, or one that calls a layer twice.
+    """
+    if kind is not None and kind not in GATE_KINDS:
+        raise UsageError(f"unknown gate kind {kind!r}; choose one of {', '.join(GATE_KINDS)}")
+    nodes = liveness.nodes_of(model, model.outputs[0])
+    names = [node.layer.name for node in nodes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"layer {name!r} is called more than once; gates need one call each")
+    activations = [node for node in nodes[:-1] if _activates(node.layer)]
+    gated = {node.layer.name for node in activations if kind and _removable(node.output, nodes)}
+    if kind is not None and not gated:
+        raise UsageError(f"{model.name} has no activation whose features could be removed")
+    latents = dict.fromkeys(node.layer.name for node in activations)
+
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        if layer.name in gated:
+            # Published: 2 for convolutions, -1 for dense layers.
+            initial = 2.0 if len(outputs.shape) == 4 else -1.0
+            gate = GATE_KINDS[kind]
+            outputs = gate(
+                initial_a_raw=initial, name=f"{layer.name}_gate", dtype=layer.dtype_policy
+            )(outputs)
+        if layer.name in latents:
+            latents[layer.name] = outputs
+        return outputs
+
+    copy = keras.models.clone_model(model, call_function=call)
+    network = keras.Model(copy.inputs, {"logits": copy.outputs[0], **latents}, name=model.name)
+    for layer in model.layers:
+        if layer.weights:
+            network.get_layer(layer.name).set_weights(layer.get_weights())
+    return network
+
+
+def _activates(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, liveness.ELEMENTWISE):
+        return True
+    activation = getattr(layer, "activation", keras.activations.linear)
+    return activation is not keras.activations.linear
+
+
+def _removable(tensor: int, nodes: list[Node]) -> bool:
+    """Whether every use of a tensor ends in a convolution or dense layer."""
+    users = [node for node in nodes if tensor in node.inputs]
+    if not users:
+        return False  # An output of the network.
+    for node in users:
+        if isinstance(node.layer, LINEAR):
+            continue
+        if _activates(node.layer) and not isinstance(node.layer, liveness.DEPTHWISE):
+            return False  # The gate goes after that activation instead.
+        if not isinstance(node.layer, _CHANNELWISE) or not _removable(node.output, nodes):
+            return False
+    return True
