@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "anpvs_tf/__init__.py").read_text()).group(1)
 
+serving = ["tensorflow-serving-api>=2.19", "ai-edge-litert>=2.0"]
+
 setup(
     name="anpvs_tf",
     version=version,
@@ -35,7 +37,8 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-        "test": ["pytest>=8", "scipy>=1.11", "ruff>=0.12"],
+        "serving": serving,
+        "test": ["pytest>=8", "scipy>=1.11", "ruff>=0.12", *serving],
         "benchmark": ["torch>=2.4"],
     },
 )

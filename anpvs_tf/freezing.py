@@ -217,8 +217,7 @@ class FrozenNetwork:
             shift = None if shift is None else _times(shift, mask)
         # What constants and shifts add depends on the place only where padding cuts them off.
         constant = np.flatnonzero(known.constant & ~known.zero)
-        padded = isinstance(layer, layers.Conv2D) and layer.padding == "same"
-        padded = padded and (max(layer.kernel_size) > 1)
+        padded = liveness.pads(layer)
         offset = shift is not None or constant.size > 0
 
         def kernel():

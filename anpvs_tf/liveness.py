@@ -152,13 +152,14 @@ def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarra
     constant, zero, value = inputs[0].constant, inputs[0].zero, inputs[0].value
     if isinstance(layer, LINEAR + DEPTHWISE):
         # Padding is 0 and cuts other constants off at the border: only zeros stay constants.
-        stays = constant if isinstance(layer, layers.Dense) else zero
+        stays = zero if pads(layer) else constant
         zero = zero & (not layer.use_bias) & _keeps_zero(layer.activation)
         if isinstance(layer, LINEAR):
             constant, zero = np.full(width, stays.all()), np.full(width, zero.all())
-            value = _then(_dense(layer, width, value), layer.activation)
+            value = _then(_linear(layer, width, value), layer.activation)
         else:
-            constant, value = stays, _then(_bias_of(layer, width), layer.activation)
+            constant = inputs[0].zero
+            value = _then(_bias_of(layer, width), layer.activation)
     elif isinstance(layer, BetaBernoulliGate):
         shut = ~open_gates.get(layer.name, np.ones(width, bool))
         constant, zero = constant | shut, zero | shut
@@ -253,8 +254,7 @@ def read(variable) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(variable), tf.float32)
 
 
-def _dense(layer, width, value):
-    # Places of a convolution add up: its inputs are zeros here.
+def _linear(layer, width, value):
     def output():
         product = tf.reshape(value(), [-1, 1]) * read(layer.kernel)
         return _bias_of(layer, width)() + tf.reduce_sum(product, axis=range(product.shape.rank - 1))
@@ -264,6 +264,11 @@ def _dense(layer, width, value):
 
 def _bias_of(layer, width):
     return lambda: read(layer.bias) if layer.use_bias else tf.zeros([width])
+
+
+def pads(layer: keras.layers.Layer) -> bool:
+    """Whether a LINEAR or DEPTHWISE layer sees zeros beyond the border of its input."""
+    return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1
 
 
 def _keeps_zero(f) -> bool:

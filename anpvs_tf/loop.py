@@ -155,6 +155,7 @@ def train(
     record = records.result_record(settings, attack, "test", result, evaluated)
     record["training_seconds"] = round(sum(float(row["seconds"]) for row in rows), 1)
     record["evaluation_seconds"] = round(progress.seconds(), 1)
+    record["efficiency"] = efficiency.report(evaluated)
     run.write_weights(evaluated)
     run.write_results([record])
     return [record]

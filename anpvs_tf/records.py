@@ -95,6 +95,7 @@ def result_table(record: dict[str, Any]) -> str:
         ("vulnerability", f"{record['vulnerability']:.4f}"),
         ("sparsity", f"{record['sparsity']:.2%}"),
         ("active features", features or "all (no gates)"),
+        *_efficiency_lines(record["efficiency"]),
         ("time", f"training {duration(seconds)}, test {duration(record['evaluation_seconds'])}"),
     ]
     head = (
@@ -102,3 +103,25 @@ def result_table(record: dict[str, Any]) -> str:
         f"{record['examples']} {record['split']} images"
     )
     return "\n".join([head, *(f"  {name:<18}{value}" for name, value in lines)])
+
+
+def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
+    compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
+    after, before = saved["parameters"]
+    lines = [
+        ("FLOPs", f"1 / {saved['flops_reduction']:.2f} of the unpruned network's"),
+        ("feature maps", f"{saved['feature_map_memory']:.1%} of the unpruned network's memory"),
+        ("parameters", f"{after:,} of {before:,}"),
+        ("SavedModel", f"{compact['saved_model_bytes']:,} of {dense['saved_model_bytes']:,} bytes"),
+    ]
+    for size in compact["latency"]:
+        milliseconds = (1e3 * m["latency"][size] for m in (compact, dense))
+        peak = (m["peak_memory"][size] / 2**20 for m in (compact, dense))
+        lines.append(
+            (
+                f"batch of {size}",
+                "{:.2f} of {:.2f} ms, ".format(*milliseconds)
+                + "{:.2f} of {:.2f} MiB at the peak".format(*peak),
+            )
+        )
+    return lines

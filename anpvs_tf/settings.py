@@ -215,12 +215,26 @@ def describe(field: dataclasses.Field) -> str:
         text += f" ({', '.join(field.metadata['choices'])})"
     if field.name == "dataset":
         return f"{text}. Default: digits"
-    values = {name: defaults(name)[field.name] for name in BY_DATASET}
+    values = {name: _show(field.name, defaults(name)[field.name]) for name in BY_DATASET}
     if len(set(values.values())) == 1:
-        value = values["digits"]
-        unset = {"base_epochs": "as --epochs", "base_run": "by method"}.get(field.name, "all")
-        return f"{text}. Default: {unset if value is None else _show(value)}"
-    return f"{text}. Default: " + ", ".join(f"{n} {_show(v)}" for n, v in values.items())
+        return f"{text}. Default: {values['digits']}"
+    return f"{text}. Default: " + ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+# What an unset value stands for.
+_UNSET = {
+    "base_epochs": "as --epochs",
+    "base_run": "none, or by method the standard run beside this one",
+    "eval_examples": "1,000 for validation after an epoch, the whole test set at the end",
+}
+
+
+def _show(name: str, value: Any) -> str:
+    if value is None:
+        return _UNSET.get(name, "all")
+    if isinstance(value, tuple):
+        return ",".join(f"{v:g}" for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shares(values) -> tuple[float, ...]:
@@ -228,12 +242,6 @@ def _shares(values) -> tuple[float, ...]:
         return tuple(float(value) for value in values)
     except ValueError:
         raise UsageError(f"--decay_at must be numbers between commas; got {values}") from None
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{v:g}" for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_choice(name: str, value: Any, choices) -> None:

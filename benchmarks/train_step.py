@@ -1,6 +1,6 @@
 """Times one training step: ANP-VS against AT, by precision and by share of features pruned.
 
-  python -m benchmarks.train_step                       everything, about a quarter of an hour
+  python -m benchmarks.train_step                       everything, about 20 minutes on 2 cores
   python -m benchmarks.train_step --networks=lenet5 --precisions=bfloat16 --pruned=0,0.5
   python -m benchmarks.train_step --profile             where the time of an ANP-VS step goes
 
@@ -33,6 +33,8 @@ import time
 from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch's threads wait asleep: on a busy machine, spinning made its step 7 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import tensorflow as tf
@@ -116,19 +118,19 @@ def main() -> None:
         raise UsageError(f"--pruned must lie in [0, 1); got {values.pruned}")
 
     tf.get_logger().setLevel("ERROR")  # It takes many variants for a function that is retraced.
-    header = environment()
-    rows = []
+    columns = PROFILE_COLUMNS if values.profile else STEP_COLUMNS
+    print(f"{environment()}\n")
+    print_rows([columns, ("---",) * len(columns)])
     for network in values.networks:
         repeats = values.repeats or WORKLOADS[network].repeats
         for precision in values.precisions:
             title = f"{network} {precision}"
             if values.profile:
-                rows += profile_rows(title, measure(title, parts(network, precision), repeats))
+                measured = measure(title, parts(network, precision), repeats)
+                print_rows(profile_rows(title, measured))
             else:
-                variants = steps(network, precision, shares)
-                rows += step_rows(network, title, measure(title, variants, repeats))
-    columns = PROFILE_COLUMNS if values.profile else STEP_COLUMNS
-    print(f"{header}\n\n{markdown(columns, rows)}")
+                measured = measure(title, steps(network, precision, shares), repeats)
+                print_rows(step_rows(network, title, measured))
 
 
 def _check_choices(flag: str, chosen: list[str], choices) -> None:
@@ -430,7 +432,9 @@ STEP_COLUMNS = (
 )
 
 
-def step_rows(network: str, title: str, measured: list[tuple[Variant, list[float]]]) -> list:
+def step_rows(
+    network: str, title: str, measured: list[tuple[Variant, list[float]]]
+) -> list[tuple[str, ...]]:
     """Rows of the table of steps; the first variant is AT, the last may be PyTorch's."""
     at = measured[0][1]
     variant, times = measured[-1]
@@ -454,7 +458,7 @@ PROFILE_COLUMNS = (
 )
 
 
-def profile_rows(title: str, measured: list[tuple[Variant, list[float]]]) -> list:
+def profile_rows(title: str, measured: list[tuple[Variant, list[float]]]) -> list[tuple[str, ...]]:
     """Rows of the table of parts; the first variant is the whole step."""
     whole = measured[0][1]
     rows = []
@@ -470,10 +474,10 @@ def _seconds(times: list[float]) -> str:
     return f"{statistics.median(times):.3f} ({min(times):.3f}-{max(times):.3f})"
 
 
-def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def print_rows(rows: list[tuple[str, ...]]) -> None:
+    """Prints rows of the Markdown table as soon as they are known."""
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def environment() -> str:

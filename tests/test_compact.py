@@ -8,7 +8,7 @@ import tensorflow as tf
 from anpvs_tf.compact import freeze
 from anpvs_tf.errors import UsageError
 from anpvs_tf.gates import BetaBernoulliGate, gates_of
-from anpvs_tf.networks import lenet5, vgg16
+from anpvs_tf.networks import lenet5, resnet18, vgg16
 
 layers = keras.layers
 
@@ -206,3 +206,13 @@ def test_a_pruned_branch_leaves_its_constant(gate):
     randomise(network, rng)
     close_gates(network, {gate: np.ones(network.get_layer(gate).a_raw.shape, bool)})
     assert_same_function(network, freeze(network), rng)
+
+
+def test_resnet18():
+    network = resnet18((32, 32, 3), 10, gate="beta_bernoulli")
+    rng = np.random.default_rng(11)
+    closed = {g.name: rng.uniform(size=g.a_raw.shape) < 0.7 for g in gates_of(network)}
+    close_gates(network, closed)
+    compact = freeze(network)
+    assert compact.count_params() < network.count_params() / 2
+    assert_same_function(network, compact, rng)

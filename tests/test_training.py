@@ -184,6 +184,27 @@ def test_published_learning_rates():
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
 
 
+def test_linear_decay_by_hand():
+    schedule = training.learning_rate_schedule(2e-3, 100, (0.4,), "linear")
+    rates = [float(schedule(step)) for step in (0, 40, 55, 70, 100)]
+    np.testing.assert_allclose(rates, [2e-3, 2e-3, 1.5e-3, 1e-3, 0.0], rtol=1e-5)
+    again = type(schedule).from_config(schedule.get_config())
+    assert float(again(70)) == float(schedule(70))
+    with pytest.raises(ValueError, match="cosine"):
+        training.learning_rate_schedule(1e-3, 100, (0.4,), "cosine")
+
+
+def test_epsilon_warms_up():
+    objective = Objective(0.2, 0.1, 3, 100, epsilon_warmup_steps=9)
+    classifier = classifier_of("at", objective)
+    radii = []
+    for step in (0, 4, 9, 30):
+        classifier.optimizer.iterations.assign(step)
+        attacked = classifier.craft(IMAGES, LABELS, noise.seed_of(0))
+        radii.append(float(tf.reduce_max(tf.abs(attacked - IMAGES))))
+    np.testing.assert_allclose(radii, [0.02, 0.1, 0.2, 0.2], rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_stays_close_to_float32(dtype):
     optimizer = GroupedAdam(1e-3)

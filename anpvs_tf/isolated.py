@@ -1,0 +1,80 @@
+"""Runs an exported model where this package cannot be imported.
+
+  python -I isolated.py MODEL_DIRECTORY IMAGES.npy OUTPUTS.npz
+
+IMAGES: uint8 [examples, H, W, C]. OUTPUTS: "<signature or file>/<output>" for all
+examples in order. Empty and single batches are tried as well. Not imported by the
+package: `verification` starts it.
+"""
+
+import functools
+import pathlib
+import sys
+
+sys.modules["anpvs_tf"] = None  # An import of the package fails, even where it is installed.
+
+import numpy as np
+
+BATCH = 250
+
+
+def saved_model_functions(path: pathlib.Path) -> dict:
+    """{signature: uint8 images -> outputs} of a SavedModel."""
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(str(path)).signatures
+
+    def encode(images):
+        return tf.constant([tf.io.encode_png(image).numpy() for image in images], tf.string)
+
+    prepare = {
+        "serving_default": lambda images: tf.constant(images, tf.float32) / 255.0,
+        "serve_uint8": tf.constant,
+        "serve_encoded": encode,
+    }
+    if set(signatures) != set(prepare):
+        sys.exit(f"the SavedModel has the signatures {sorted(signatures)}")
+    return {
+        name: lambda images, name=name: {
+            output: value.numpy()
+            for output, value in signatures[name](images=prepare[name](images)).items()
+        }
+        for name in prepare
+    }
+
+
+def tflite_functions(path: pathlib.Path) -> dict:
+    """{file name: uint8 images -> outputs} of LiteRT models."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    def run(interpreter, images):
+        # The runner keeps no reference to the interpreter, nor its outputs to their memory.
+        outputs = interpreter.get_signature_runner()(images=images.astype(np.float32) / 255.0)
+        return {name: np.array(value) for name, value in outputs.items()}
+
+    return {
+        file.name: functools.partial(run, Interpreter(str(file)))
+        for file in sorted(path.glob("*.tflite"))
+    }
+
+
+def main(model: str, images_path: str, outputs_path: str) -> None:
+    path, images = pathlib.Path(model), np.load(images_path)
+    saved_model = (path / "saved_model.pb").exists()
+    functions = saved_model_functions(path) if saved_model else tflite_functions(path)
+    found = {}
+    for name, function in functions.items():
+        batches = [function(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        for size in (0, 1) if saved_model else (1,):  # LiteRT has no empty tensors.
+            for output, value in function(images[:size]).items():
+                if value.shape != (size, *batches[0][output].shape[1:]):
+                    sys.exit(f"{name}: {output} has shape {value.shape} at batch size {size}")
+        for output in batches[0]:
+            values = np.concatenate([batch[output] for batch in batches])
+            # Strings come as Python objects, which would need pickle.
+            found[f"{name}/{output}"] = values.astype("S") if values.dtype == object else values
+    np.savez(outputs_path, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
