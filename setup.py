@@ -38,7 +38,7 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
-        "test": ["pytest>=8", "scipy>=1.11", "ruff>=0.12", *serving],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", "ruff>=0.12", *serving],
         "benchmark": ["torch>=2.4"],
     },
 )
