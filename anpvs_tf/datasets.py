@@ -75,9 +75,9 @@ def _tfds(name: str) -> Callable[[str | None, bool], tuple[Split, Split]]:
         import tensorflow_datasets as tfds
 
         root = os.path.expanduser(data_dir or str(tfds.core.constants.DATA_DIR))
-        existed = os.path.exists(root)
-        held_before = set(os.listdir(root)) if existed else set()
         try:
+            existed = os.path.exists(root)
+            held_before = set(os.listdir(root)) if existed else set()
             builder = tfds.builder(name, data_dir=root)
             if not builder.data_path.exists():
                 if not download:
@@ -87,7 +87,9 @@ def _tfds(name: str) -> Callable[[str | None, bool], tuple[Split, Split]]:
                     )
                 _download(builder, root, existed, held_before)
             return tuple(_arrays(builder, split) for split in ("train", "test"))
-        except (OSError, tfds.core.registered.DatasetNotFoundError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # Damaged files end in errors of TFDS, TensorFlow or the system.
             raise UsageError(f"dataset {name} in {root} cannot be read: {_line(error)}") from error
 
     return load_splits
@@ -104,7 +106,7 @@ def _download(builder, root: str, existed: bool, held_before: set[str]) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:  # TFDS raises many kinds: network, checksum, disk.
-        for entry in set(os.listdir(root)) - held_before if os.path.isdir(root) else ():
+        for entry in {builder.name, "downloads"} - held_before:
             shutil.rmtree(os.path.join(root, entry), ignore_errors=True)
         if not existed:
             shutil.rmtree(root, ignore_errors=True)
@@ -130,7 +132,7 @@ class _Source:
 
 
 SOURCES: dict[str, _Source] = {
-    "digits": _Source((DIGITS_SIZE, DIGITS_SIZE, 1), 10, _digits, validation=180),
+    "digits": _Source((DIGITS_SIZE, DIGITS_SIZE, 1), 10, _digits, validation=143),
     "mnist": _Source((28, 28, 1), 10, _tfds("mnist"), validation=5_000),
     "cifar10": _Source((32, 32, 3), 10, _tfds("cifar10"), validation=5_000, augment=True),
     "cifar100": _Source((32, 32, 3), 100, _tfds("cifar100"), validation=5_000, augment=True),
@@ -146,8 +148,8 @@ def load(
     """Loads a dataset into memory.
 
     The validation split is the end of the published training set (TFDS's order
-    is shuffled): 5,000 examples, or a tenth where the training set is smaller
-    than ten times that.
+    is shuffled): `SOURCES` says how many examples, and at most a tenth, should the
+    data directory hold a part of the dataset only.
 
     Args:
         name: a key of `SOURCES`.

@@ -93,6 +93,8 @@ class FrozenNetwork:
             padding, flatten, dropout, add and concatenate.
         prune: leave out the features that are pruned now. Without, every feature
             stays and its gate is folded.
+        open_gates: {gate's name: bool [features]}, the features that stay, instead of
+            those that are open now.
         dtype: what the network computes in; the logits are float32.
 
     Raises:
@@ -100,11 +102,22 @@ class FrozenNetwork:
             whose paths are pruned.
     """
 
-    def __init__(self, network: keras.Model, prune: bool = True, dtype: str = "float32"):
+    def __init__(
+        self,
+        network: keras.Model,
+        prune: bool = True,
+        dtype: str = "float32",
+        open_gates: dict[str, np.ndarray] | None = None,
+    ):
         self.dtype = dtype
-        self.open_gates = {
-            gate.name: np.asarray(gate.mean_mask()) > 0 for gate in gates_of(network) if prune
-        }
+        if open_gates is None:
+            open_gates = {
+                gate.name: np.asarray(gate.mean_mask()) > 0
+                if prune
+                else np.ones(gate.a_raw.shape[0], bool)
+                for gate in gates_of(network)
+            }
+        self.open_gates = open_gates
         output = network.outputs[0]
         if isinstance(network.output, dict):
             output = network.output["logits"]

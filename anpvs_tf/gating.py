@@ -4,7 +4,7 @@ import keras
 
 from anpvs_tf import liveness
 from anpvs_tf.errors import UsageError
-from anpvs_tf.gates import BetaBernoulliGate
+from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
 from anpvs_tf.liveness import LINEAR, Node
 
 GATE_KINDS = {"beta_bernoulli": BetaBernoulliGate}
@@ -14,15 +14,22 @@ _CHANNELWISE = liveness.IDENTITY + liveness.AFFINE + liveness.POOLING + liveness
 _CHANNELWISE += liveness.ELEMENTWISE + liveness.DEPTHWISE
 _CHANNELWISE += (keras.layers.Flatten, keras.layers.ZeroPadding2D)
 
+_NOISY = (
+    keras.layers.SpatialDropout2D,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
+
 
 def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.Model:
     """Returns a copy of a classifier that is ready for `RobustClassifier`.
 
-    The copy has the model's weights in variables of its own, an output for each
-    activation, and a gate after each activation whose every use is a convolution
-    or a dense layer, with pooling, flatten and the like between. An activation
-    that an addition or concatenation reads stays as it is: its features could not
-    be removed while the other branch needs them.
+    The copy has the model's weights in variables of its own, dropout that the copies
+    of an example share, an output for each activation, and a gate after each
+    activation whose every use is a convolution or a dense layer, with pooling,
+    flatten and the like between. An activation that an addition or concatenation
+    reads stays as it is: its features could not be removed while the other branch
+    needs them.
 
     Args:
         model: functional, images [batch, H, W, C] in [0, 1] -> logits [batch, classes];
@@ -43,6 +50,12 @@ def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"layer {name!r} is called more than once; gates need one call each")
+    for node in nodes:
+        if isinstance(node.layer, _NOISY):
+            raise UsageError(
+                f"layer {node.layer.name!r} draws noise that the copies of an example would not "
+                "share; use Dropout instead"
+            )
     activations = [node for node in nodes[:-1] if _activates(node.layer)]
     gated = {node.layer.name for node in activations if kind and _removable(node.output, nodes)}
     if kind is not None and not gated:
@@ -50,6 +63,9 @@ def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.
     latents = dict.fromkeys(node.layer.name for node in activations)
 
     def call(layer, *args, **kwargs):
+        if type(layer) is keras.layers.Dropout:
+            # The clean and the adversarial copy of an example must share their noise.
+            layer = PairedDropout(layer.rate, name=layer.name, dtype=layer.dtype_policy)
         outputs = layer(*args, **kwargs)
         if layer.name in gated:
             # Published: 2 for convolutions, -1 for dense layers.

@@ -12,6 +12,7 @@ import tensorflow as tf
 from anpvs_tf import datasets, efficiency, records, runs, warm_start
 from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
+from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
 from anpvs_tf.progress import Progress
 from anpvs_tf.runs import RunDirectory
@@ -51,17 +52,34 @@ def train(
     if run.finished and not overwrite:
         return run.results()
     runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
+    base = warm_start.base_run(settings, run)
     data = datasets.load(settings.dataset, data_dir, download, settings.train_examples)
     if settings.batch_size > len(data.train):
         raise UsageError(
             f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
             f"examples of {settings.dataset}"
         )
-    base = warm_start.base_run(settings, run)
+
+    # ---- The run that training starts from ----
     if base is not None and not base.finished:
         print(f"Warm start: training the standard network in {base.path}")
-        base_settings = warm_start.standard_settings(settings)
+        # A base that was begun goes on as it was begun: only what decides its weights was checked.
+        begun = base.config_path.exists()
+        base_settings = base.settings() if begun else warm_start.standard_settings(settings)
         train(base_settings, base, data_dir, download, command)
+    with run.owned():
+        return _train(settings, run, data, base, list(command), overwrite)
+
+
+def _train(
+    settings: Settings,
+    run: RunDirectory,
+    data: datasets.Dataset,
+    base: RunDirectory | None,
+    command: list[str],
+    overwrite: bool,
+) -> list[dict[str, Any]]:
+    """`train`, when nothing stands against it."""
     if base is not None:
         print(f"Starting from the weights of {base.path}")
 
@@ -103,12 +121,18 @@ def train(
     # ---- Resume: the newest checkpoint of this run, else the start ----
     if overwrite:
         run.clear()
-    run.begin(settings, list(command))
+    run.begin(settings, command, str(base.path) if base is not None else None)
     epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
-    checkpoint = tf.train.Checkpoint(network=network, optimizer=optimizer, epochs_done=epochs_done)
+    checkpoint = tf.train.Checkpoint(
+        network=network,
+        optimizer=optimizer,
+        epochs_done=epochs_done,
+        crafting_features=tf.train.Checkpoint(**classifier.crafting_features),
+    )
     manager = tf.train.CheckpointManager(checkpoint, str(run.checkpoints), max_to_keep=2)
     if manager.latest_checkpoint:
         checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+        classifier.restore_crafting()
         print(f"Continuing {run.path} after epoch {int(epochs_done)}")
     rows: list[dict[str, Any]] = list(run.metrics())[: int(epochs_done)]
 
@@ -133,6 +157,10 @@ def train(
             progress.update(step, f"loss {terms['loss']:.3f}")
         seconds = progress.seconds()
         evaluated.set_weights(network.get_weights())
+        # The losses above were those before the last update.
+        spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
+        check_finite(spoiled, epoch, steps, manager.latest_checkpoint)
+        check_not_collapsed(evaluated, epoch, run)
         result = evaluate(validation, settings.seed)
         row = records.epoch_row(epoch, epoch * steps, terms, result, evaluated)
         row |= {"seconds": round(seconds, 3)}
@@ -140,7 +168,6 @@ def train(
         rows.append(row)
         progress.done(records.epoch_summary(settings, row))
         records.write_tensorboard(writer, row)
-        check_not_collapsed(evaluated, epoch, run)
         epochs_done.assign(epoch)
         # metrics.csv first: a checkpoint without its row could not be made whole again.
         run.write_metrics(rows)
@@ -148,6 +175,7 @@ def train(
 
     # ---- The result ----
     evaluated.set_weights(network.get_weights())
+    run.write_weights(evaluated)
     progress = Progress("test set: image", len(test))
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, prune=True)
     result = evaluate(test, settings.seed, progress.update)
@@ -156,7 +184,6 @@ def train(
     record["training_seconds"] = round(sum(float(row["seconds"]) for row in rows), 1)
     record["evaluation_seconds"] = round(progress.seconds(), 1)
     record["efficiency"] = efficiency.report(evaluated)
-    run.write_weights(evaluated)
     run.write_results([record])
     return [record]
 
@@ -187,12 +214,14 @@ def check_finite(terms: dict[str, float], epoch: int, step: int, kept: str | Non
 
 
 def check_not_collapsed(network: keras.Model, epoch: int, run: RunDirectory) -> None:
-    """Raises TrainingError if a gated layer has lost every feature: it cannot recover."""
-    counts = efficiency.active_features(network)
-    empty = [layer for layer, (active, _) in counts.items() if active == 0]
-    if empty:
+    """Raises TrainingError if no feature connects the image to the logits: it cannot recover."""
+    try:
+        FrozenNetwork(network)
+    except UsageError as error:
+        counts = efficiency.active_features(network)
+        left = ", ".join(f"{layer} {active}/{total}" for layer, (active, total) in counts.items())
         raise TrainingError(
-            f"the gates collapsed in epoch {epoch}: no active feature is left in "
-            f"{', '.join(empty)}; start anew with a larger --kl_warmup_epochs, a smaller --beta "
-            f"or a smaller --gate_learning_rate ({run.path} keeps the epochs before)"
-        )
+            f"the gates collapsed in epoch {epoch} (active features: {left}); start anew with a "
+            "larger --kl_warmup_epochs, a smaller --beta or a smaller --gate_learning_rate "
+            f"({run.path} keeps the epochs before)"
+        ) from error

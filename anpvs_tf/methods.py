@@ -12,7 +12,7 @@ class Method:
         summary: what it does, in one line.
         source: the paper it comes from.
         adversarial: train on PGD examples (J of Eq. 6) instead of clean ones only.
-        gate: gate kind of `networks.GATE_KINDS`, or None.
+        gate: gate kind of `gating.GATE_KINDS`, or None.
         vulnerability: add lambda V to the weights' loss.
         warm_start: begin with the weights of a `standard` run.
     """

@@ -16,7 +16,7 @@ from anpvs_tf.errors import UsageError
 from anpvs_tf.gates import PairedDropout
 from anpvs_tf.gating import GATE_KINDS, add_gates
 
-# Per-channel mean and standard deviation of the training pixels in [0, 1].
+# Per-channel mean and standard deviation of CIFAR-10's training pixels in [0, 1].
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 

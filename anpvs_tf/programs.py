@@ -34,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
         except TrainingError as error:
             sys.exit(_complain(error, 1))
         except KeyboardInterrupt:
-            sys.exit(_complain("interrupted; the same command continues", 130))
+            sys.exit(_complain("interrupted; the same command goes on or begins again", 130))
 
     app.run(guarded, flags_parser=parse)
 

@@ -84,7 +84,6 @@ def result_table(record: dict[str, Any]) -> str:
     features = "  ".join(
         f"{layer} {active}/{total}" for layer, (active, total) in record["active_features"].items()
     )
-    seconds = record["training_seconds"]
     lines = [
         ("clean accuracy", f"{record['clean_accuracy']:.2%}"),
         (
@@ -95,9 +94,13 @@ def result_table(record: dict[str, Any]) -> str:
         ("vulnerability", f"{record['vulnerability']:.4f}"),
         ("sparsity", f"{record['sparsity']:.2%}"),
         ("active features", features or "all (no gates)"),
-        *_efficiency_lines(record["efficiency"]),
-        ("time", f"training {duration(seconds)}, test {duration(record['evaluation_seconds'])}"),
     ]
+    # Records of other programs lack what only training knows.
+    if "efficiency" in record:
+        lines += _efficiency_lines(record["efficiency"])
+    if "training_seconds" in record:
+        spent = (duration(record[f"{what}_seconds"]) for what in ("training", "evaluation"))
+        lines.append(("time", "training {}, test {}".format(*spent)))
     head = (
         f"{record['method']} on {record['dataset']} ({record['network']}, seed {record['seed']}), "
         f"{record['examples']} {record['split']} images"

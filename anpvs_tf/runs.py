@@ -8,39 +8,36 @@ checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
+from anpvs_tf import __version__
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
-from anpvs_tf.settings import Settings
-
-_PACKAGES = ("anpvs_tf", "tensorflow", "keras", "tensorflow-probability", "numpy")
+from anpvs_tf.settings import Settings, defaults
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            from anpvs_tf import __version__
-
-            found[package] = __version__
-    return found
+    found = {"anpvs_tf": __version__, "tensorflow": tf.__version__, "keras": keras.__version__}
+    others = ("tensorflow-probability", "tensorflow-datasets", "scikit-learn", "numpy")
+    return found | {package: importlib.metadata.version(package) for package in others}
 
 
 def now() -> str:
@@ -90,15 +87,18 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
-        existing = self.path
-        while not existing.exists():
-            existing = existing.parent
+        try:
+            existing = self.path
+            while not existing.exists():
+                existing = existing.parent
+        except OSError as error:
+            raise UsageError(f"run directory {self.path}: {error.strerror}") from error
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
         if self.config_path.exists():
-            held = self.settings()
             if overwrite:
                 return
+            held = self.settings()
             different = [
                 f"{field.name}={before!r} (now {now!r})"
                 for field in dataclasses.fields(Settings)
@@ -117,19 +117,48 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Deletes the run, and nothing else that may lie in its directory."""
+        self.results_path.unlink(missing_ok=True)  # First: half a run must not look finished.
         for directory in (self.checkpoints, self.tensorboard):
-            shutil.rmtree(directory, ignore_errors=True)
-        for path in (self.results_path, self.metrics_path, self.config_path):
+            if directory.exists():
+                shutil.rmtree(directory)
+        for path in (self.metrics_path, self.config_path):
             path.unlink(missing_ok=True)
 
-    def begin(self, settings: Settings, command: list[str]) -> None:
-        """Makes the directory and writes config.json, if they are not there yet."""
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Makes the directory and holds it against other processes; death lets it go.
+
+        Raises:
+            UsageError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process trains in {self.path}; wait for it, or choose another "
+                    "--run_dir"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+    def begin(self, settings: Settings, command: list[str], base: str | None = None) -> None:
+        """Writes config.json, if it is not there yet.
+
+        Args:
+            command: the command line.
+            base: the run whose weights training starts from.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not self.config_path.exists():
             config = {
                 "settings": dataclasses.asdict(settings),
                 "versions": versions(),
                 "command": command,
+                "warm_start": base,
                 "date": now(),
             }
             write_atomically(self.config_path, json.dumps(config, indent=2) + "\n")
@@ -142,7 +171,9 @@ class RunDirectory:
         """
         try:
             values = json.loads(self.config_path.read_text())["settings"]
-            return Settings(**(values | {"decay_at": tuple(values["decay_at"])}))
+            values |= {"decay_at": tuple(values["decay_at"])}
+            # A run of an older version lacks what was added since.
+            return Settings(**(defaults(values["dataset"]) | values))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{self.path} holds no readable config.json: {error}") from error
 

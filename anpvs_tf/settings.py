@@ -66,7 +66,9 @@ class Settings:
     eval_attack_steps: int = _setting("gradient steps of the evaluation attack", at_least=1)
     adversarial_weight: float = _setting("w of J = (CE(x) + w CE(x~)) / (1 + w)", at_least=0.0)
     weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
-    seed: int = _setting("of the initial weights, order, augmentation, noise", at_least=0)
+    seed: int = _setting(
+        "of the initial weights, order, augmentation, noise", at_least=0, at_most=2**31 - 1
+    )
     precision: str = _setting(
         "of the training step; auto is bfloat16 where the device has it fast",
         choices=("auto", *PRECISIONS),
@@ -207,8 +209,11 @@ def resolve(overrides: Mapping[str, Any], recipe: str = "published") -> Settings
     settings = Settings(**values)
     for field in dataclasses.fields(Settings):
         _check(field, getattr(settings, field.name))
-    if list(settings.decay_at) != sorted(set(settings.decay_at)):
-        raise UsageError(f"--decay_at must increase; got {settings.decay_at}")
+    shares = list(settings.decay_at)
+    if not shares or shares != sorted(set(shares)):
+        raise UsageError(f"--decay_at must be one or more increasing shares; got {shares}")
+    if settings.decay == "linear" and len(shares) > 1:
+        raise UsageError(f"--decay=linear begins once: give --decay_at one share; got {shares}")
     return settings
 
 

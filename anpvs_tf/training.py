@@ -144,6 +144,11 @@ class RobustClassifier(keras.Model):
         self.gates = gates_of(network)
         # Dense until `refreeze`: exact whatever the gates do meanwhile.
         self.frozen = self._freeze(prune=False)
+        # What `frozen` was made of, for checkpoints: a resumed run crafts on the same network.
+        self.crafting_features = {
+            name: tf.Variable(is_open, trainable=False, name=f"{name}_crafting")
+            for name, is_open in self.frozen.open_gates.items()
+        }
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["vulnerability"] if method.vulnerability else []
@@ -159,9 +164,9 @@ class RobustClassifier(keras.Model):
         """Logits of images, float32 [batch, classes]."""
         return self.network(images, training=training)["logits"]
 
-    def _freeze(self, prune: bool) -> FrozenNetwork:
+    def _freeze(self, **choice) -> FrozenNetwork:
         dtype = next(layer.compute_dtype for layer in self.network.layers if layer.weights)
-        return FrozenNetwork(self.network, prune, dtype)
+        return FrozenNetwork(self.network, dtype=dtype, **choice)
 
     def refreeze(self) -> bool:
         """Lets the crafting network follow the gates.
@@ -175,13 +180,20 @@ class RobustClassifier(keras.Model):
             return False
         frozen = self._freeze(prune=True)
         missing = any(
-            np.any(is_open & ~self.frozen.open_gates.get(name, True))
+            np.any(is_open & ~self.frozen.open_gates[name])
             for name, is_open in frozen.open_gates.items()
         )
         if not missing and frozen.multiplications > 0.7 * self.frozen.multiplications:
             return False
         self.frozen = frozen
+        for name, is_open in frozen.open_gates.items():
+            self.crafting_features[name].assign(is_open)
         return True
+
+    def restore_crafting(self) -> None:
+        """Makes the crafting network that `crafting_features`, read from a checkpoint, describe."""
+        features = {name: held.numpy() for name, held in self.crafting_features.items()}
+        self.frozen = self._freeze(open_gates=features)
 
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """PGD against the frozen network: the one that would be deployed now."""

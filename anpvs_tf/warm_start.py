@@ -1,21 +1,38 @@
 """Where training starts from: nothing, a standard run, or a run that the user names."""
 
-import dataclasses
-
 import keras
 
 from anpvs_tf import runs
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.settings import Settings
+from anpvs_tf.settings import Settings, resolve
+
+# What decides the weights of a standard network.
+_DECISIVE = (
+    "network",
+    "dataset",
+    "seed",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "decay",
+    "decay_at",
+    "weight_decay",
+    "precision",
+    "train_examples",
+    "steps_per_epoch",
+)
 
 
 def standard_settings(settings: Settings) -> Settings:
-    """The settings of the standard network that a run starts from."""
-    return dataclasses.replace(
-        settings, method="standard", epochs=settings.base_epochs, base_run=None
-    )
+    """The settings of the standard network that a run starts from.
+
+    What a standard network does not use takes its default, so that runs that
+    differ only there share one base.
+    """
+    own = {name: getattr(settings, name) for name in (*_DECISIVE, "eval_examples")}
+    return resolve(own | {"method": "standard", "epochs": settings.base_epochs})
 
 
 def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
@@ -35,28 +52,25 @@ def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
         wanted = {"network": settings.network, "dataset": settings.dataset}
         hint = "choose a run of the same network and dataset"
     elif METHODS[settings.method].warm_start:
-        base = RunDirectory(run.path.parent / runs.default_name(standard_settings(settings)))
+        standard = standard_settings(settings)
+        base = RunDirectory(run.path.parent / runs.default_name(standard))
         if not base.config_path.exists():
-            base.check(standard_settings(settings))
-            return base
-        held = base.settings()
-        if not base.finished:
-            base.check(standard_settings(settings))
-        # Any finished standard run of this network, seed and data will do: its own
-        # config.json says how it was trained.
-        wanted = {
-            "method": "standard",
-            **{n: getattr(settings, n) for n in ("network", "dataset", "seed", "train_examples")},
-        }
-        hint = "name another with --base_run, or choose a --run_dir beside another one"
+            base.check(standard)
+        else:
+            held = base.settings()
+            wanted = {"method": "standard"} | {n: getattr(standard, n) for n in _DECISIVE}
+            hint = f"use it as it is with --base_run={base.path}, or choose a --run_dir elsewhere"
     else:
         return None
-    for name, value in wanted.items():
-        if getattr(held, name) != value:
-            raise UsageError(
-                f"base run {base.path} has {name}={getattr(held, name)}, this run "
-                f"{name}={value}; {hint}"
-            )
+    if base.path.resolve() == run.path.resolve():
+        raise UsageError(f"--run_dir={run.path} is where the base run goes; choose another")
+    if base.config_path.exists():
+        for name, value in wanted.items():
+            if getattr(held, name) != value:
+                raise UsageError(
+                    f"base run {base.path} has {name}={getattr(held, name)}, this run asks for "
+                    f"{name}={value}; {hint}"
+                )
     return base
 
 

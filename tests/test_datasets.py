@@ -27,8 +27,10 @@ def test_digits_is_split_without_overlap(digits):
     assert digits.image_shape == (28, 28, 1)
     assert digits.train.images.dtype == np.uint8
     assert digits.train.images.max() == 255
-    seen = [{image.tobytes() for image in s.images} for s in (digits.train, digits.test)]
-    assert not seen[0] & seen[1]
+    splits = (digits.train, digits.validation, digits.test)
+    train, validation, test = ({image.tobytes() for image in s.images} for s in splits)
+    assert not train & test
+    assert not (train | test) & validation
     assert np.bincount(digits.test.labels).min() >= 20  # every class, in about equal shares
 
 
@@ -86,6 +88,12 @@ def test_absent_data_is_one_clear_line_and_leaves_nothing(tmp_path):
     with pytest.raises(UsageError, match=r"mnist is not in .*; pass --data_dir.*TFDS_DATA_DIR"):
         datasets.load("mnist", str(tmp_path), download=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_data_directory_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=r"mnist in .*file cannot be read"):
+        datasets.load("mnist", str(tmp_path / "file"))
 
 
 def test_a_failed_download_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):

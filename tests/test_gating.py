@@ -64,6 +64,31 @@ def test_it_trains_and_freezes():
     np.testing.assert_allclose(frozen(images), expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_dropout_and_batch_statistics_are_shared_by_the_copies():
+    images = x = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3)(x)))
+    x = layers.Dropout(0.5)(layers.Flatten()(x))
+    x = layers.Dense(5, activation="relu")(x)
+    network = gating.add_gates(keras.Model(images, layers.Dense(3)(x)))
+    objective = Objective(epsilon=1e-12, step_size=1e-12, attack_steps=1, train_examples=10)
+    classifier = RobustClassifier(network, METHODS["anpvs"], objective)
+    classifier.compile(optimizer=GroupedAdam(1e-3), jit_compile=False)
+    pixels = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    terms = classifier.train_step((tf.constant(pixels), tf.constant([0, 1, 2, 0])))
+    # The adversarial copy is the clean one: only noise of its own could move a feature.
+    assert float(terms["vulnerability"]) < 1e-6
+    noisy = keras.Model(
+        images,
+        layers.Dense(3)(
+            layers.Flatten()(
+                layers.ReLU()(layers.SpatialDropout2D(0.5, name="odd")(layers.Conv2D(6, 3)(images)))
+            )
+        ),
+    )
+    with pytest.raises(UsageError, match="'odd' draws noise"):
+        gating.add_gates(noisy)
+
+
 def test_resnet18_gates_blocks_and_stage_ends():
     network = networks.resnet18((32, 32, 3), 10, "beta_bernoulli")
     gated = {gate.name.removesuffix("_gate"): gate.a_raw.shape[0] for gate in gates_of(network)}

@@ -168,7 +168,9 @@ def test_misuse_from_the_command_line(tmp_path):
         ({"beta": -1.0}, "--beta must be a finite number and at least 0; got -1"),
         ({"lambda_vs": float("inf")}, "--lambda_vs must be a finite number and at least 0"),
         ({"epochs": 0}, "--epochs must be a finite number and at least 1; got 0"),
-        ({"decay_at": (0.7, 0.5)}, "--decay_at must increase"),
+        ({"decay_at": (0.7, 0.5)}, "--decay_at must be one or more increasing shares"),
+        ({"decay_at": ()}, "--decay_at must be one or more increasing shares"),
+        ({"decay_at": (0.5, 0.7)}, "--decay=linear begins once"),
         ({"decay_at": ("half",)}, "--decay_at must be numbers"),
         ({"precision": "int8"}, "unknown precision 'int8'; choose one of auto, float32"),
     ],
@@ -239,14 +241,49 @@ def test_bases_that_cannot_be_used(finished, tmp_path):
     other = settings.resolve(
         {"dataset": "cifar10", "method": "anp", "network": "vgg16", "base_run": str(run.path)}
     )
-    with pytest.raises(UsageError, match="network=lenet5, this run network=vgg16"):
+    with pytest.raises(UsageError, match="network=lenet5, this run asks for network=vgg16"):
         loop.warm_start.base_run(other, RunDirectory(tmp_path / "run"))
+    beside = RunDirectory(run.path.parent / "new")
+    with pytest.raises(UsageError, match=r"has epochs=1, this run asks for epochs=2; use it as"):
+        loop.warm_start.base_run(resolved(base_epochs=2), beside)
+    # What a standard network does not use may differ.
+    assert loop.warm_start.base_run(resolved(beta=3.0, epsilon=0.2), beside) is not None
+    own = RunDirectory(tmp_path / "digits-lenet5-standard-seed0")
+    with pytest.raises(UsageError, match="is where the base run goes"):
+        loop.warm_start.base_run(resolved(), own)
     unfinished = RunDirectory(tmp_path / "unfinished")
     unfinished.begin(resolved(), [])
     with pytest.raises(UsageError, match="is not finished"):
         loop.warm_start.base_run(
             resolved(base_run=str(unfinished.path)), RunDirectory(tmp_path / "run")
         )
+
+
+def test_a_run_has_one_owner_at_a_time(finished, tmp_path):
+    base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
+    run = RunDirectory(tmp_path / "run")
+    with run.owned(), pytest.raises(UsageError, match="another process trains in"):
+        loop.train(resolved(base_run=str(base.path)), RunDirectory(tmp_path / "run"))
+    with run.owned():  # Let go, it can be taken again.
+        assert not any(run.path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path, monkeypatch):
+    base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
+    run = RunDirectory(tmp_path / "run")
+    step = loop.RobustClassifier.train_step
+
+    def spoiled(self, data):
+        terms = step(self, data)
+        poison = loop.tf.where(self.optimizer.iterations > 5, float("nan"), 0.0)
+        bias = self.network.get_layer("dense1").bias
+        bias.assign(bias + poison)  # After the losses of the second epoch's last step.
+        return terms
+
+    monkeypatch.setattr(loop.RobustClassifier, "train_step", spoiled)
+    with pytest.raises(TrainingError, match=r"dense1/bias became nan in epoch 2.*ckpt-1"):
+        loop.train(resolved(base_run=str(base.path)), run)
+    assert not (run.checkpoints / "ckpt-2.index").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(finished, tmp_path, monkeypatch):
