@@ -126,7 +126,7 @@ def test_model_card(exported, run):
     (record,) = run.results()
     assert f"{record['clean_accuracy']:.2%}" in card
     assert f"{record['robust_accuracy']:.2%}" in card
-    assert "linf 0.15" in card
+    assert f"linf {record['threat_model']['epsilon']:g}" in card
     assert f"{exported.compact_network.count_params():,} parameters" in card
     for heading in ("Data", "Method", "Threat model", "Measured", "Limits"):
         assert f"## {heading}\n" in card
