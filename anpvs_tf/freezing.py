@@ -234,7 +234,7 @@ class FrozenNetwork:
         offset = shift is not None or constant.size > 0
 
         def kernel():
-            kept = tf.gather(tf.gather(read(layer.kernel), rows, axis=-2), columns, axis=-1)
+            kept = _taken(_taken(read(layer.kernel), rows, -2), columns, -1)
             return kept if scale is None else kept * scale()[:, tf.newaxis]
 
         def offsets():
@@ -254,7 +254,7 @@ class FrozenNetwork:
             elif offset:
                 full = read(layer.kernel) * offsets()[:, tf.newaxis]
                 total += tf.reduce_sum(full, axis=range(full.shape.rank - 1))
-            return tf.gather(total, columns, axis=-1)
+            return _taken(total, columns, -1)
 
         if isinstance(layer, layers.Conv2D):
             places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
@@ -289,7 +289,7 @@ class FrozenNetwork:
         source = self._supply(value, self._known[node.inputs[0]], columns)
 
         def kernel():
-            return tf.gather(read(layer.kernel), columns, axis=-2)
+            return _taken(read(layer.kernel), columns, -2)
 
         def bias():
             return (
@@ -409,6 +409,11 @@ def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     return tf.nn.bias_add(x, bias) if bias.shape.rank == 1 else x + bias
 
 
+def _taken(tensor: tf.Tensor, indices: np.ndarray, axis: int) -> tf.Tensor:
+    """The slices at `indices`, which increase; all of them cost nothing."""
+    return tensor if len(indices) == tensor.shape[axis] else tf.gather(tensor, indices, axis=axis)
+
+
 def _stateless(layer: layers.Layer) -> layers.Layer:
     """A copy of a layer without weights, that takes any dtype as it comes."""
     copy = type(layer).from_config(layer.get_config())
@@ -424,7 +429,7 @@ def _constant(array: np.ndarray) -> Vector:
 
 
 def _gathered(vector: Vector, indices: np.ndarray) -> Vector:
-    return lambda: tf.gather(vector(), indices)
+    return lambda: _taken(vector(), indices, 0)
 
 
 def _times(vector: Vector, factor: Vector) -> Vector:
