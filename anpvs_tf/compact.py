@@ -32,7 +32,7 @@ class Affine(keras.layers.Layer):
         if self.shift_shape is not None:
             self.shift = self.add_weight(shape=self.shift_shape, initializer="zeros", name="shift")
 
-    def call(self, x):  # noqa: ANN201
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         if self.scale is not None:
             x = x * self.scale
         return x if self.shift is None else x + self.shift
@@ -62,7 +62,7 @@ class Select(keras.layers.Layer):
         if self.constants:
             self.values = self.add_weight(shape=[self.constants], name="constants")
 
-    def call(self, x):  # noqa: ANN201
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         if self.constants:
             like = keras.ops.zeros_like(x[..., :1])
             x = keras.ops.concatenate([x, like + self.values], axis=-1)
@@ -86,7 +86,7 @@ class Constant(keras.layers.Layer):
     def build(self, input_shape: tuple) -> None:
         self.values = self.add_weight(shape=self.shape[-1:], name="constants")
 
-    def call(self, x):  # noqa: ANN201
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         return keras.ops.broadcast_to(self.values, [keras.ops.shape(x)[0], *self.shape])
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:

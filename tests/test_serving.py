@@ -137,8 +137,10 @@ def test_no_custom_operations(exported):
 
     saved = saved_model_pb2.SavedModel.FromString((exported.path / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0].graph_def
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    functions = {f.signature.name for f in graph.library.function}
+    library = graph.library
+    defined = library.function
+    nodes = [*graph.node, *(node for f in defined for node in f.node_def)]
+    functions = {f.signature.name for f in defined}
     known = set(dir(tf.raw_ops))
     assert {node.op for node in nodes} - functions - known <= {"_Arg", "_Retval"}
     assert not {"PyFunc", "EagerPyFunc"} & {node.op for node in nodes}
