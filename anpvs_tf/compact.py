@@ -135,7 +135,7 @@ def _layers(
     """
     layer = step.layer
     if step.kind == "linear":
-        return _linear(step, *weights, width)
+        return _linear(step, *weights[:2], width)
     if step.kind == "depthwise":
         depthwise = keras.layers.DepthwiseConv2D(
             layer.kernel_size,

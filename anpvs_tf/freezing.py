@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import liveness
+from anpvs_tf import image_convolution, liveness
 from anpvs_tf.errors import UsageError
 from anpvs_tf.gates import gates_of
 from anpvs_tf.liveness import Channels, Node, read
@@ -60,8 +60,9 @@ class Step:
     """One operation: tensors[output] = run(tensors[inputs], folded weights).
 
     `kind`, `layer`, `indices` and `shape` say what `run` does, for `compact.freeze`:
-        linear: the convolution or dense `layer` without its activation; its kernel
-            has zero rows for the input channels that are not in `indices`.
+        linear: the convolution or dense `layer` without its activation; weights are
+            kernel, bias and perhaps one for the gradient; the kernel has zero rows for
+            the input channels that are not in `indices`.
         depthwise: the depthwise `layer` with its activation.
         activation: the activation of `layer`.
         affine: x * weights[0] + weights[1], the second one optional.
@@ -256,8 +257,12 @@ class FrozenNetwork:
                 total += tf.reduce_sum(full, axis=range(full.shape.rank - 1))
             return _taken(total, columns, -1)
 
+        weights = [lambda: linear.kernel(), lambda: linear.bias()]
+        block = None
         if isinstance(layer, layers.Conv2D):
             places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
+            if value.source == self.image:
+                block = image_convolution.block_of(layer, len(rows))
 
             def run(x, w):
                 return _add_bias(_convolve(layer, x[0], w[0]), w[1])
@@ -268,10 +273,17 @@ class FrozenNetwork:
                 return _add_bias(tf.tensordot(x[0], w[0], 1) if places > 1 else x[0] @ w[0], w[1])
 
         linear = _Linear(kernel, bias)
+        if block:
+            weights.append(lambda: image_convolution.gradient_kernel(linear.kernel(), block))
+
+            def run(x, w):
+                padding = layer.padding.upper()
+                return _add_bias(image_convolution.convolve(x[0], w[0], w[2], padding, block), w[1])
+
         source = self._emit(
             run,
             [value.source],
-            [lambda: linear.kernel(), lambda: linear.bias()],
+            weights,
             "linear",
             layer=layer,
             indices=np.flatnonzero(alive),

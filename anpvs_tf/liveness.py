@@ -117,7 +117,11 @@ def _node(call) -> Node:
 
 
 def analyse(
-    nodes: list[Node], image: int, image_shape: tuple, open_gates: dict[str, np.ndarray]
+    nodes: list[Node],
+    image: int,
+    image_shape: tuple,
+    open_gates: dict[str, np.ndarray],
+    zeros: bool = False,
 ) -> dict[int, Channels]:
     """Channels of every tensor.
 
@@ -127,6 +131,8 @@ def analyse(
         image_shape: (None, H, W, C).
         open_gates: {gate's name: bool [features], False where pruned}; a gate
             that is absent has nothing pruned.
+        zeros: only channels that are 0 whatever the weights are count as constant:
+            the others' values may still be trained.
 
     Raises:
         UsageError: nothing of the image reaches the logits.
@@ -134,7 +140,10 @@ def analyse(
     never = np.zeros(image_shape[-1], bool)
     known = {image: Channels(never, never, lambda: tf.zeros([len(never)]), never.copy())}
     for node in nodes:
-        known[node.output] = _forward(node, [known[i] for i in node.inputs], open_gates)
+        channels = _forward(node, [known[i] for i in node.inputs], open_gates)
+        if zeros:
+            channels = dataclasses.replace(channels, constant=channels.zero)
+        known[node.output] = channels
     logits = known[nodes[-1].output]
     if logits.constant.any():
         raise UsageError(

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import datasets, efficiency, records, runs, warm_start
+from anpvs_tf import datasets, efficiency, records, runs, shrinking, warm_start
 from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.freezing import FrozenNetwork
@@ -104,12 +104,19 @@ def _train(
         kl_ramp_steps=settings.kl_ramp_epochs * steps,
         epsilon_warmup_steps=settings.epsilon_warmup_epochs * steps,
     )
-    classifier = RobustClassifier(network, method, objective, settings.seed)
-    optimizer = make_optimizer(settings, settings.epochs * steps)
-    # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
-    classifier.compile(optimizer=optimizer, jit_compile=False)
-    optimizer.build(network.trainable_variables)
-    train_step = None
+
+    def classifier_of(network: keras.Model, shares: dict[str, float] | None) -> RobustClassifier:
+        made = RobustClassifier(network, method, objective, settings.seed, shares)
+        optimizer = make_optimizer(settings, settings.epochs * steps)
+        # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
+        made.compile(optimizer=optimizer, jit_compile=False)
+        return made
+
+    # What is evaluated and saved is always the whole network; what is trained may be a
+    # smaller one, that is loaded from it and stored back into it.
+    whole = classifier_of(network, None)
+    whole.optimizer.build(network.trainable_variables)
+    removal = shrinking.Removal(network)
 
     # ---- Evaluation: in float32, on the network as it is deployed ----
     evaluated = runs.build_network(settings, "float32")
@@ -125,14 +132,14 @@ def _train(
     epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
     checkpoint = tf.train.Checkpoint(
         network=network,
-        optimizer=optimizer,
+        optimizer=whole.optimizer,
         epochs_done=epochs_done,
-        crafting_features=tf.train.Checkpoint(**classifier.crafting_features),
+        crafting_features=tf.train.Checkpoint(**whole.crafting_features),
+        removal=removal.checkpoint(),
     )
     manager = tf.train.CheckpointManager(checkpoint, str(run.checkpoints), max_to_keep=2)
     if manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
-        classifier.restore_crafting()
+        restore(checkpoint, manager.latest_checkpoint)
         print(f"Continuing {run.path} after epoch {int(epochs_done)}")
     rows: list[dict[str, Any]] = list(run.metrics())[: int(epochs_done)]
 
@@ -144,7 +151,11 @@ def _train(
         )
     )
     writer = tf.summary.create_file_writer(str(run.tensorboard))
+    train_step = None
     for epoch in range(first + 1, settings.epochs + 1):
+        if (settings.shrink and removal.advance(settings.shrink_after)) or train_step is None:
+            classifier, copies = shrinking.working_copy(whole, removal, classifier_of)
+            train_step = None
         if classifier.refreeze() or train_step is None:
             train_step = tf.function(classifier.train_step, autograph=False)
         progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
@@ -156,6 +167,9 @@ def _train(
             check_finite(terms, epoch, step, manager.latest_checkpoint)
             progress.update(step, f"loss {terms['loss']:.3f}")
         seconds = progress.seconds()
+        for copy in copies:
+            copy.store()
+        removal.observe()
         evaluated.set_weights(network.get_weights())
         # The losses above were those before the last update.
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
@@ -186,6 +200,21 @@ def _train(
     record["efficiency"] = efficiency.report(evaluated)
     run.write_results([record])
     return [record]
+
+
+def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    """Reads a checkpoint.
+
+    Raises:
+        UsageError: it is not of this run as this version of the package would train it.
+    """
+    try:
+        checkpoint.restore(path).assert_existing_objects_matched()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise UsageError(
+            f"checkpoint {path} cannot be continued: it is damaged, or of another version of "
+            "anpvs_tf; start anew with --overwrite or another --run_dir"
+        ) from error
 
 
 def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Optimizer:

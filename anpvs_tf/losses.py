@@ -36,11 +36,24 @@ def layer_vulnerability(
 
 
 def vulnerability(
-    clean: list[tf.Tensor], adversarial: list[tf.Tensor], reduction: str = "mean"
+    clean: list[tf.Tensor],
+    adversarial: list[tf.Tensor],
+    reduction: str = "mean",
+    shares: list[float] | None = None,
 ) -> tf.Tensor:
-    """Vulnerability of a network: the mean of its latent layers' (Eq. 2)."""
-    pairs = zip(clean, adversarial, strict=True)
-    return tf.reduce_mean(tf.stack([layer_vulnerability(c, a, reduction) for c, a in pairs]))
+    """Vulnerability of a network: the mean of its latent layers' (Eq. 2).
+
+    Args:
+        clean, adversarial, reduction: as in `layer_vulnerability`, for each layer.
+        shares: for each layer the share of its features that is there; the others
+            are 0 and count in a mean. None: all are there.
+    """
+    layers = [
+        layer_vulnerability(*pair, reduction) for pair in zip(clean, adversarial, strict=True)
+    ]
+    if shares is not None and reduction == "mean":
+        layers = [share * value for share, value in zip(shares, layers, strict=True)]
+    return tf.reduce_mean(tf.stack(layers))
 
 
 def squared_norm(weights: Iterable[tf.Tensor]) -> tf.Tensor:

@@ -66,6 +66,12 @@ class Settings:
     eval_attack_steps: int = _setting("gradient steps of the evaluation attack", at_least=1)
     adversarial_weight: float = _setting("w of J = (CE(x) + w CE(x~)) / (1 + w)", at_least=0.0)
     weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
+    shrink: bool = _setting(
+        "take features out of the training network for good once they stay pruned"
+    )
+    shrink_after: int = _setting(
+        "with --shrink: epochs in a row that a feature is pruned before it leaves", at_least=1
+    )
     seed: int = _setting(
         "of the initial weights, order, augmentation, noise", at_least=0, at_most=2**31 - 1
     )
@@ -99,6 +105,8 @@ COMMON: dict[str, Any] = {
     "vulnerability_reduction": "mean",
     "adversarial_weight": 2.0,
     "weight_decay": 1e-4,
+    "shrink": False,
+    "shrink_after": 2,
     "seed": 0,
     "precision": "auto",
     "base_epochs": None,

@@ -67,6 +67,10 @@ class GroupedAdam(keras.optimizers.Adam):
             learning_rate = learning_rate * self.gate_rate_multiple
         super().update_step(gradient, variable, learning_rate)
 
+    def slots(self) -> tuple[list, list]:
+        """The two moments, each a list with a variable for each trained one."""
+        return self._momentums, self._velocities
+
     def get_config(self) -> dict:
         return super().get_config() | {"gate_rate_multiple": self.gate_rate_multiple}
 
@@ -133,14 +137,24 @@ class RobustClassifier(keras.Model):
         method: a row of `methods.METHODS`.
         objective: its hyperparameters.
         seed: of all randomness of training: the attack's start, masks, dropout.
+        shares: {output's name: share of its features that `network` still has}, if
+            it was shrunk, so that its vulnerability stays that of the whole network.
     """
 
-    def __init__(self, network: keras.Model, method: Method, objective: Objective, seed: int = 0):
+    def __init__(
+        self,
+        network: keras.Model,
+        method: Method,
+        objective: Objective,
+        seed: int = 0,
+        shares: dict[str, float] | None = None,
+    ):
         super().__init__(name=f"{network.name}_{method.name}")
         self.network = network
         self.method = method
         self.objective = objective
         self.run_seed = seed
+        self.shares = shares or {}
         self.gates = gates_of(network)
         # Dense until `refreeze`: exact whatever the gates do meanwhile.
         self.frozen = self._freeze(prune=False)
@@ -244,11 +258,13 @@ class RobustClassifier(keras.Model):
         terms["weight_decay"] = objective.weight_decay * losses.squared_norm(kernels)
         weight_loss = fit + terms["weight_decay"]
         if self.method.vulnerability:
-            latents = [tf.split(v, copies) for k, v in outputs.items() if k != "logits"]
+            names = [name for name in outputs if name != "logits"]
+            latents = [tf.split(outputs[name], copies) for name in names]
             terms["vulnerability"] = losses.vulnerability(
                 [clean for clean, _ in latents],
                 [adversarial for _, adversarial in latents],
                 objective.vulnerability_reduction,
+                [self.shares.get(name, 1.0) for name in names],
             )
             weight_loss += objective.lambda_vs * terms["vulnerability"]
         terms["loss"] = weight_loss

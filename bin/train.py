@@ -19,6 +19,12 @@ from absl import flags
 from anpvs_tf import loop, programs, records, runs, settings
 
 RUNS = "runs"
+DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def _define_flags() -> None:
@@ -26,8 +32,8 @@ def _define_flags() -> None:
         kind = field.type
         if isinstance(kind, types.UnionType):
             kind = typing.get_args(kind)[0]
-        define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-        define.get(kind, flags.DEFINE_list)(field.name, None, settings.describe(field))
+        define = DEFINE.get(kind, flags.DEFINE_list)
+        define(field.name, None, settings.describe(field))
     flags.DEFINE_string(
         "recipe", "published", f"named set of defaults: {', '.join(settings.RECIPES)}"
     )

@@ -114,7 +114,7 @@ def test_removal_is_real():
         gate.a_raw.assign(np.where(shut, -9.0, 1.0))
         gate.b_raw.assign(np.where(shut, 5.0, 0.5))
     frozen = FrozenNetwork(network)
-    shapes = [tuple(w.shape) for step in frozen.fold() for w in step if len(w.shape) > 1]
+    shapes = [tuple(weights[0].shape) for weights in frozen.fold() if weights]
     assert shapes == [(5, 5, 1, 5), (5, 5, 5, 10), (160, 40), (40, 10)]
     # Multiply-adds by hand: 24^2 * 25 * 5, 8^2 * 25 * 5 * 10, 160 * 40, 40 * 10.
     assert frozen.multiplications == 72_000 + 80_000 + 6_400 + 400
