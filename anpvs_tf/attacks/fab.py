@@ -135,9 +135,7 @@ def fab(
         with tf.GradientTape() as tape:
             tape.watch(state.current)
             logits = objectives.logits_of(logits_fn, state.current)
-            behind = tf.gather(logits, target, batch_dims=1) - tf.gather(
-                logits, own, batch_dims=1
-            )
+            behind = tf.gather(logits, target, batch_dims=1) - tf.gather(logits, own, batch_dims=1)
             total = tf.reduce_sum(behind)
         normals = tape.gradient(
             total, state.current, unconnected_gradients=tf.UnconnectedGradients.ZERO
