@@ -84,7 +84,6 @@ def fab(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-    random_start: bool = False,
     shortest: bool = False,
 ) -> tf.Tensor:
     """Walks along the boundary between the label and a target class, close to the image.
@@ -93,7 +92,7 @@ def fab(
     overshoots both moves by eta, and mixes them with a bias to the image's. An
     iterate that fools the model is pulled back to the image by 1 - beta.
 
-    Arguments and errors as of `pgd`, and:
+    Arguments and errors as of `pgd`; the seed is not used. And:
 
     Args:
         targets: int [batch], the wrong classes whose boundaries are sought. Any
@@ -102,7 +101,6 @@ def fab(
         alpha_max: upper bound of the weight of the image's move.
         eta: overshoot, above 1.
         beta: what is left of a perturbation that fools the model, below 1.
-        random_start: start at distance epsilon / 2 instead of at the image.
         shortest: go on to the last step and return the smallest perturbation,
             instead of the first that lies inside the ball.
 
@@ -112,7 +110,6 @@ def fab(
         unperturbed too.
     """
     norms.check_threat_model(epsilon, norm)
-    shape = tf.shape(images)
     features = images.shape.rank - 1
 
     def flat(tensor):
@@ -123,13 +120,9 @@ def fab(
 
     def begin():
         left = ~objectives.fooled(objectives.logits_of(logits_fn, images), labels)
-        start = images
-        if random_start:
-            start += norms.random_on_sphere(shape, seed, epsilon / 2, norm)
-            start = tf.clip_by_value(start, 0.0, 1.0)
-        position, start, origin = active.keep(left, (tf.range(shape[0]), start, images))
+        position, origin = active.keep(left, (tf.range(tf.shape(images)[0]), images))
         infinite = tf.fill(tf.shape(position), tf.constant(float("inf")))
-        return _State(position, start, origin, infinite)
+        return _State(position, origin, origin, infinite)
 
     def step(state, origin, own, target):
         with tf.GradientTape() as tape:
