@@ -27,6 +27,7 @@ def _rounds(
     `attack_round(i, position)` attacks the examples at `position`. The worst case
     is an image that fools the model, or else the one of the largest margin.
     """
+    images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
     logits = objectives.logits_of(logits_fn, images)
     margins = objectives.margins_of(logits, labels)
     left = ~objectives.fooled(logits, labels)
