@@ -71,6 +71,14 @@ def test_random_start_is_uniform_in_the_ball(norm, power):
     assert distance < 2.23 / np.sqrt(len(order))
 
 
+@pytest.mark.parametrize("norm", norms.NORMS)
+def test_starts_on_the_sphere(norm):
+    draws = norms.random_on_sphere(tf.constant([50, 2, 2, 3]), SEED, 0.2, norm)
+    np.testing.assert_allclose(norms.length(draws, norm), 0.2, rtol=1e-5)
+    correlations = np.corrcoef(draws.numpy().reshape(50, 12))
+    assert np.abs(correlations[~np.eye(50, dtype=bool)]).mean() < 0.3
+
+
 def test_the_start_is_a_function_of_the_seed():
     images, labels = images_of(), tf.zeros([50], tf.int64)
     settings = {"epsilon": 0.1, "step_size": 0.01, "steps": 1}

@@ -1,4 +1,4 @@
-"""The geometry of a threat model: steepest step, projection and random start in a ball.
+"""The geometry of a threat model: steepest step, projection and random starts in a ball.
 
 All functions take a batch of perturbations [batch, ...] and treat each example
 by itself.
@@ -14,6 +14,13 @@ def check_norm(norm: str) -> None:
     """Raises ValueError unless `norm` is one of `NORMS`."""
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}; received {norm!r}")
+
+
+def check_threat_model(epsilon: float, norm: str) -> None:
+    """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite."""
+    check_norm(norm)
+    if not 0.0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive and finite; received {epsilon!r}")
 
 
 def length(perturbations: tf.Tensor, norm: str) -> tf.Tensor:
@@ -41,6 +48,15 @@ def project(perturbations: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     return perturbations * tf.where(factor > 0, tf.minimum(factor, 1.0), 1.0)
 
 
+def restrict(images: tf.Tensor, candidates: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+    """Moves candidates into the ball around their images, then into [0, 1].
+
+    The second move does not leave the ball: it brings every pixel nearer to the
+    image's own, which lies in [0, 1].
+    """
+    return tf.clip_by_value(images + project(candidates - images, epsilon, norm), 0.0, 1.0)
+
+
 def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     """Perturbations drawn uniformly from the ball of radius epsilon, float32."""
     if norm == "linf":
@@ -51,6 +67,18 @@ def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str)
     radius_shape = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
     radius = tf.random.stateless_uniform(radius_shape, seeds[1]) ** (1.0 / dimensions)
     return epsilon * radius * direction
+
+
+def random_on_sphere(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+    """Perturbations of norm epsilon, float32: a draw around 0, scaled to that norm.
+
+    The draw is uniform for "linf" and normal for "l2", whose direction is uniform.
+    """
+    if norm == "linf":
+        draw = tf.random.stateless_uniform(shape, seed, -1.0, 1.0)
+    else:
+        draw = tf.random.stateless_normal(shape, seed)
+    return epsilon * tf.math.divide_no_nan(draw, length(draw, norm))
 
 
 def assert_in_threat_model(

@@ -1,15 +1,13 @@
 """Projected gradient descent (Madaan et al. 2020, Eq. 4; Madry et al. 2018)."""
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
-from anpvs_tf.attacks import norms
+from anpvs_tf.attacks import norms, objectives
 
 
-@tf.function(autograph=False)
+@tf.function(autograph=False, reduce_retracing=True)
 def pgd(
-    logits_fn: Callable[[tf.Tensor], tf.Tensor],
+    logits_fn: objectives.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
     seed: tf.Tensor,
@@ -19,14 +17,18 @@ def pgd(
     steps: int,
     norm: str = "linf",
     random_start: bool = True,
+    loss: str = "ce",
+    targets: tf.Tensor | None = None,
+    gamma: float = 1.0,
 ) -> tf.Tensor:
-    """Maximises the cross-entropy inside a ball around each image.
+    """Maximises a loss inside a ball around each image; returns the last iterate.
 
     Works on any function images -> logits. Compiled once for each `logits_fn`,
     settings and shape; keep the same function object to reuse the compilation.
 
     Args:
-        logits_fn: maps images [batch, ...] to logits [batch, classes].
+        logits_fn: maps images [batch, ...] to logits [batch, classes] (or what
+            else `objectives` accepts).
         images: float32 in [0, 1].
         labels: int [batch], the true classes.
         seed: int32 [2]; the random start is a function of it.
@@ -35,31 +37,30 @@ def pgd(
         steps: number of gradient steps.
         norm: "linf" or "l2".
         random_start: start at a uniform draw from the ball instead of its centre.
+        loss: what to maximise, a name in `objectives.LOSSES`. The gradient of
+            "latent" vanishes at its clean image but for the cross-entropy's, so
+            start at random.
+        targets: int [batch], for "dlr_targeted".
+        gamma: weight of the vulnerability, for "latent".
 
     Returns:
         Adversarial images, float32, inside the ball and [0, 1].
 
     Raises:
-        ValueError: for another norm.
+        ValueError: for another norm, loss, or epsilon.
     """
-    norms.check_norm(norm)
-
-    def inside(perturbed):
-        moved = images + norms.project(perturbed - images, epsilon, norm)
-        return tf.clip_by_value(moved, 0.0, 1.0)
+    norms.check_threat_model(epsilon, norm)
+    objective = objectives.objective(loss, logits_fn, images, labels, targets, gamma)
 
     def step(perturbed):
-        with tf.GradientTape() as tape:
-            tape.watch(perturbed)
-            logits = tf.cast(logits_fn(perturbed), tf.float32)
-            # A sum, not a mean: an example's gradient must not depend on the batch size.
-            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        gradients = tape.gradient(loss, perturbed)
-        return inside(perturbed + step_size * norms.steepest(gradients, norm))
+        gradients = objectives.evaluate(logits_fn, perturbed, objective).gradients
+        moved = perturbed + step_size * norms.steepest(gradients, norm)
+        return norms.restrict(images, moved, epsilon, norm)
 
     start = images
     if random_start:
-        start = inside(images + norms.random_in_ball(tf.shape(images), seed, epsilon, norm))
+        draw = norms.random_in_ball(tf.shape(images), seed, epsilon, norm)
+        start = norms.restrict(images, images + draw, epsilon, norm)
     _, adversarial = tf.while_loop(
         lambda i, _: i < steps, lambda i, x: (i + 1, step(x)), (0, start)
     )

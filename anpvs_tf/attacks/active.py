@@ -1,0 +1,30 @@
+"""Examples leave an attack when they are broken, and the batch shrinks.
+
+An attack keeps the positions of the examples that are left, int [examples], and
+state tensors with one row for each of them.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def keep(mask: tf.Tensor, state: Any) -> Any:
+    """The rows of every tensor of a structure where mask, bool [examples], is true."""
+    rows = tf.where(mask)[:, 0]
+    return tf.nest.map_structure(lambda values: tf.gather(values, rows), state)
+
+
+def put(values: tf.Tensor, positions: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Replaces the rows of `values` at `positions`."""
+    return tf.tensor_scatter_nd_update(values, positions[:, None], rows)
+
+
+def select(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
+    """Row by row, `yes` where mask, bool [examples], is true, else `no`."""
+    return tf.where(tf.reshape(mask, [-1] + [1] * (yes.shape.rank - 1)), yes, no)
+
+
+def any_size(state: Any) -> Any:
+    """Shapes of a structure of tensors with the number of rows left open."""
+    return tf.nest.map_structure(lambda t: tf.TensorShape([None, *t.shape[1:]]), state)

@@ -1,0 +1,219 @@
+"""What an attack maximises: one number an example, by name.
+
+Losses see the outputs of a function images -> logits [batch, classes], or
+logits [draws, batch, classes] of a stochastic model (see
+`composition.expectation`), or a dict of "logits" and latent features; they are
+means over draws.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+LogitsFn = Callable[[tf.Tensor], tf.Tensor | dict[str, tf.Tensor]]
+
+# Keeps a quotient finite where the logits that scale it are equal.
+_TINY = 1e-12
+
+
+class Outputs(NamedTuple):
+    """logits: float32 [(draws,) batch, classes]; latent: name -> [(draws,) batch, ...]."""
+
+    logits: tf.Tensor
+    latent: dict[str, tf.Tensor]
+
+
+class Evaluation(NamedTuple):
+    """losses [batch], logits [batch, classes], gradients of each loss in its own image."""
+
+    losses: tf.Tensor
+    logits: tf.Tensor
+    gradients: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss and what it needs to know of each example; made by `objective`.
+
+    loss: a name in `LOSSES`; labels: int [batch]; targets: int [batch] or None;
+    clean: float32 latent features of the unperturbed images, name -> [batch, ...];
+    gamma: weight of the vulnerability in "latent".
+    """
+
+    loss: str
+    labels: tf.Tensor
+    targets: tf.Tensor | None
+    clean: dict[str, tf.Tensor]
+    gamma: float
+
+    def take(self, indices: tf.Tensor) -> "Objective":
+        """The same objective for the examples at `indices`, int [examples]."""
+        return dataclasses.replace(
+            self,
+            labels=tf.gather(self.labels, indices),
+            targets=None if self.targets is None else tf.gather(self.targets, indices),
+            clean={name: tf.gather(value, indices) for name, value in self.clean.items()},
+        )
+
+
+def _of_each(values: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Repeats int [batch] for each draw: the shape of the logits without the classes."""
+    return values if logits.shape.rank == 2 else tf.broadcast_to(values, tf.shape(logits)[:-1])
+
+
+def _at(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    classes = _of_each(classes, logits)
+    return tf.gather(logits, classes, axis=-1, batch_dims=classes.shape.rank)
+
+
+def _margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    own = tf.one_hot(_of_each(labels, logits), logits.shape[-1], on_value=True, off_value=False)
+    others = tf.where(own, tf.constant(float("-inf"), logits.dtype), logits)
+    return tf.reduce_max(others, axis=-1) - _at(logits, labels)
+
+
+def cross_entropy(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """Cross-entropy in nats."""
+    labels = _of_each(objective.labels, outputs.logits)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs.logits)
+
+
+def margin(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """The best wrong logit minus the right one (Carlini & Wagner 2017): positive if fooled."""
+    return _margin(outputs.logits, objective.labels)
+
+
+def dlr(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, Eq. 6).
+
+    The margin divided by z_1 - z_3, the largest minus the third largest logit: it
+    does not change when the logits are shifted or scaled. With two classes there
+    is no third logit, and it is the margin.
+    """
+    logits = outputs.logits
+    margins = _margin(logits, objective.labels)
+    if logits.shape[-1] < 3:
+        return margins
+    top = tf.math.top_k(logits, 3).values
+    return margins / (top[..., 0] - top[..., 2] + _TINY)
+
+
+def dlr_targeted(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """Targeted difference of logits ratio (Croce & Hein 2020, Eq. 7).
+
+    (z_target - z_label) / (z_1 - (z_3 + z_4) / 2). With fewer than four classes
+    the difference is not divided by anything.
+    """
+    logits = outputs.logits
+    difference = _at(logits, objective.targets) - _at(logits, objective.labels)
+    if logits.shape[-1] < 4:
+        return difference
+    top = tf.math.top_k(logits, 4).values
+    return difference / (top[..., 0] - (top[..., 2] + top[..., 3]) / 2 + _TINY)
+
+
+def latent(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """Cross-entropy + gamma * the example's vulnerability (Eq. 1 and 2, mean reduction)."""
+    distances = []
+    for name, clean in objective.clean.items():
+        moved = tf.abs(tf.cast(outputs.latent[name], tf.float32) - clean)
+        leading = outputs.logits.shape.rank - 1
+        distances.append(tf.reduce_mean(moved, axis=list(range(leading, moved.shape.rank))))
+    vulnerability = tf.add_n(distances) / len(distances)
+    return cross_entropy(outputs, objective) + objective.gamma * vulnerability
+
+
+LOSSES: dict[str, Callable[[Outputs, Objective], tf.Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "dlr_targeted": dlr_targeted,
+    "latent": latent,
+}
+
+
+def outputs_of(logits_fn: LogitsFn, images: tf.Tensor) -> Outputs:
+    """Calls the function; logits in float32, latent features if it returns any."""
+    result = logits_fn(images)
+    if not isinstance(result, dict):
+        return Outputs(tf.cast(result, tf.float32), {})
+    others = {name: value for name, value in result.items() if name != "logits"}
+    return Outputs(tf.cast(result["logits"], tf.float32), others)
+
+
+def _over_draws(logits: tf.Tensor) -> tf.Tensor:
+    """[(draws,) batch, classes] -> [batch, classes]; of draws, the log of the mean softmax."""
+    if logits.shape.rank == 2:
+        return logits
+    draws = tf.cast(tf.shape(logits)[0], tf.float32)
+    return tf.reduce_logsumexp(tf.nn.log_softmax(logits), axis=0) - tf.math.log(draws)
+
+
+def logits_of(logits_fn: LogitsFn, images: tf.Tensor) -> tf.Tensor:
+    """The logits that decide, float32 [batch, classes]."""
+    return _over_draws(outputs_of(logits_fn, images).logits)
+
+
+def fooled(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Which examples are misclassified, bool [batch]; logits as of `logits_of`."""
+    return tf.not_equal(tf.argmax(logits, axis=1), tf.cast(labels, tf.int64))
+
+
+def margins_of(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The best wrong logit minus the right one, [batch]; logits as of `logits_of`."""
+    return _margin(logits, labels)
+
+
+def objective(
+    loss: str,
+    logits_fn: LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    targets: tf.Tensor | None = None,
+    gamma: float = 1.0,
+) -> Objective:
+    """What to maximise for these examples.
+
+    Args:
+        loss: a name in `LOSSES`.
+        logits_fn: images -> logits, or a dict of "logits" and latent features,
+            which "latent" needs. It is called only for "latent", once.
+        images: the unperturbed images, [batch, ...].
+        labels: int [batch].
+        targets: int [batch], the wrong classes to aim at; for "dlr_targeted".
+        gamma: weight of the vulnerability; for "latent".
+
+    Raises:
+        ValueError: for an unknown loss, or if what it needs is missing.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {tuple(LOSSES)}; received {loss!r}")
+    if loss == "dlr_targeted" and targets is None:
+        raise ValueError("the loss 'dlr_targeted' needs targets")
+    clean = {}
+    if loss == "latent":
+        outputs = outputs_of(logits_fn, images)
+        if not outputs.latent:
+            raise ValueError("the loss 'latent' needs a function that returns latent features")
+        for name, value in outputs.latent.items():
+            features = tf.cast(value, tf.float32)
+            if outputs.logits.shape.rank == 3:
+                features = tf.reduce_mean(features, axis=0)
+            clean[name] = tf.stop_gradient(features)
+    return Objective(loss, labels, targets, clean, gamma)
+
+
+def evaluate(logits_fn: LogitsFn, images: tf.Tensor, objective: Objective) -> Evaluation:
+    """Loss, logits and gradient at `images`, in one forward and one backward pass."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = outputs_of(logits_fn, images)
+        losses = LOSSES[objective.loss](outputs, objective)
+        if losses.shape.rank == 2:
+            losses = tf.reduce_mean(losses, axis=0)
+        # A sum, not a mean: an example's gradient must not depend on the batch size.
+        total = tf.reduce_sum(losses)
+    gradients = tape.gradient(total, images, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return Evaluation(losses, _over_draws(outputs.logits), gradients)
