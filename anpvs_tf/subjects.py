@@ -1,0 +1,149 @@
+"""What is evaluated: a run's network as it is deployed, or a model that the user brings."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf import compact, gates, runs  # noqa: F401: their layers may be in a model file.
+from anpvs_tf.datasets import SOURCES
+from anpvs_tf.errors import UsageError
+from anpvs_tf.freezing import FrozenNetwork
+from anpvs_tf.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A classifier to attack.
+
+    Attributes:
+        name: where it comes from.
+        logits: float32 images [batch, H, W, C] in [0, 1] -> logits [batch, classes], as
+            deployed: what is attacked and what decides.
+        outputs: the same with the latent features, {"logits": ..., "<layer>": ...}; None
+            where only logits are to be had.
+        network: of a run, else None.
+        settings: of the run, else None.
+    """
+
+    name: str
+    dataset: str
+    logits: Callable[[tf.Tensor], tf.Tensor]
+    outputs: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
+    network: keras.Model | None = None
+    settings: Settings | None = None
+
+    @property
+    def classes(self) -> int:
+        return SOURCES[self.dataset].classes
+
+
+def of_run(run: runs.RunDirectory) -> Subject:
+    """The network of a finished run.
+
+    Raises:
+        UsageError: no finished run.
+    """
+    settings = run.settings()
+    network = run.load_network()
+    frozen = FrozenNetwork(network)
+    weights = frozen.fold()
+    return Subject(
+        str(run.path),
+        settings.dataset,
+        logits=lambda images: frozen.apply(weights, images),
+        outputs=lambda images: network(images, training=False),
+        network=network,
+        settings=settings,
+    )
+
+
+def of_model(path: str, dataset: str) -> Subject:
+    """A SavedModel directory (a version of an export, say) or a Keras model file.
+
+    A SavedModel is called by its signature `serving_default`. Its logits are the output
+    "logits", or its only output.
+
+    Args:
+        dataset: the data that the model classifies.
+
+    Raises:
+        UsageError: no such model, or one that does not fit the dataset.
+    """
+    if dataset not in SOURCES:
+        raise UsageError(f"unknown dataset {dataset!r}; choose one of {', '.join(SOURCES)}")
+    if not pathlib.Path(path).exists():
+        raise UsageError(f"--saved_model={path} does not exist")
+    try:
+        call = _saved_model(path) if pathlib.Path(path).is_dir() else _keras_file(path)
+    except UsageError:
+        raise
+    except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
+        text = " ".join(str(error).split())[:200]
+        raise UsageError(f"--saved_model={path} cannot be loaded: {text}") from error
+
+    def logits(images):
+        return _logits_of(call(images), path)
+
+    source = SOURCES[dataset]
+    try:
+        found = logits(tf.zeros([2, *source.image_shape]))
+    except UsageError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--saved_model={path} cannot classify images of {dataset}, "
+            f"{list(source.image_shape)}: {text}"
+        ) from error
+    if found.shape.as_list() != [2, source.classes]:
+        raise UsageError(
+            f"--saved_model={path} returns {found.shape.as_list()[1:]} values for an image; the "
+            f"{source.classes} classes of {dataset} were expected"
+        )
+    return Subject(path, dataset, logits)
+
+
+def _saved_model(path: str) -> Callable[[tf.Tensor], Any]:
+    loaded = tf.saved_model.load(path)
+    if "serving_default" not in loaded.signatures:
+        raise UsageError(f"--saved_model={path} has no signature serving_default")
+    signature = loaded.signatures["serving_default"]
+    (name,) = signature.structured_input_signature[1]
+
+    def call(images):
+        return signature(**{name: images})
+
+    call.keeps = loaded  # A signature does not keep its variables alive.
+    return call
+
+
+def _keras_file(path: str) -> Callable[[tf.Tensor], Any]:
+    model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    return lambda images: model(images, training=False)
+
+
+def _logits_of(output: Any, path: str) -> tf.Tensor:
+    if isinstance(output, dict):
+        if "logits" not in output and len(output) > 1:
+            raise UsageError(
+                f"--saved_model={path} returns {', '.join(output)}; an output 'logits' was expected"
+            )
+        output = output["logits"] if "logits" in output else next(iter(output.values()))
+    return tf.cast(output, tf.float32)
+
+
+def check_logits(subject: Subject, logits: np.ndarray) -> None:
+    """Raises UsageError for what cannot be logits: NaN or infinite values, probabilities."""
+    if not np.all(np.isfinite(logits)):
+        raise UsageError(f"{subject.name} returns logits that are not finite")
+    sums_to_one = np.allclose(logits.sum(axis=1), 1.0, atol=1e-3)
+    if len(logits) and logits.min() >= 0 and logits.max() <= 1 and sums_to_one:
+        raise UsageError(
+            f"{subject.name} returns probabilities; attacks need logits, from before the softmax "
+            "(gradients through a softmax vanish and would make it look robust)"
+        )
