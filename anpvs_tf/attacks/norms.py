@@ -16,10 +16,13 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"norm must be one of {NORMS}; received {norm!r}")
 
 
-def check_threat_model(epsilon: float, norm: str) -> None:
-    """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite."""
+def check_threat_model(epsilon: float | tf.Tensor, norm: str) -> None:
+    """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite.
+
+    The value of an epsilon that is a tensor (a schedule in training) is not looked at.
+    """
     check_norm(norm)
-    if not 0.0 < epsilon < float("inf"):
+    if not tf.is_tensor(epsilon) and not 0.0 < epsilon < float("inf"):
         raise ValueError(f"epsilon must be positive and finite; received {epsilon!r}")
 
 
