@@ -1,5 +1,6 @@
 """How a program in bin/ starts and ends."""
 
+import logging as standard_logging
 import sys
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags begin with --", 2))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Keras and TFDS log each save and read.
+            # It takes many networks and stages for one function that is retraced.
+            standard_logging.getLogger("tensorflow").setLevel("ERROR")
         return rest
 
     def guarded(_):

@@ -78,6 +78,17 @@ def result_record(
     }
 
 
+def merged(held: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`held` with `new` behind it; what `new` evaluates anew is replaced."""
+
+    def identity(record):
+        keys = ("dataset", "split", "examples", "threat_model", "attack", "attack_seed")
+        return {key: record.get(key) for key in keys}
+
+    fresh = [identity(record) for record in new]
+    return [record for record in held if identity(record) not in fresh] + new
+
+
 def result_table(record: dict[str, Any]) -> str:
     """A record as the lines that end a training run."""
     attack, threat = record["attack"], record["threat_model"]

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import compact, gates, runs  # noqa: F401: their layers may be in a model file.
+# Their layers may be in a model file: importing registers them.
+from anpvs_tf import compact, gates, runs  # noqa: F401
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork

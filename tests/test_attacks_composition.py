@@ -88,6 +88,7 @@ def test_targets_are_the_most_likely_wrong_classes_in_turn():
     assert len(seen) == 3
     for rank, call in enumerate(seen):
         np.testing.assert_array_equal(call["targets"], order[:, rank + 1])
+        np.testing.assert_array_equal(call["seed"], noise.fold(SEED, rank))
     seen.clear()
     composition.targets(recorded(nothing, seen), 2)(linear, IMAGES, LABELS, SEED)
     assert len(seen) == 2

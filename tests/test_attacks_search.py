@@ -144,6 +144,35 @@ def test_square_approaches_the_optimum_of_a_linear_model_without_gradients(
     assert gain(found, norm, 0.2).min() > least
 
 
+def test_square_does_not_waste_queries_on_what_is_in_place():
+    """With one channel, half of the small squares would propose what is there already."""
+    weights = RNG.normal(size=(36, 1)).astype(np.float32)
+
+    def grey(images):
+        rise = tf.reshape(images - 0.5, [-1, 36]) @ weights
+        return tf.concat([0 * rise + 100, rise], axis=1)
+
+    images = np.full([1, 6, 6, 1], 0.5, np.float32)
+    gains = []
+    for i in range(5):
+        found = square(grey, images, ZEROS[:1], noise.seed_of(i), epsilon=0.1, queries=80)
+        gains.append(np.reshape(found - 0.5, 36) @ weights[:, 0] / (0.1 * np.abs(weights).sum()))
+    assert np.mean(gains) > 0.8
+
+
+def test_square_returns_the_first_image_that_fools():
+    def near(images):
+        return linear(images) - tf.constant([OFFSET, 0.0]) + tf.constant([3.0, 0.0])
+
+    labels = tf.argmax(near(IMAGES), axis=1)
+    settings = {"epsilon": 0.05, "rescale": False}
+    few = square(near, IMAGES, labels, SEED, queries=5, **settings).numpy()
+    more = square(near, IMAGES, labels, SEED, queries=19, **settings).numpy()
+    broken = (tf.argmax(near(few), axis=1) != labels).numpy()
+    assert 2 < broken.sum() < 20
+    np.testing.assert_array_equal(few[broken], more[broken])
+
+
 def test_masked_gradients_stop_pgd_but_not_the_others():
     """Logits times 1e4 saturate the softmax: the cross-entropy's gradient is exactly 0."""
     half = 0.5 * np.sum(WEIGHTS, axis=0)

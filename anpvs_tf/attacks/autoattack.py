@@ -139,9 +139,8 @@ def _stages(
 
 
 def _pgd(name: str, settings: Settings, loss: str) -> list[Stage]:
-    steps = settings.steps or 40
-    step_size = settings.step_size or 2.5 * settings.epsilon / steps
-    own = {"loss": loss, "steps": steps, "step_size": step_size, "gamma": settings.gamma}
+    own = {name: getattr(settings, name) for name in ("steps", "step_size", "gamma")}
+    own["loss"] = loss
     return _stages(name, pgd, settings, **own)
 
 
@@ -154,13 +153,13 @@ def _noise(settings: Settings) -> list[Stage]:
 
 
 def _apgd(name: str, settings: Settings, loss: str) -> list[Stage]:
-    steps = settings.steps or 100
-    return _stages(name, apgd, settings, loss == "dlr_targeted", loss=loss, steps=steps)
+    targeted = loss == "dlr_targeted"
+    return _stages(name, apgd, settings, targeted, loss=loss, steps=settings.steps)
 
 
 def _fab(settings: Settings) -> list[Stage]:
     # It starts at the image, so that a restart would repeat it.
-    return _stages("fab-t", fab, settings, True, restarts=1, steps=settings.steps or 100)
+    return _stages("fab-t", fab, settings, True, restarts=1, steps=settings.steps)
 
 
 def _square(settings: Settings) -> list[Stage]:
@@ -178,24 +177,54 @@ def _standard(settings: Settings) -> list[Stage]:
 
 
 def _rand(settings: Settings) -> list[Stage]:
-    settings = dataclasses.replace(settings, draws=settings.draws or 20)
     return [*_apgd("apgd-ce", settings, "ce"), *_apgd("apgd-dlr", settings, "dlr")]
 
 
-ATTACKS: dict[str, Callable[[Settings], list[Stage]]] = {
-    "pgd": lambda settings: _pgd("pgd", settings, "ce"),
-    "pgd-margin": lambda settings: _pgd("pgd-margin", settings, "margin"),
-    "pgd-latent": lambda settings: _pgd("pgd-latent", settings, "latent"),
-    "fgsm": _fgsm,
-    "noise": _noise,
-    "apgd-ce": lambda settings: _apgd("apgd-ce", settings, "ce"),
-    "apgd-dlr": lambda settings: _apgd("apgd-dlr", settings, "dlr"),
-    "apgd-t": lambda settings: _apgd("apgd-t", settings, "dlr_targeted"),
-    "fab-t": _fab,
-    "square": _square,
-    "autoattack": _standard,
-    "autoattack-rand": _rand,
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """An attack by name: how its stages are made, and which settings they depend on."""
+
+    make: Callable[[Settings], list[Stage]]
+    uses: tuple[str, ...]
+
+
+_PGD = ("steps", "step_size", "restarts", "draws")
+_APGD = ("steps", "restarts", "draws")
+
+ATTACKS: dict[str, Kind] = {
+    "pgd": Kind(lambda settings: _pgd("pgd", settings, "ce"), _PGD),
+    "pgd-margin": Kind(lambda settings: _pgd("pgd-margin", settings, "margin"), _PGD),
+    "pgd-latent": Kind(lambda settings: _pgd("pgd-latent", settings, "latent"), (*_PGD, "gamma")),
+    "fgsm": Kind(_fgsm, ("draws",)),
+    "noise": Kind(_noise, ("noise_draws", "restarts")),
+    "apgd-ce": Kind(lambda settings: _apgd("apgd-ce", settings, "ce"), _APGD),
+    "apgd-dlr": Kind(lambda settings: _apgd("apgd-dlr", settings, "dlr"), _APGD),
+    "apgd-t": Kind(lambda settings: _apgd("apgd-t", settings, "dlr_targeted"), (*_APGD, "targets")),
+    "fab-t": Kind(_fab, ("steps", "targets", "draws")),
+    "square": Kind(_square, ("queries", "restarts", "draws")),
+    "autoattack": Kind(_standard, ("steps", "restarts", "targets", "queries", "draws")),
+    "autoattack-rand": Kind(_rand, _APGD),
 }
+
+
+def resolve(attack: str, settings: Settings) -> Settings:
+    """The settings with an attack's own defaults filled in, and None for what it does not use.
+
+    Raises:
+        ValueError: for an unknown attack.
+    """
+    if attack not in ATTACKS:
+        raise ValueError(f"attack must be one of {tuple(ATTACKS)}; received {attack!r}")
+    uses = ATTACKS[attack].uses
+    steps = settings.steps or (40 if "step_size" in uses else 100)
+    return dataclasses.replace(
+        settings,
+        steps=steps if "steps" in uses else None,
+        step_size=(settings.step_size or 2.5 * settings.epsilon / steps)
+        if "step_size" in uses
+        else None,
+        draws=settings.draws or (20 if attack == "autoattack-rand" else 1),
+    )
 
 
 def stages(attack: str, settings: Settings) -> list[Stage]:
@@ -207,6 +236,4 @@ def stages(attack: str, settings: Settings) -> list[Stage]:
     Raises:
         ValueError: for an unknown attack.
     """
-    if attack not in ATTACKS:
-        raise ValueError(f"attack must be one of {tuple(ATTACKS)}; received {attack!r}")
-    return ATTACKS[attack](settings)
+    return ATTACKS[attack].make(resolve(attack, settings))

@@ -19,7 +19,7 @@ def check_norm(norm: str) -> None:
 def check_threat_model(epsilon: float | tf.Tensor, norm: str) -> None:
     """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite.
 
-    An epsilon that is a tensor (training lets it grow) is not looked at.
+    The value of an epsilon that is a tensor (a schedule in training) is not looked at.
     """
     check_norm(norm)
     if not tf.is_tensor(epsilon) and not 0.0 < epsilon < float("inf"):

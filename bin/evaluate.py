@@ -1,0 +1,178 @@
+"""Attacks a finished run, or any model of yours, and says how much of it to believe.
+
+  python bin/evaluate.py --run_dir=RUN                     AutoAttack on the whole test set
+  python bin/evaluate.py --run_dir=RUN --attack=pgd,apgd-ce,square --epsilons=0.1,0.2,0.3
+  python bin/evaluate.py --saved_model=DIR --dataset=mnist --epsilons=0.3
+
+Writes evaluation/<attack>-<norm>-<epsilon>.npz (what is known of each example) and adds to
+results.json. A stopped evaluation goes on when the same command is given again; what is
+finished is not computed twice.
+"""
+
+import contextlib
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import flags
+
+from anpvs_tf import assessment, datasets, programs, records, runs, subjects
+from anpvs_tf.attacks import norms
+from anpvs_tf.attacks.autoattack import Settings
+from anpvs_tf.errors import UsageError
+from anpvs_tf.settings import defaults
+
+BATCH_SIZE = 250
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
+    flags.DEFINE_string(
+        "saved_model", None, "instead: a SavedModel directory, or a Keras model file, with logits"
+    )
+    flags.DEFINE_string("dataset", None, "with --saved_model: the data that it classifies")
+    flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(assessment.ATTACKS)}")
+    flags.DEFINE_list("epsilons", None, "radii in pixel units of [0, 1]. Default: the dataset's")
+    flags.DEFINE_list(
+        "attack_steps", None, "gradient steps. Default: pgd the dataset's, others 100"
+    )
+    flags.DEFINE_float("step_size", None, "of pgd, in pixel units. Default: the dataset's")
+    flags.DEFINE_integer("restarts", 1, "of attacks with a random start")
+    flags.DEFINE_integer("eot", None, "draws of a stochastic model that gradients average over")
+    flags.DEFINE_integer("targets", 9, "classes that targeted attacks aim at")
+    flags.DEFINE_integer("queries", 5000, "of square")
+    flags.DEFINE_float("gamma", 1.0, "weight of the latent displacement in pgd-latent")
+    flags.DEFINE_string("norm", "linf", f"one of {', '.join(norms.NORMS)}")
+    flags.DEFINE_multi_string("source_run", [], "with --attack=transfer: a run to craft on; repeat")
+    flags.DEFINE_integer(
+        "examples", None, "evaluate on the first only. Default: the whole test set"
+    )
+    flags.DEFINE_integer("batch_size", BATCH_SIZE, "examples attacked at a time")
+    flags.DEFINE_integer("seed", 0, "of the attacks")
+    flags.DEFINE_integer("check_examples", 200, "examples for the self-checks; 0 leaves them out")
+    flags.DEFINE_string("out_dir", None, "with --saved_model: where results go. Default: beside it")
+    flags.DEFINE_string(
+        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
+    )
+    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    # ---- Everything that can be refused, before any long work ----
+    if bool(values.run_dir) == bool(values.saved_model):
+        raise UsageError("give --run_dir or --saved_model, one of them")
+    if values.saved_model and not values.dataset:
+        raise UsageError("--saved_model needs --dataset")
+    if values.run_dir and values.dataset:
+        raise UsageError("--dataset belongs to --saved_model; a run knows its own")
+    for name in ("batch_size", "examples", "restarts", "eot", "targets", "queries"):
+        if values[name].value is not None and values[name].value < 1:
+            raise UsageError(f"--{name} must be at least 1; got {values[name].value}")
+    if values.check_examples < 0:
+        raise UsageError(f"--check_examples must be at least 0; got {values.check_examples}")
+    unknown = [name for name in values.attack if name not in assessment.ATTACKS]
+    if unknown or not values.attack:
+        raise UsageError(
+            f"unknown attack {', '.join(unknown)!r}; choose of {', '.join(assessment.ATTACKS)}"
+        )
+    if (assessment.TRANSFER in values.attack) != bool(values.source_run):
+        raise UsageError("--attack=transfer and --source_run need each other")
+    if values.run_dir:
+        run = runs.RunDirectory(values.run_dir)
+        subject, directory = subjects.of_run(run), run.path
+    else:
+        subject = subjects.of_model(values.saved_model, values.dataset)
+        beside = pathlib.Path(values.saved_model).absolute()
+        directory = pathlib.Path(values.out_dir or f"{beside}-evaluation")
+    sources = [subjects.of_run(runs.RunDirectory(path)) for path in values.source_run]
+    attacks = chosen_attacks(subject)
+    data = datasets.load(subject.dataset, values.data_dir, values.download)
+    split = data.test.take(values.examples)
+
+    # ---- Attack ----
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = runs.RunDirectory(directory)
+        with held.owned() if values.run_dir else contextlib.nullcontext():
+            found = assessment.assess(
+                subject,
+                split,
+                attacks,
+                seed=values.seed,
+                batch_size=values.batch_size,
+                directory=directory / "evaluation",
+                sources=sources,
+                check_examples=min(values.check_examples, len(split)),
+            )
+            held.write_results(records.merged(held.results(), found))
+    except OSError as error:
+        raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
+    print(assessment.table(found))
+    print(f"Results are in {directory}")
+
+
+def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
+    """The attacks that the flags ask for, in order, each with its settings.
+
+    Raises:
+        UsageError: a setting out of range.
+    """
+    values = flags.FLAGS
+    usual = defaults(subject.dataset)
+    epsilons = numbers("epsilons", values.epsilons or [usual["epsilon"]], float)
+    steps = numbers("attack_steps", values.attack_steps or [], int)
+    chosen: list[tuple[str, Settings]] = []
+    for epsilon in epsilons:
+        if epsilon > 1 and values.norm == "linf":
+            raise UsageError(f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}")
+        for attack in values.attack:
+            published = {"steps": None}
+            if "step_size" in assessment.uses(attack) and values.norm == "linf":
+                published = {"steps": usual["eval_attack_steps"]}
+                published["step_size"] = usual["eval_step_size"]
+            if values.step_size is not None:
+                published["step_size"] = values.step_size
+            for count in steps or [published.pop("steps")]:
+                try:
+                    settings = Settings(
+                        epsilon=epsilon,
+                        norm=values.norm,
+                        classes=subject.classes,
+                        restarts=values.restarts,
+                        targets=values.targets,
+                        draws=values.eot,
+                        queries=values.queries,
+                        gamma=values.gamma,
+                        **published | {"steps": count},
+                    )
+                except ValueError as error:
+                    raise UsageError(str(error)) from error
+                if attack == "pgd-latent" and subject.outputs is None:
+                    raise UsageError(
+                        "--attack=pgd-latent needs --run_dir: it attacks latent features"
+                    )
+                same = assessment.file_name(attack, settings)
+                if all(assessment.file_name(*other) != same for other in chosen):
+                    chosen.append((attack, settings))
+    return chosen
+
+
+def numbers(flag: str, texts: list, kind: type) -> list:
+    """Numbers of a flag.
+
+    Raises:
+        UsageError: for what is none.
+    """
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        raise UsageError(
+            f"--{flag} must be numbers between commas; got {','.join(texts)}"
+        ) from None
+
+
+if __name__ == "__main__":
+    _define_flags()
+    programs.run(main)
