@@ -1,0 +1,185 @@
+"""Records of evaluations, and whether the self-checks see what they are there for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from anpvs_tf import assessment, selfchecks
+from anpvs_tf.attacks.autoattack import Settings
+from anpvs_tf.datasets import Split
+from anpvs_tf.errors import UsageError
+from anpvs_tf.subjects import Subject
+
+RNG = np.random.default_rng(0)
+WEIGHTS = tf.constant(RNG.normal(size=(49, 10)).astype(np.float32))
+IMAGES = RNG.integers(60, 196, (60, 7, 7, 1)).astype(np.uint8)
+
+
+def linear(images):
+    return tf.reshape(images - 0.5, [-1, 49]) @ WEIGHTS
+
+
+SPLIT = Split(IMAGES, np.argmax(linear(tf.constant(IMAGES / 255, tf.float32)), axis=1))
+HONEST = Subject("honest", "mnist", linear, lambda images: {"logits": linear(images)})
+
+
+def attack(name, epsilon=0.02, **settings):
+    return name, Settings(epsilon=epsilon, **settings)
+
+
+def assess(subject, attacks, tmp_path, **more):
+    return assessment.assess(
+        subject, SPLIT, attacks, seed=0, batch_size=25, directory=tmp_path / "evaluation", **more
+    )
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (7, 10), (500, 1000), (359, 359)])
+def test_wilson_intervals(successes, trials):
+    expected = scipy.stats.binomtest(successes, trials).proportion_ci(0.95, "wilson")
+    found = assessment.wilson(successes, trials)
+    np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-6)
+
+
+def test_records_and_the_worst_case(tmp_path):
+    attacks = [
+        attack("pgd", steps=5, step_size=0.01),
+        attack("fgsm"),
+        attack("noise"),
+        attack("fgsm", epsilon=0.05),
+    ]
+    pgd, fgsm, noise, worst, larger = assess(HONEST, attacks, tmp_path)
+    assert pgd["attack"] == {
+        "name": "pgd",
+        "steps": 5,
+        "step_size": 0.01,
+        "restarts": 1,
+        "draws": 1,
+    }
+    assert pgd["threat_model"] == {"norm": "linf", "epsilon": 0.02}
+    assert pgd["clean_accuracy"] == 1.0 and pgd["examples"] == 60
+    # On a linear model one step is the exact optimum.
+    assert larger["robust_accuracy"] < fgsm["robust_accuracy"] == pgd["robust_accuracy"] < 1
+    assert noise["robust_accuracy"] > fgsm["robust_accuracy"]
+    assert worst["attack"]["name"] == "worst-case" and len(worst["attack"]["of"]) == 3
+    files = [np.load(tmp_path / record["per_example"]) for record in (pgd, fgsm, noise)]
+    robust = [(f["broken_by"] < 0) & (f["clean_predictions"] == f["labels"]) for f in files]
+    assert worst["robust_accuracy"] == np.mean(np.logical_and.reduce(robust))
+    assert worst["robust_interval"] == assessment.wilson(int(np.sum(robust[0] & robust[1])), 60)
+    text = assessment.table([pgd, fgsm, noise, worst, larger])
+    assert "pgd (5 steps, of 0.01, 1 start(s))" in text and "worst case of pgd, fgsm, noise" in text
+
+
+def test_files_of_different_attacks_have_different_names():
+    attacks = [
+        attack("pgd"),
+        attack("pgd", steps=10),
+        attack("pgd", restarts=2),
+        attack("pgd", norm="l2"),
+        attack("pgd", epsilon=0.03),
+        attack("apgd-ce"),
+        attack("square"),
+        attack("square", queries=10),
+        attack("transfer"),
+    ]
+    assert len({assessment.file_name(*one) for one in attacks}) == len(attacks)
+    # What an attack does not use makes no difference.
+    assert assessment.file_name(*attack("fgsm", steps=3)) == assessment.file_name(*attack("fgsm"))
+
+
+def test_transferred_examples(tmp_path):
+    other = tf.constant(RNG.normal(size=(49, 10)).astype(np.float32))
+    stranger = dataclasses.replace(
+        HONEST, name="stranger", logits=lambda x: tf.reshape(x, [-1, 49]) @ other
+    )
+    white, same, black, _ = assess(
+        HONEST,
+        [attack("pgd"), attack("transfer"), attack("transfer", restarts=2)],
+        tmp_path,
+        sources=[HONEST],
+    )
+    assert white["robust_accuracy"] == pytest.approx(same["robust_accuracy"], abs=0.02)
+    (black,) = assess(HONEST, [attack("transfer")], tmp_path / "other", sources=[stranger])
+    assert black["robust_accuracy"] > white["robust_accuracy"] + 0.1
+    foreign = dataclasses.replace(stranger, dataset="cifar10")
+    with pytest.raises(UsageError, match="trained on cifar10"):
+        assess(HONEST, [attack("transfer")], tmp_path, sources=[foreign])
+
+
+def checks_of(subject, transferred=None, reported=None, **settings):
+    chosen = Settings(epsilon=0.02, classes=10, steps=20, step_size=0.005, **settings)
+    if reported is None:
+        record = assessment.AttackRun(
+            subject,
+            SPLIT,
+            assessment.autoattack.stages("apgd-ce", chosen),
+            epsilon=0.02,
+            norm="linf",
+            seed=0,
+            batch_size=60,
+            draws=chosen.draws or 1,
+        )
+        reported = record.run().robust
+    found = selfchecks.run(subject, SPLIT, chosen, reported, transferred, seed=0, batch_size=60)
+    return {check.name: check for check in found}
+
+
+def test_an_honest_model_passes_every_check():
+    checks = checks_of(HONEST, transferred=np.ones(60, bool))
+    assert all(check.passed for check in checks.values()), checks
+    assert set(checks) == {
+        *("ball", "iterations", "convergence", "chance", "noise", "black box", "gradients"),
+        *("deterministic", "frozen"),
+    }
+
+
+def test_masked_gradients_are_found_out():
+    # The softmax saturates in float32: the cross-entropy has no gradient anywhere.
+    masked = Subject("masked", "mnist", lambda images: 1e6 * linear(images))
+    checks = checks_of(masked, reported=np.ones(60, bool))
+    assert not checks["gradients"].passed
+    assert not checks["black box"].passed
+
+
+def test_steps_in_the_input_are_found_out():
+    # Rounded pixels: gradients are zero, noise and queries are not.
+    def rounded(images):
+        coarse = tf.stop_gradient(tf.round(images * 50) / 50)
+        return linear(coarse) + 0.0 * linear(images)
+
+    checks = checks_of(Subject("rounded", "mnist", rounded))
+    assert not checks["gradients"].passed and not checks["chance"].passed
+
+
+def test_a_figure_that_is_not_converged_is_found_out():
+    checks = checks_of(HONEST, reported=np.ones(60, bool))
+    assert not checks["convergence"].passed and not checks["noise"].passed is True
+
+
+def test_black_boxes_that_beat_white_ones_are_found_out():
+    assert not checks_of(HONEST, transferred=np.zeros(60, bool))["black box"].passed
+
+
+def test_a_network_that_is_not_the_trained_one_is_found_out():
+    other = dataclasses.replace(
+        HONEST, outputs=lambda images: {"logits": linear(images) + 0.01 * linear(images)[:, ::-1]}
+    )
+    assert not checks_of(other)["frozen"].passed
+
+
+def test_a_stochastic_model_needs_expectation(tmp_path):
+    generator = tf.random.Generator.from_seed(1)
+
+    def noisy(images):
+        return linear(images + generator.normal(tf.shape(images), stddev=0.05))
+
+    subject = Subject("noisy", "mnist", noisy)
+    (single,) = assess(subject, [attack("pgd", steps=3)], tmp_path)
+    assert single["robust_accuracy"] is None and single["reliable"] is False
+    assert "use --eot" in assessment.table([single])
+    (drawn,) = assess(subject, [attack("pgd", steps=3, draws=8)], tmp_path)
+    assert 0 < drawn["robust_accuracy"] < 1
+    assert not checks_of(subject, reported=np.ones(60, bool))["deterministic"].passed
+    assert checks_of(subject, reported=np.ones(60, bool), draws=2)["deterministic"].passed
