@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from anpvs_tf import datasets, noise
-from anpvs_tf.attacks import norms, objectives
+from anpvs_tf.attacks import composition, norms, objectives
 from anpvs_tf.attacks.autoattack import Stage
 from anpvs_tf.subjects import Subject, check_logits
 
@@ -141,12 +142,10 @@ class AttackRun:
         self._movement = tf.function(self._moved, autograph=False, reduce_retracing=True)
 
     def _mean_logits(self, images):
-        draws = [objectives.logits_of(self.subject.logits, images) for _ in range(self.draws)]
-        if self.draws == 1:
-            return draws[0]
-        # The mean softmax decides.
-        stacked = tf.nn.log_softmax(tf.stack(draws))
-        return tf.reduce_logsumexp(stacked, axis=0)
+        logits_fn = self.subject.logits
+        if self.draws > 1:
+            logits_fn = composition.expectation(logits_fn, self.draws)
+        return objectives.logits_of(logits_fn, images)
 
     def _moved(self, images, adversarial):
         before, after = self.subject.outputs(images), self.subject.outputs(adversarial)
@@ -235,7 +234,7 @@ class AttackRun:
                 if str(file["identity"]) != self.identity:
                     return None
                 values = {name: file[name] for name in file.files if name != "identity"}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             print(f"{self.path} cannot be read ({error}); this attack begins anew")
             return None
         moved = {

@@ -70,8 +70,8 @@ def test_each_stage_gets_what_is_left_and_all_is_counted(batch_size):
     np.testing.assert_array_equal(outcome.robust, [0, 1, 0, 0, 0, 0, 1, 0])
     assert outcome.accuracy_after() == {"small": 4 / 8, "large": 2 / 8}
     np.testing.assert_allclose(outcome.distances[[1, 3, 6]], [0.1, 0.05, 0.1], atol=1e-6)
-    # Cross-entropy by hand: logits -/+ 10 (x - 0.5) at 77/255 + 0.1.
-    x = 77 / 255 + 0.1
+    # Cross-entropy by hand: logits -/+ 10 (x - 0.5) at 76/255 + 0.1.
+    x = 76 / 255 + 0.1
     assert outcome.losses[1] == pytest.approx(np.log1p(np.exp(20 * (x - 0.5))), rel=1e-4)
     # The first stage moves the feature of all eight by 2 * 0.05.
     assert outcome.vulnerability() == {"double": pytest.approx(0.1, abs=1e-6)}
@@ -152,10 +152,10 @@ def test_a_stochastic_model_decides_by_its_mean_softmax():
     generator = tf.random.Generator.from_seed(0)
 
     def noisy(images):
-        # Right by 2 in one draw of five, wrong by 0.3 in the others: the mean softmax
-        # is 0.516 for the right class, where the mean logit would be wrong.
-        good = generator.uniform([1, 1]) < 0.2
-        margin = tf.where(good, 2.0, -0.3) * tf.ones([tf.shape(images)[0], 1])
+        # Right by 1 in four draws of five, wrong by 20 in the others: the mean softmax gives
+        # the right class 0.58, where the mean logit would be wrong.
+        good = generator.uniform([1, 1]) < 0.8
+        margin = tf.where(good, 1.0, -20.0) * tf.ones([tf.shape(images)[0], 1])
         return tf.concat([margin, tf.zeros_like(margin)], axis=1)
 
     split = Split(SPLIT.images, np.zeros(8, int))
@@ -167,8 +167,6 @@ def test_a_stochastic_model_decides_by_its_mean_softmax():
         norm="linf",
         seed=0,
         batch_size=8,
-        draws=2000,
+        draws=64,
     )
-    probability = 0.2 / (1 + np.exp(-2)) + 0.8 / (1 + np.exp(0.3))
-    assert probability == pytest.approx(0.516, abs=1e-3)
-    assert run.run().correct.all() == (probability > 0.5)
+    assert run.run().correct.all()
