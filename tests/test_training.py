@@ -249,6 +249,22 @@ def test_mixed_precision_stays_close_to_float32(dtype):
         tf.debugging.assert_all_finite(tf.convert_to_tensor(variable), variable.name)
 
 
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_crafting_in_mixed_precision_is_as_strong(dtype):
+    mixed, exact = classifier_of("anpvs", dtype=dtype), classifier_of("anpvs")
+    seed = noise.seed_of(1)
+
+    def loss(images):
+        return softmax_loss(exact.network(images, training=False)["logits"], LABELS.numpy())
+
+    gained = loss(exact.craft(IMAGES, LABELS, seed)) - loss(IMAGES)
+    attacked = mixed.craft(IMAGES, LABELS, seed)
+    assert attacked.dtype == tf.float32
+    assert np.abs(attacked - IMAGES).max() <= 0.2 + 1e-6
+    # Rounded gradients turn some signs: little of the attack may be lost.
+    assert loss(attacked) - loss(IMAGES) > 0.9 * gained > 0
+
+
 def test_keras_fit_reports_means_over_the_epoch():
     classifier = classifier_of("anpvs")
     data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(4)
