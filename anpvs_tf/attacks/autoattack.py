@@ -236,4 +236,5 @@ def stages(attack: str, settings: Settings) -> list[Stage]:
     Raises:
         ValueError: for an unknown attack.
     """
-    return ATTACKS[attack].make(resolve(attack, settings))
+    settings = resolve(attack, settings)
+    return ATTACKS[attack].make(settings)
