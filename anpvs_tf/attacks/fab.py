@@ -125,14 +125,8 @@ def fab(
         return _State(position, origin, origin, infinite)
 
     def step(state, origin, own, target):
-        with tf.GradientTape() as tape:
-            tape.watch(state.current)
-            logits = objectives.logits_of(logits_fn, state.current)
-            behind = tf.gather(logits, target, batch_dims=1) - tf.gather(logits, own, batch_dims=1)
-            total = tf.reduce_sum(behind)
-        normals = tape.gradient(
-            total, state.current, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        objective = objectives.Objective("difference", own, target, {}, 0.0)
+        behind, _, normals = objectives.evaluate(logits_fn, state.current, objective)
         normals, here = flat(normals), flat(state.current)
         offsets = tf.reduce_sum(normals * here, axis=1) - behind
         # Both projections in one: half of the cost is the number of operations.

@@ -100,18 +100,22 @@ def dlr(outputs: Outputs, objective: Objective) -> tf.Tensor:
     return margins / (top[..., 0] - top[..., 2] + _TINY)
 
 
+def difference(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """The target's logit minus the right one: positive once the target is likelier."""
+    return _at(outputs.logits, objective.targets) - _at(outputs.logits, objective.labels)
+
+
 def dlr_targeted(outputs: Outputs, objective: Objective) -> tf.Tensor:
     """Targeted difference of logits ratio (Croce & Hein 2020, Eq. 7).
 
     (z_target - z_label) / (z_1 - (z_3 + z_4) / 2). With fewer than four classes
     the difference is not divided by anything.
     """
-    logits = outputs.logits
-    difference = _at(logits, objective.targets) - _at(logits, objective.labels)
+    logits, behind = outputs.logits, difference(outputs, objective)
     if logits.shape[-1] < 4:
-        return difference
+        return behind
     top = tf.math.top_k(logits, 4).values
-    return difference / (top[..., 0] - (top[..., 2] + top[..., 3]) / 2 + _TINY)
+    return behind / (top[..., 0] - (top[..., 2] + top[..., 3]) / 2 + _TINY)
 
 
 def latent(outputs: Outputs, objective: Objective) -> tf.Tensor:
@@ -129,6 +133,7 @@ LOSSES: dict[str, Callable[[Outputs, Objective], tf.Tensor]] = {
     "ce": cross_entropy,
     "margin": margin,
     "dlr": dlr,
+    "difference": difference,
     "dlr_targeted": dlr_targeted,
     "latent": latent,
 }
@@ -182,7 +187,7 @@ def objective(
             which "latent" needs. It is called only for "latent", once.
         images: the unperturbed images, [batch, ...].
         labels: int [batch].
-        targets: int [batch], the wrong classes to aim at; for "dlr_targeted".
+        targets: int [batch], the wrong classes to aim at; for "difference" and "dlr_targeted".
         gamma: weight of the vulnerability; for "latent".
 
     Raises:
@@ -190,8 +195,8 @@ def objective(
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)}; received {loss!r}")
-    if loss == "dlr_targeted" and targets is None:
-        raise ValueError("the loss 'dlr_targeted' needs targets")
+    if loss in ("difference", "dlr_targeted") and targets is None:
+        raise ValueError(f"the loss {loss!r} needs targets")
     clean = {}
     if loss == "latent":
         outputs = outputs_of(logits_fn, images)
@@ -207,13 +212,21 @@ def objective(
 
 def evaluate(logits_fn: LogitsFn, images: tf.Tensor, objective: Objective) -> Evaluation:
     """Loss, logits and gradient at `images`, in one forward and one backward pass."""
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        outputs = outputs_of(logits_fn, images)
-        losses = LOSSES[objective.loss](outputs, objective)
-        if losses.shape.rank == 2:
-            losses = tf.reduce_mean(losses, axis=0)
-        # A sum, not a mean: an example's gradient must not depend on the batch size.
-        total = tf.reduce_sum(losses)
-    gradients = tape.gradient(total, images, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return Evaluation(losses, _over_draws(outputs.logits), gradients)
+
+    def run(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = outputs_of(logits_fn, images)
+            losses = LOSSES[objective.loss](outputs, objective)
+            if losses.shape.rank == 2:
+                losses = tf.reduce_mean(losses, axis=0)
+            # A sum, not a mean: an example's gradient must not depend on the batch size.
+            total = tf.reduce_sum(losses)
+        gradients = tape.gradient(total, images, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return losses, _over_draws(outputs.logits), gradients
+
+    if not tf.executing_eagerly():
+        # A function that is not inlined: inside the cycle of a loop, TensorFlow's oneDNN pass
+        # often misses the gradient of a max pooling, which then takes ten times as long.
+        run = tf.function(run, autograph=False, experimental_attributes={"_noinline": True})
+    return Evaluation(*run(images))
