@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import attack_runs, datasets, efficiency, runs, selfchecks
+from anpvs_tf import attack_runs, datasets, efficiency, records, runs, selfchecks
 from anpvs_tf.attack_runs import AttackRun, Outcome
 from anpvs_tf.attacks import autoattack, pgd
 from anpvs_tf.attacks.autoattack import Settings, Stage
@@ -17,7 +17,6 @@ from anpvs_tf.progress import Progress
 from anpvs_tf.subjects import Subject
 
 TRANSFER = "transfer"
-WORST_CASE = "worst-case"
 ATTACKS = (*autoattack.ATTACKS, TRANSFER)
 
 
@@ -124,7 +123,7 @@ def assess(
                 f"{subject.dataset}; choose a source of the same dataset"
             )
     steady = selfchecks.deterministic(subject, datasets.to_float(split.images[:batch_size]))
-    records = []
+    found = []
     for epsilon, norm in dict.fromkeys((s.epsilon, s.norm) for _, s in attacks):
         chosen = [(n, s) for n, s in attacks if (s.epsilon, s.norm) == (epsilon, norm)]
         outcomes = []
@@ -145,13 +144,15 @@ def assess(
                 record["layer_vulnerability"] = layers
             record["per_example"] = f"{directory.name}/{file_name(attack, settings)}"
             record["attack_seed"] = seed
-            records.append(record)
+            found.append(record)
         if len(chosen) > 1:
             robust = np.logical_and.reduce([outcome.robust for outcome in outcomes])
             record = _record(subject, outcomes[0].correct, robust, settings, steady, checks)
             of = [description(*one) for one in chosen]
-            records.append(record | {"attack": {"name": WORST_CASE, "of": of}, "attack_seed": seed})
-    return records
+            found.append(
+                record | {"attack": {"name": records.WORST_CASE, "of": of}, "attack_seed": seed}
+            )
+    return found
 
 
 def _attack(subject, split, attack, settings, seed, batch_size, path, sources) -> Outcome:
@@ -222,8 +223,8 @@ def _record(subject, correct, robust, settings, steady, checks) -> dict[str, Any
         "clean_accuracy": float(np.mean(correct)),
         "clean_interval": wilson(int(np.sum(correct)), count),
         "robust_accuracy": survived / count if called else None,
-        "robust_interval": wilson(survived, count) if called else None,
         "accuracy_under_attack": survived / count,
+        "interval": wilson(survived, count),
         "model": subject.name,
     }
     if subject.settings is not None:
@@ -259,63 +260,3 @@ class _Shown:
 
     def done(self, summary: str = "") -> None:
         self.progress.done(summary)
-
-
-# ---- On the screen ----
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Records of `assess` as lines: the figures, then every check with its meaning."""
-    lines, shown = [], []
-    for record in records:
-        threat = record["threat_model"]
-        low, high = wilson(
-            round(record["accuracy_under_attack"] * record["examples"]), record["examples"]
-        )
-        figure = f"{record['accuracy_under_attack']:.2%} ({low:.1%} to {high:.1%})"
-        remark = ""
-        if record["robust_accuracy"] is None:
-            remark = "   not a robust accuracy: the model is stochastic, use --eot=20"
-        elif record.get("reliable") is False:
-            remark = "   UNRELIABLE: see the failed checks"
-        if "vulnerability" in record:
-            figure += f"   V {record['vulnerability']:.4f}"
-        head = f"{threat['norm']} {threat['epsilon']:g}  {attack_text(record['attack'])}"
-        lines.append(f"  {head:<58}{figure}{remark}")
-        if "checks" in record and record["checks"] not in shown:
-            shown.append(record["checks"])
-    first = records[0]
-    clean = f"{first['clean_accuracy']:.2%}"
-    title = (
-        f"{first['model']}: {first['examples']} test images of {first['dataset']}, clean {clean}"
-    )
-    lines.insert(0, title)
-    for checks in shown:
-        lines.append("checks")
-        for check in checks:
-            state = "ok    " if check["passed"] else "FAILED"
-            failed = "" if check["passed"] else f"\n{'':<24}{check['meaning']}"
-            lines.append(f"  {state} {check['name']:<15}{check['found']}{failed}")
-    return "\n".join(lines)
-
-
-def attack_text(attack: dict[str, Any]) -> str:
-    """An attack of a record in words."""
-    if attack["name"] == WORST_CASE:
-        return "worst case of " + ", ".join(dict.fromkeys(one["name"] for one in attack["of"]))
-    words = {
-        "steps": "{} steps",
-        "step_size": "of {:g}",
-        "restarts": "{} start(s)",
-        "draws": "{} draws",
-        "targets": "{} targets",
-        "queries": "{} queries",
-        "noise_draws": "{} draws of noise",
-        "gamma": "gamma {:g}",
-    }
-    parts = [
-        words[name].format(value)
-        for name, value in attack.items()
-        if name in words and not (name == "draws" and value == 1)
-    ]
-    return f"{attack['name']} ({', '.join(parts)})" if parts else attack["name"]

@@ -2,7 +2,7 @@
 
 import keras
 
-from anpvs_tf import efficiency, runs
+from anpvs_tf import efficiency, records, runs
 from anpvs_tf.verification import Report
 
 
@@ -17,17 +17,18 @@ def text(
         format, version: as in `serving.export`.
         report: the check of the export against the training network.
     """
-    settings, records = run.settings(), run.results()
+    settings, results = run.settings(), run.results()
     height, width, channels = frozen.inputs[0].shape[1:]
-    first = records[0]
+    first = results[0]
     others = " Raw uint8 pixels and PNG or JPEG files go to the other signatures."
     threat = first["threat_model"]
     found = [
-        f"| {r['attack']['name'].upper()}, {r['attack']['steps']} steps of "
-        f"{r['attack']['step_size']:g}, {r['attack']['restarts']} start(s) "
+        f"| {records.attack_text(r['attack'])} "
         f"| {r['threat_model']['norm']} {r['threat_model']['epsilon']:g} "
-        f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%} |"
-        for r in records
+        f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
+        f"{' (a self-check failed)' if r.get('reliable') is False else ''} |"
+        for r in results
+        if r["robust_accuracy"] is not None
     ]
     checked = [
         f"| {name} | {a.accuracy:.2%} | {a.equal_classes} of {report.examples} "

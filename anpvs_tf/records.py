@@ -10,6 +10,8 @@ from anpvs_tf.evaluation import Attack, Result
 from anpvs_tf.progress import duration
 from anpvs_tf.settings import Settings
 
+WORST_CASE = "worst-case"
+
 
 def epoch_row(
     epoch: int, step: int, terms: dict[str, float], result: Result, network: keras.Model
@@ -89,8 +91,63 @@ def merged(held: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[s
     return [record for record in held if identity(record) not in fresh] + new
 
 
+def attack_text(attack: dict[str, Any]) -> str:
+    """An attack of a record in words."""
+    if attack["name"] == WORST_CASE:
+        return "worst case of " + ", ".join(dict.fromkeys(one["name"] for one in attack["of"]))
+    words = {
+        "steps": "{} steps",
+        "step_size": "of {:g}",
+        "restarts": "{} start(s)",
+        "draws": "{} draws",
+        "targets": "{} targets",
+        "queries": "{} queries",
+        "noise_draws": "{} draws of noise",
+        "gamma": "gamma {:g}",
+    }
+    parts = [
+        words[name].format(value)
+        for name, value in attack.items()
+        if name in words and not (name == "draws" and value == 1)
+    ]
+    return f"{attack['name']} ({', '.join(parts)})" if parts else attack["name"]
+
+
+def evaluation_table(records: list[dict[str, Any]]) -> str:
+    """Records of bin/evaluate.py as lines: the figures, then every check."""
+    lines, shown = [], []
+    for record in records:
+        threat = record["threat_model"]
+        low, high = record["interval"]
+        figure = f"{record['accuracy_under_attack']:.2%} ({low:.1%} to {high:.1%})"
+        remark = ""
+        if record["robust_accuracy"] is None:
+            remark = "   not a robust accuracy: the model is stochastic, use --eot=20"
+        elif record.get("reliable") is False:
+            remark = "   UNRELIABLE: see the failed checks"
+        if "vulnerability" in record:
+            figure += f"   V {record['vulnerability']:.4f}"
+        head = f"{threat['norm']} {threat['epsilon']:g}  {attack_text(record['attack'])}"
+        lines.append(f"  {head:<58}{figure}{remark}")
+        if "checks" in record and record["checks"] not in shown:
+            shown.append(record["checks"])
+    first = records[0]
+    clean = f"{first['clean_accuracy']:.2%}"
+    title = (
+        f"{first['model']}: {first['examples']} test images of {first['dataset']}, clean {clean}"
+    )
+    lines.insert(0, title)
+    for checks in shown:
+        lines.append("checks")
+        for check in checks:
+            state = "ok    " if check["passed"] else "FAILED"
+            failed = "" if check["passed"] else f"\n{'':<24}{check['meaning']}"
+            lines.append(f"  {state} {check['name']:<15}{check['found']}{failed}")
+    return "\n".join(lines)
+
+
 def result_table(record: dict[str, Any]) -> str:
-    """A record as the lines that end a training run."""
+    """The record of a training run as the lines that end it."""
     attack, threat = record["attack"], record["threat_model"]
     features = "  ".join(
         f"{layer} {active}/{total}" for layer, (active, total) in record["active_features"].items()
@@ -106,17 +163,19 @@ def result_table(record: dict[str, Any]) -> str:
         ("sparsity", f"{record['sparsity']:.2%}"),
         ("active features", features or "all (no gates)"),
     ]
-    # Records of other programs lack what only training knows.
-    if "efficiency" in record:
-        lines += _efficiency_lines(record["efficiency"])
-    if "training_seconds" in record:
-        spent = (duration(record[f"{what}_seconds"]) for what in ("training", "evaluation"))
-        lines.append(("time", "training {}, test {}".format(*spent)))
+    lines += _efficiency_lines(record["efficiency"])
+    spent = (duration(record[f"{what}_seconds"]) for what in ("training", "evaluation"))
+    lines.append(("time", "training {}, test {}".format(*spent)))
     head = (
         f"{record['method']} on {record['dataset']} ({record['network']}, seed {record['seed']}), "
         f"{record['examples']} {record['split']} images"
     )
     return "\n".join([head, *(f"  {name:<18}{value}" for name, value in lines)])
+
+
+def of_training(record: dict[str, Any]) -> bool:
+    """Whether bin/train.py wrote this record; else bin/evaluate.py did."""
+    return "efficiency" in record
 
 
 def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:

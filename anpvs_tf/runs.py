@@ -3,6 +3,7 @@
 config.json              every setting, resolved; package versions; the command
 metrics.csv              a row an epoch
 results.json             a list of evaluation records; present when training is finished
+evaluation/              what bin/evaluate.py knows of each example, a file an attack
 checkpoints/             training state after each of the last epochs
 checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
@@ -118,7 +119,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Deletes the run, and nothing else that may lie in its directory."""
         self.results_path.unlink(missing_ok=True)  # First: half a run must not look finished.
-        for directory in (self.checkpoints, self.tensorboard):
+        for directory in (self.checkpoints, self.tensorboard, self.path / "evaluation"):
             if directory.exists():
                 shutil.rmtree(directory)
         for path in (self.metrics_path, self.config_path):
@@ -129,7 +130,7 @@ class RunDirectory:
         """Makes the directory and holds it against other processes; death lets it go.
 
         Raises:
-            UsageError: another process trains here.
+            UsageError: another process works here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDONLY)
@@ -138,7 +139,7 @@ class RunDirectory:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
-                    f"another process trains in {self.path}; wait for it, or choose another "
+                    f"another process works in {self.path}; wait for it, or choose another "
                     "--run_dir"
                 ) from None
             yield

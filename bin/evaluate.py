@@ -109,7 +109,7 @@ def main() -> None:
             held.write_results(records.merged(held.results(), found))
     except OSError as error:
         raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
-    print(assessment.table(found))
+    print(records.evaluation_table(found))
     print(f"Results are in {directory}")
 
 

@@ -61,8 +61,10 @@ def main() -> None:
             f"{run.path} holds this run, finished; nothing was trained. To train on from its "
             f"weights: --base_run={run.path} with another --run_dir; to start anew: --overwrite"
         )
-    for record in found:
+    for record in filter(records.of_training, found):
         print(records.result_table(record))
+    if others := [record for record in found if not records.of_training(record)]:
+        print(records.evaluation_table(others))
     print(f"Results are in {run.path}")
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from anpvs_tf import assessment, selfchecks
+from anpvs_tf import assessment, records, selfchecks
 from anpvs_tf.attacks.autoattack import Settings
 from anpvs_tf.datasets import Split
 from anpvs_tf.errors import UsageError
@@ -68,8 +68,8 @@ def test_records_and_the_worst_case(tmp_path):
     files = [np.load(tmp_path / record["per_example"]) for record in (pgd, fgsm, noise)]
     robust = [(f["broken_by"] < 0) & (f["clean_predictions"] == f["labels"]) for f in files]
     assert worst["robust_accuracy"] == np.mean(np.logical_and.reduce(robust))
-    assert worst["robust_interval"] == assessment.wilson(int(np.sum(robust[0] & robust[1])), 60)
-    text = assessment.table([pgd, fgsm, noise, worst, larger])
+    assert worst["interval"] == assessment.wilson(int(np.sum(robust[0] & robust[1])), 60)
+    text = records.evaluation_table([pgd, fgsm, noise, worst, larger])
     assert (
         "pgd (10 steps, of 0.01, 1 start(s))" in text and "worst case of pgd, fgsm, noise" in text
     )
@@ -181,7 +181,7 @@ def test_a_stochastic_model_needs_expectation(tmp_path):
     subject = Subject("noisy", "mnist", noisy)
     (single,) = assess(subject, [attack("pgd", steps=3)], tmp_path)
     assert single["robust_accuracy"] is None and single["reliable"] is False
-    assert "use --eot" in assessment.table([single])
+    assert "use --eot" in records.evaluation_table([single])
     (drawn,) = assess(subject, [attack("pgd", steps=3, draws=8)], tmp_path)
     assert 0 < drawn["robust_accuracy"] < 1
     assert not checks_of(subject, reported=np.ones(60, bool))["deterministic"].passed

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from anpvs_tf import compact, loop, settings, signatures
+from anpvs_tf import compact, loop, model_card, settings, signatures, verification
+from anpvs_tf import records as records_module
 from anpvs_tf.runs import RunDirectory
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def test_attacks_a_run_and_does_nothing_twice(trained, tmp_path):
     small, large = records[4], records[8]
     assert small["threat_model"]["epsilon"] == 0.02 and large["threat_model"]["epsilon"] == 0.2
     assert 0 <= large["robust_accuracy"] < small["robust_accuracy"] <= small["clean_accuracy"]
-    low, high = small["robust_interval"]
+    low, high = small["interval"]
     assert low < small["robust_accuracy"] < high
     assert records[1]["vulnerability"] > records[3]["vulnerability"] > 0  # white box, black box
     assert {check["name"] for check in small["checks"]} >= {"ball", "chance", "frozen"}
@@ -86,6 +87,18 @@ def test_attacks_a_run_and_does_nothing_twice(trained, tmp_path):
     assert len(repeated) == 9
     for one, other in zip(records, repeated, strict=True):
         assert one["robust_accuracy"] == other["robust_accuracy"]
+
+    # The records are readable by everybody who reads records.
+    card = model_card.text(
+        RunDirectory(run),
+        compact.freeze(RunDirectory(run).load_network()),
+        "saved_model",
+        1,
+        verification.Report(examples=1, accuracy=1.0, exported={}),
+    )
+    assert "worst case of pgd, apgd-t, transfer" in card
+    shown = records_module.evaluation_table(repeated[1:])
+    assert "apgd-t (5 steps, 1 start(s), 2 targets)" in shown
 
 
 def test_attacks_an_exported_model_like_the_run(trained, tmp_path):

@@ -262,7 +262,7 @@ def test_bases_that_cannot_be_used(finished, tmp_path):
 def test_a_run_has_one_owner_at_a_time(finished, tmp_path):
     base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
     run = RunDirectory(tmp_path / "run")
-    with run.owned(), pytest.raises(UsageError, match="another process trains in"):
+    with run.owned(), pytest.raises(UsageError, match="another process works in"):
         loop.train(resolved(base_run=str(base.path)), RunDirectory(tmp_path / "run"))
     with run.owned():  # Let go, it can be taken again.
         assert not any(run.path.iterdir())
