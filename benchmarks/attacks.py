@@ -14,7 +14,7 @@ median over the rounds of the ratio within a round; compilation is not timed. Th
 there to show that the same work was done.
 
 Memory: how much a process grows, at its peak, while all of AutoAttack's components (shortened)
-run over few and over many images in batches of the same size.
+run over few and over many images in batches of the same size; Linux only.
 """
 
 import concurrent.futures
@@ -154,6 +154,7 @@ def rows(measured: list[tuple[Variant, list[float]]], examples: int) -> list[tup
 
 def growth(run_dir: str, examples: int, threads: int) -> float:
     """MiB that this process grows at its peak during AutoAttack on `examples` images."""
+    tf.get_logger().setLevel("ERROR")  # It takes many stages for a function that is retraced.
     set_threads(threads)
     subject = subjects.of_run(runs.RunDirectory(run_dir))
     test = datasets.load(subject.dataset).test
@@ -163,6 +164,8 @@ def growth(run_dir: str, examples: int, threads: int) -> float:
         subject.settings.epsilon, classes=subject.classes, steps=10, targets=2, queries=100
     )
     run = attack_run(subject, split, "autoattack", settings, MEMORY_BATCH)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # What loading took at its highest is forgotten.
     before = _resident("VmRSS")
     run.run()
     return _resident("VmHWM") - before
@@ -222,7 +225,9 @@ def main() -> None:
             chosen = dataclasses.replace(settings, steps=PGD_STEPS)
         made = variants(attack, subject, split, chosen, values.batch_size)
         timing.print_rows(rows(timing.measure(attack, made, values.repeats), len(split)))
-    if values.memory:
+    if values.memory and not os.path.exists("/proc/self/clear_refs"):
+        print("\nMemory is not measured: no /proc on this system.")
+    elif values.memory:
         head = ("images", "in batches of", "peak growth, MiB")
         print()
         timing.print_rows([head, ("---",) * len(head)])

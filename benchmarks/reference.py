@@ -64,7 +64,8 @@ def torch_copy(frozen: FrozenNetwork):
         module.weight.data.copy_(kernel)
         module.bias.data.copy_(bias)
         modules.append(module)
-    model = nn.Sequential(*modules).eval()
+    # Channels last: PGD took two thirds of the time that it takes with PyTorch's default.
+    model = nn.Sequential(*modules).eval().to(memory_format=torch.channels_last)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
