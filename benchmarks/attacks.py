@@ -152,8 +152,8 @@ def rows(measured: list[tuple[Variant, list[float]]], examples: int) -> list[tup
 # ---- Memory ----
 
 
-def growth(run_dir: str, examples: int, threads: int) -> float:
-    """MiB that this process grows at its peak during AutoAttack on `examples` images."""
+def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
+    """MiB of this process before AutoAttack on `examples` images, and at its peak."""
     tf.get_logger().setLevel("ERROR")  # It takes many stages for a function that is retraced.
     set_threads(threads)
     subject = subjects.of_run(runs.RunDirectory(run_dir))
@@ -168,7 +168,7 @@ def growth(run_dir: str, examples: int, threads: int) -> float:
         file.write("5")  # What loading took at its highest is forgotten.
     before = _resident("VmRSS")
     run.run()
-    return _resident("VmHWM") - before
+    return before, _resident("VmHWM")
 
 
 def _resident(field: str) -> float:
@@ -185,8 +185,9 @@ def memory_rows(run_dir: str, threads: int) -> list[tuple[str, ...]]:
         timing.progress(f"memory: {examples} images ...")
         fresh = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
-            grown = process.submit(growth, run_dir, examples, threads).result()
-        lines.append((str(examples), str(MEMORY_BATCH), f"{grown:.1f}"))
+            before, peak = process.submit(memory, run_dir, examples, threads).result()
+        found = (before, peak, peak - before)
+        lines.append((str(examples), str(MEMORY_BATCH), *(f"{value:.0f}" for value in found)))
     return lines
 
 
@@ -228,7 +229,7 @@ def main() -> None:
     if values.memory and not os.path.exists("/proc/self/clear_refs"):
         print("\nMemory is not measured: no /proc on this system.")
     elif values.memory:
-        head = ("images", "in batches of", "peak growth, MiB")
+        head = ("images", "in batches of", "MiB before", "MiB at the peak", "growth")
         print()
         timing.print_rows([head, ("---",) * len(head)])
         timing.print_rows(memory_rows(values.run_dir, values.threads))
