@@ -7,10 +7,14 @@ From the root of the repository, with `pip install -e '.[reference]'`. A Markdow
 standard output.
 
 Both attack the same weights, ours in TensorFlow and a copy in PyTorch, and each component sees
-every image. Its random draws differ, so that single images may fall to one and not to the
+every image. The random draws differ, so that single images may fall to one and not to the
 other; where the attacks are equally strong that happens as often one way as the other. For APGD
 on cross-entropy the highest loss that was reached is compared too, on the images that neither
 broke (a broken image leaves our search, and its loss says nothing).
+
+Square is not quite the same: where a square would change nothing ours tries its opposite, and the
+package spends the query. In both, the images of a batch see the same squares, so that whole
+batches are lucky or not: compare several seeds.
 """
 
 import dataclasses
