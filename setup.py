@@ -40,5 +40,7 @@ setup(
         "serving": serving,
         "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", "ruff>=0.12", *serving],
         "benchmark": ["torch>=2.4"],
+        # AutoAttack by its authors, repackaged: tests/test_reference.py, benchmarks.agreement.
+        "reference": ["torch>=2.4", "pyautoattack==0.2.0"],
     },
 )

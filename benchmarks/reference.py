@@ -1,0 +1,178 @@
+"""Reference attacks in PyTorch, and the network that they attack: a copy of ours.
+
+AutoAttack is the authors' code, as the PyPI package `pyautoattack` has it; `pip install -e
+'.[reference]'` installs it. PyTorch and the package are imported where they are needed.
+"""
+
+import importlib.metadata
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from anpvs_tf.freezing import FrozenNetwork
+
+PACKAGE = "pyautoattack"
+
+# (uint8 images [examples, H, W, C] / 255, int64 labels) -> adversarial images of the same shape
+Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def torch_copy(frozen: FrozenNetwork):
+    """The frozen LeNet as a `torch.nn.Module`, images [batch, C, H, W] -> logits.
+
+    The same arithmetic: what is pruned is gone from both, and what `FrozenNetwork` multiplies
+    by zero is multiplied by zero here.
+
+    Raises:
+        ValueError: a network that is not a chain of valid convolutions, ReLU, max pooling,
+            flatten and dense layers.
+    """
+    import torch
+    from torch import nn
+
+    plain = {"ReLU": nn.ReLU, "MaxPooling2D": lambda: nn.MaxPool2d(2), "Flatten": nn.Flatten}
+    modules, last, channels = [], frozen.image, 0
+    for step, folded in zip(frozen.steps, frozen.fold(), strict=True):
+        kind = type(step.layer).__name__
+        known = step.kind == "linear" or kind in plain
+        if step.inputs != [last] or not known or getattr(step.layer, "padding", "") == "same":
+            raise ValueError(f"the copy for PyTorch is made for LeNet, not for {kind}")
+        last = step.output
+        if step.kind != "linear":
+            modules.append(plain[kind]())
+            continue
+        kernel, bias = (torch.tensor(weight.numpy()) for weight in folded[:2])
+        if kernel.ndim == 4:
+            module = nn.Conv2d(*kernel.shape[2:], tuple(kernel.shape[:2]))
+            kernel, channels = kernel.permute(3, 2, 0, 1), kernel.shape[3]
+        else:
+            module = nn.Linear(*kernel.shape)
+            if isinstance(modules[-1], nn.Flatten):
+                # Flattened there by channel first, here by channel last.
+                side = math.isqrt(len(kernel) // channels)
+                kernel = kernel.reshape(side, side, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
+            kernel = kernel.T
+        module.weight.data.copy_(kernel)
+        module.bias.data.copy_(bias)
+        modules.append(module)
+    # Channels last: PGD took two thirds of the time that it takes with PyTorch's default.
+    model = nn.Sequential(*modules).eval().to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def to_torch(images: np.ndarray):
+    """float32 [batch, H, W, C] -> a tensor [batch, C, H, W]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+
+
+def from_torch(images) -> np.ndarray:
+    return np.moveaxis(images.detach().numpy(), 1, -1)
+
+
+def _standard(model, epsilon: float, norm: str, seed: int):
+    from pyautoattack import AutoAttack
+
+    return AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, seed=seed)
+
+
+def autoattack(
+    model, component: str | None, *, epsilon, norm, seed, batch_size, queries=5000, targets=9
+) -> Attack:
+    """The reference AutoAttack, standard version, or one component of it.
+
+    What it does not break, and what is wrong already, is returned as it is.
+
+    Args:
+        model: as of `torch_copy`.
+        component: "apgd-ce", "apgd-t", "fab-t" or "square"; None for all four in turn.
+        queries: of Square.
+        targets: of "apgd-t" and "fab-t".
+    """
+    import torch
+
+    made = _standard(model, epsilon, norm, seed)
+    made.square.n_queries = queries
+    made.apgd_targeted.n_target_classes = made.fab.n_target_classes = targets
+    if component is not None:
+        made.attacks_to_run = [component]
+
+    def attack(images, labels):
+        found, _ = made.run_standard_evaluation(
+            to_torch(images), torch.from_numpy(labels), batch_size=batch_size
+        )
+        return from_torch(found)
+
+    return attack
+
+
+def highest_loss(model, *, epsilon, norm, seed, batch_size) -> Attack:
+    """The reference APGD on cross-entropy: the iterates of the highest loss."""
+    import torch
+
+    made = _standard(model, epsilon, norm, seed).apgd
+
+    def batch(clean, truth):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return made.perturb(clean, truth, best_loss=True)
+
+    return _in_batches(batch, batch_size)
+
+
+def pgd(model, *, epsilon, step_size, steps, batch_size) -> Attack:
+    """PGD in the l-infinity ball as a PyTorch user would write it."""
+    import torch
+    from torch.nn import functional
+
+    def batch(clean, truth):
+        low = torch.clamp(clean - epsilon, min=0.0)
+        high = torch.clamp(clean + epsilon, max=1.0)
+        x = (clean + torch.empty_like(clean).uniform_(-epsilon, epsilon)).clamp(low, high)
+        for _ in range(steps):
+            x.requires_grad_()
+            loss = functional.cross_entropy(model(x), truth, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x)
+            x = (x.detach() + step_size * gradient.sign()).clamp(low, high)
+        return x
+
+    return _in_batches(batch, batch_size)
+
+
+def foolbox_pgd(model, *, epsilon, step_size, steps, batch_size) -> Attack:
+    """The same by Foolbox, on PyTorch."""
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    made = foolbox.attacks.LinfPGD(abs_stepsize=step_size, steps=steps, random_start=True)
+
+    def batch(clean, truth):
+        _, found, _ = made(wrapped, clean, truth, epsilons=epsilon)
+        return found
+
+    return _in_batches(batch, batch_size)
+
+
+def _in_batches(batch, batch_size: int) -> Attack:
+    import torch
+
+    def attack(images, labels):
+        found = []
+        for i in range(0, len(images), batch_size):
+            x, y = images[i : i + batch_size], torch.from_numpy(labels[i : i + batch_size])
+            found.append(from_torch(batch(to_torch(x), y)))
+        return np.concatenate(found)
+
+    return attack
