@@ -128,7 +128,7 @@ def evaluation_table(records: list[dict[str, Any]]) -> str:
         if "vulnerability" in record:
             figure += f"   V {record['vulnerability']:.4f}"
         head = f"{threat['norm']} {threat['epsilon']:g}  {attack_text(record['attack'])}"
-        lines.append(f"  {head:<58}{figure}{remark}")
+        lines.append(f"  {head:<70}  {figure}{remark}")
         if "checks" in record and record["checks"] not in shown:
             shown.append(record["checks"])
     first = records[0]
