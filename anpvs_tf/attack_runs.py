@@ -19,6 +19,7 @@ import tensorflow as tf
 from anpvs_tf import datasets, noise
 from anpvs_tf.attacks import composition, norms, objectives
 from anpvs_tf.attacks.autoattack import Stage
+from anpvs_tf.errors import UsageError
 from anpvs_tf.subjects import Subject, check_logits
 
 Progress = Callable[[str, int, int], None]
@@ -86,12 +87,11 @@ class Outcome:
         }
 
 
-def fingerprint(subject: Subject, split: datasets.Split, what: dict) -> str:
-    """A digest of the model's answers, the examples and `what`: the identity of an attack."""
-    probe = datasets.to_float(split.images[:32])
-    answers = np.round(subject.logits(probe).numpy().astype(np.float64), 3) + 0.0
+def fingerprint(subjects: list[Subject], split: datasets.Split, what: dict) -> str:
+    """A digest of the models involved, the examples and `what`: the identity of an attack."""
+    what = what | {"models": [subject.digest for subject in subjects]}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for array in (answers, split.images, split.labels):
+    for array in (split.images, split.labels):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
@@ -166,6 +166,8 @@ class AttackRun:
             UsageError: the model does not return logits.
         """
         outcome = self._read() or self._begin()
+        if outcome.finished:
+            return outcome
         while not outcome.finished:
             stage, rows = self.stages[outcome.stage], outcome.left()
             while outcome.position < len(rows):
@@ -180,6 +182,15 @@ class AttackRun:
         return outcome
 
     def _begin(self) -> Outcome:
+        labels = np.asarray(self.split.labels)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.subject.classes:
+            raise UsageError(
+                f"labels from {labels.min()} to {labels.max()}; {self.subject.dataset} has "
+                f"{self.subject.classes} classes"
+            )
+        # Single draws: the mean of several is a log-probability in any case.
+        probe = datasets.to_float(self.split.images[: self.batch_size])
+        check_logits(self.subject, objectives.logits_of(self.subject.logits, probe).numpy())
         predictions = []
         for images, _ in datasets.evaluation_batches(self.split, self.batch_size):
             logits = self._logits(images).numpy()
@@ -199,7 +210,12 @@ class AttackRun:
         images = datasets.to_float(self.split.images[rows])
         labels = tf.constant(outcome.labels[rows])
         seed = noise.seed_of(self.seed, "attack", int(rows[0]))
-        adversarial = stage.run(self.attacked, images, labels, seed)
+        try:
+            adversarial = stage.run(self.attacked, images, labels, seed)
+        except LookupError as error:  # TensorFlow's word for an operation without gradient.
+            raise UsageError(
+                f"{self.subject.name} has no gradient ({error}); use --attack=square or transfer"
+            ) from error
         norms.assert_in_threat_model(images.numpy(), adversarial.numpy(), self.epsilon, self.norm)
         logits = self._logits(adversarial)
         check_logits(self.subject, logits.numpy())
@@ -242,7 +258,11 @@ class AttackRun:
             for name in list(values)
             if name.startswith("moved/")
         }
-        for name in ("stage", "position", "moved_examples"):
-            values[name] = int(values[name])
-        values["stages"] = [str(name) for name in values["stages"]]
-        return Outcome(**values, moved=moved)
+        try:
+            for name in ("stage", "position", "moved_examples"):
+                values[name] = int(values[name])
+            values["stages"] = [str(name) for name in values["stages"]]
+            return Outcome(**values, moved=moved)
+        except (KeyError, TypeError, ValueError):
+            print(f"{self.path} is of another version; this attack begins anew")
+            return None

@@ -26,7 +26,7 @@ def text(
         f"| {records.attack_text(r['attack'])} "
         f"| {r['threat_model']['norm']} {r['threat_model']['epsilon']:g} "
         f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
-        f"{' (a self-check failed)' if r.get('reliable') is False else ''} |"
+        f"{'' if r.get('reliable', True) else ' (unreliable)'} |"
         for r in results
         if r["robust_accuracy"] is not None
     ]
@@ -50,7 +50,7 @@ def text(
         "",
         f"`{settings.dataset}`; the training split without the validation examples"
         + (f", the first {settings.train_examples} of it" if settings.train_examples else "")
-        + ". The test set took no part in training or in the choice of this model.",
+        + ". The test set took no part in training.",
         "",
         "## Method",
         "",
@@ -85,7 +85,8 @@ def text(
         "",
         "## Limits",
         "",
-        "- Robust accuracy is what the attacks above left; a stronger attack can leave less.",
+        "- Robust accuracy is what the attacks above left; a stronger attack can leave less. "
+        "Unreliable: a self-check failed, or another attack above found more.",
         "- Nothing is claimed about other norms, larger radii, or changes such as rotation, blur "
         "and compression.",
         "- The probabilities are not calibrated, and an image of no class gets one all the same.",

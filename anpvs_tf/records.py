@@ -84,11 +84,18 @@ def merged(held: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[s
     """`held` with `new` behind it; what `new` evaluates anew is replaced."""
 
     def identity(record):
-        keys = ("dataset", "split", "examples", "threat_model", "attack", "attack_seed")
+        keys = ("model", "dataset", "split", "examples", "threat_model", "attack", "attack_seed")
         return {key: record.get(key) for key in keys}
 
-    fresh = [identity(record) for record in new]
-    return [record for record in held if identity(record) not in fresh] + new
+    kept = list(held)
+    for record in new:
+        same = [other for other in kept if identity(other) == identity(record)]
+        if same and "checks" not in record:
+            # A repetition without checks does not take back what they found.
+            found = {key: same[-1][key] for key in ("checks", "reliable") if key in same[-1]}
+            record = found | record if record.get("reliable") is False else record | found
+        kept = [other for other in kept if other not in same] + [record]
+    return kept
 
 
 def attack_text(attack: dict[str, Any]) -> str:
@@ -124,7 +131,7 @@ def evaluation_table(records: list[dict[str, Any]]) -> str:
         if record["robust_accuracy"] is None:
             remark = "   not a robust accuracy: the model is stochastic, use --eot=20"
         elif record.get("reliable") is False:
-            remark = "   UNRELIABLE: see the failed checks"
+            remark = "   UNRELIABLE: a check failed, or another attack found more"
         if "vulnerability" in record:
             figure += f"   V {record['vulnerability']:.4f}"
         head = f"{threat['norm']} {threat['epsilon']:g}  {attack_text(record['attack'])}"

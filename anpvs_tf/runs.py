@@ -212,7 +212,7 @@ class RunDirectory:
             UsageError: the run is not finished.
         """
         settings = self.settings()
-        if not self.weights_path.exists():
+        if not (self.finished and self.weights_path.exists()):
             raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
         network = build_network(settings, "float32")
         network.load_weights(self.weights_path)

@@ -110,7 +110,15 @@ def shrink(network: keras.Model, removed: Features) -> Shrunk:
             image reaches the logits.
     """
     nodes = _nodes(network)
-    kept = _kept(network, nodes, removed)
+    layers_with_weights = [id(node.layer) for node in nodes if node.layer.weights]
+    for node in nodes:
+        if layers_with_weights.count(id(node.layer)) > 1:
+            raise UsageError(f"layer {node.layer.name!r} cannot be shrunk: it is called twice")
+    made = {node.output for node in nodes}
+    for name, output in network.output.items():
+        if id(output) not in made:
+            raise UsageError(f"output {name!r} cannot be kept: the logits do not depend on it")
+    kept = _kept(network, nodes, removed, {})
     image = network.inputs[0]
     small_image = keras.Input(image.shape[1:], name=image.name)
     tensors = {id(image): small_image}
@@ -141,13 +149,21 @@ def _of_gates(network: keras.Model, nodes: list[Node], kept: dict[int, np.ndarra
     return {node.layer.name: kept[node.output] for node in nodes if node.layer.name in names}
 
 
-def _kept(network: keras.Model, nodes: list[Node], removed: Features) -> dict[int, np.ndarray]:
-    """Indices of the channels of every tensor that the small network has."""
+def _kept(
+    network: keras.Model, nodes: list[Node], removed: Features, gone: Features
+) -> dict[int, np.ndarray]:
+    """Indices of the channels of every tensor that the small network has.
+
+    Args:
+        gone: what has left before; `removed` contains it.
+    """
     left = {}
     for gate in gates_of(network):
         left[gate.name] = ~removed[gate.name]
         if not left[gate.name].any():
-            left[gate.name][np.argmax(gate.probability())] = True
+            # Not one that left before and has not been trained since.
+            likely = np.where(gone.get(gate.name, False), -1.0, gate.probability())
+            left[gate.name][np.argmax(likely)] = True
     image = network.inputs[0]
     known = liveness.analyse(nodes, id(image), image.shape, left, zeros=True)
     needed = {number: channels.needed for number, channels in known.items()}
@@ -248,7 +264,7 @@ class Removal:
         """
         due = {name: count.numpy() >= epochs for name, count in self.pruned_epochs.items()}
         nodes = _nodes(self.network)
-        kept = _of_gates(self.network, nodes, _kept(self.network, nodes, due))
+        kept = _of_gates(self.network, nodes, _kept(self.network, nodes, due, self._now()))
         gone = {
             name: np.isin(np.arange(len(due[name])), at, invert=True) for name, at in kept.items()
         }

@@ -1,8 +1,9 @@
 """What is evaluated: a run's network as it is deployed, or a model that the user brings."""
 
 import dataclasses
+import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -23,6 +24,7 @@ class Subject:
 
     Attributes:
         name: where it comes from.
+        digest: of its weights: what tells it from others.
         logits: float32 images [batch, H, W, C] in [0, 1] -> logits [batch, classes], as
             deployed: what is attacked and what decides.
         outputs: the same with the latent features, {"logits": ..., "<layer>": ...}; None
@@ -33,6 +35,7 @@ class Subject:
 
     name: str
     dataset: str
+    digest: str
     logits: Callable[[tf.Tensor], tf.Tensor]
     outputs: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
     network: keras.Model | None = None
@@ -56,6 +59,7 @@ def of_run(run: runs.RunDirectory) -> Subject:
     return Subject(
         str(run.path),
         settings.dataset,
+        _digest(array.tobytes() for array in network.get_weights()),
         logits=lambda images: frozen.apply(weights, images),
         outputs=lambda images: network(images, training=False),
         network=network,
@@ -87,10 +91,13 @@ def of_model(path: str, dataset: str) -> Subject:
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"--saved_model={path} cannot be loaded: {text}") from error
 
-    def logits(images):
-        return _logits_of(call(images), path)
-
     source = SOURCES[dataset]
+
+    def logits(images):
+        found = _logits_of(call(images), path)
+        # A signature's shapes may be unknown, and the rank tells whether there are draws.
+        return found if tf.executing_eagerly() else tf.ensure_shape(found, [None, source.classes])
+
     try:
         found = logits(tf.zeros([2, *source.image_shape]))
     except UsageError:
@@ -106,7 +113,19 @@ def of_model(path: str, dataset: str) -> Subject:
             f"--saved_model={path} returns {found.shape.as_list()[1:]} values for an image; the "
             f"{source.classes} classes of {dataset} were expected"
         )
-    return Subject(path, dataset, logits)
+    return Subject(path, dataset, _digest_of_files(pathlib.Path(path)), logits)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _digest_of_files(path: pathlib.Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) or [path]
+    return _digest(file.read_bytes() for file in files)
 
 
 def _saved_model(path: str) -> Callable[[tf.Tensor], Any]:

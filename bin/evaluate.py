@@ -4,12 +4,12 @@
   python bin/evaluate.py --run_dir=RUN --attack=pgd,apgd-ce,square --epsilons=0.1,0.2,0.3
   python bin/evaluate.py --saved_model=DIR --dataset=mnist --epsilons=0.3
 
-Writes evaluation/<attack>-<norm>-<epsilon>.npz (what is known of each example) and adds to
+Writes evaluation/<attack>-….npz (what is known of each example) and adds to
 results.json. A stopped evaluation goes on when the same command is given again; what is
 finished is not computed twice.
 """
 
-import contextlib
+import math
 import os
 import pathlib
 
@@ -20,10 +20,23 @@ from absl import flags
 from anpvs_tf import assessment, datasets, programs, records, runs, subjects
 from anpvs_tf.attacks import norms
 from anpvs_tf.attacks.autoattack import Settings
-from anpvs_tf.errors import UsageError
+from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.settings import defaults
 
 BATCH_SIZE = 250
+FEWEST_CHECKED = 50
+
+
+# Flags and the settings of attacks that they set.
+SETTINGS = {
+    "attack_steps": "steps",
+    "step_size": "step_size",
+    "restarts": "restarts",
+    "eot": "draws",
+    "targets": "targets",
+    "queries": "queries",
+    "gamma": "gamma",
+}
 
 
 def _define_flags() -> None:
@@ -37,7 +50,7 @@ def _define_flags() -> None:
     flags.DEFINE_list(
         "attack_steps", None, "gradient steps. Default: pgd the dataset's, others 100"
     )
-    flags.DEFINE_float("step_size", None, "of pgd, in pixel units. Default: the dataset's")
+    flags.DEFINE_float("step_size", None, "of pgd. Default: the dataset's, or 2.5 epsilon / steps")
     flags.DEFINE_integer("restarts", 1, "of attacks with a random start")
     flags.DEFINE_integer("eot", None, "draws of a stochastic model that gradients average over")
     flags.DEFINE_integer("targets", 9, "classes that targeted attacks aim at")
@@ -70,13 +83,31 @@ def main() -> None:
     for name in ("batch_size", "examples", "restarts", "eot", "targets", "queries"):
         if values[name].value is not None and values[name].value < 1:
             raise UsageError(f"--{name} must be at least 1; got {values[name].value}")
-    if values.check_examples < 0:
-        raise UsageError(f"--check_examples must be at least 0; got {values.check_examples}")
+    if values.check_examples and values.check_examples < FEWEST_CHECKED:
+        raise UsageError(
+            f"--check_examples must be 0 or at least {FEWEST_CHECKED}: fewer decide nothing; got "
+            f"{values.check_examples}"
+        )
+    if values.out_dir and values.run_dir:
+        raise UsageError("--out_dir belongs to --saved_model; a run keeps its own results")
+    if len(set(values.source_run)) < len(values.source_run):
+        raise UsageError("--source_run names a run twice")
     unknown = [name for name in values.attack if name not in assessment.ATTACKS]
     if unknown or not values.attack:
         raise UsageError(
             f"unknown attack {', '.join(unknown)!r}; choose of {', '.join(assessment.ATTACKS)}"
         )
+    for flag, setting in SETTINGS.items():
+        used = [name for name in assessment.ATTACKS if setting in assessment.uses(name)]
+        if values[flag].present and not set(used) & set(values.attack):
+            raise UsageError(f"--{flag} is used by {', '.join(used)} only")
+        value = values[flag].value
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"--{flag} must be a finite number, at least 0; got {value}")
+    if not 0 <= values.seed < 2**31:
+        raise UsageError(f"--seed must lie in [0, 2^31); got {values.seed}")
+    if values.norm != "linf" and not values.epsilons:
+        raise UsageError(f"--norm={values.norm} needs --epsilons: the datasets' are of linf")
     if (assessment.TRANSFER in values.attack) != bool(values.source_run):
         raise UsageError("--attack=transfer and --source_run need each other")
     if values.run_dir:
@@ -92,11 +123,20 @@ def main() -> None:
     split = data.test.take(values.examples)
 
     # ---- Attack ----
+    check_examples = values.check_examples
+    if len(split) < FEWEST_CHECKED:
+        print(f"{len(split)} examples are too few for self-checks; they are left out")
+        check_examples = 0
+    found = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        held = runs.RunDirectory(directory)
-        with held.owned() if values.run_dir else contextlib.nullcontext():
-            found = assessment.assess(
+        home = runs.RunDirectory(directory)
+        with home.owned():
+            try:
+                held = home.results()
+            except ValueError as error:
+                raise UsageError(f"{home.results_path} is damaged: {error}") from error
+            for record in assessment.assess(
                 subject,
                 split,
                 attacks,
@@ -104,11 +144,15 @@ def main() -> None:
                 batch_size=values.batch_size,
                 directory=directory / "evaluation",
                 sources=sources,
-                check_examples=min(values.check_examples, len(split)),
-            )
-            held.write_results(records.merged(held.results(), found))
+                check_examples=min(check_examples, len(split)),
+            ):
+                held = records.merged(held, [record])
+                home.write_results(held)
+                found.append(record)
     except OSError as error:
         raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
+    except AssertionError as error:
+        raise TrainingError(f"{error}; nothing of this attack is to be believed") from error
     print(records.evaluation_table(found))
     print(f"Results are in {directory}")
 
@@ -128,8 +172,11 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
         if epsilon > 1 and values.norm == "linf":
             raise UsageError(f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}")
         for attack in values.attack:
-            published = {"steps": None}
-            if "step_size" in assessment.uses(attack) and values.norm == "linf":
+            published: dict = {"steps": None}
+            # The published step reaches the published epsilon; other radii and step counts
+            # take 2.5 epsilon / steps.
+            usual_radius = values.norm == "linf" and epsilon == usual["epsilon"] and not steps
+            if "step_size" in assessment.uses(attack) and usual_radius:
                 published = {"steps": usual["eval_attack_steps"]}
                 published["step_size"] = usual["eval_step_size"]
             if values.step_size is not None:
@@ -153,9 +200,13 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
                     raise UsageError(
                         "--attack=pgd-latent needs --run_dir: it attacks latent features"
                     )
-                same = assessment.file_name(attack, settings)
-                if all(assessment.file_name(*other) != same for other in chosen):
-                    chosen.append((attack, settings))
+                one = (attack, assessment.resolve(attack, settings))
+                if all(
+                    assessment.description(*one) != assessment.description(*other)
+                    or one[1].epsilon != other[1].epsilon
+                    for other in chosen
+                ):
+                    chosen.append(one)
     return chosen
 
 

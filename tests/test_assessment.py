@@ -23,7 +23,7 @@ def linear(images):
 
 
 SPLIT = Split(IMAGES, np.argmax(linear(tf.constant(IMAGES / 255, tf.float32)), axis=1))
-HONEST = Subject("honest", "mnist", linear, lambda images: {"logits": linear(images)})
+HONEST = Subject("honest", "mnist", "honest", linear, lambda images: {"logits": linear(images)})
 
 
 def attack(name, epsilon=0.02, **settings):
@@ -31,8 +31,11 @@ def attack(name, epsilon=0.02, **settings):
 
 
 def assess(subject, attacks, tmp_path, **more):
-    return assessment.assess(
-        subject, SPLIT, attacks, seed=0, batch_size=25, directory=tmp_path / "evaluation", **more
+    directory = tmp_path / "evaluation"
+    return list(
+        assessment.assess(
+            subject, SPLIT, attacks, seed=0, batch_size=25, directory=directory, **more
+        )
     )
 
 
@@ -75,21 +78,31 @@ def test_records_and_the_worst_case(tmp_path):
     )
 
 
-def test_files_of_different_attacks_have_different_names():
-    attacks = [
-        attack("pgd"),
-        attack("pgd", steps=10),
-        attack("pgd", restarts=2),
-        attack("pgd", norm="l2"),
-        attack("pgd", epsilon=0.03),
-        attack("apgd-ce"),
-        attack("square"),
-        attack("square", queries=10),
-        attack("transfer"),
+def test_no_evaluation_replaces_the_file_of_another(tmp_path):
+    attacks = [attack("fgsm"), attack("pgd", steps=2), attack("pgd", steps=3)]
+    attacks += [attack("pgd", steps=2, restarts=2), attack("fgsm", epsilon=0.0200001)]
+    assess(HONEST, attacks, tmp_path)
+    assert len(list((tmp_path / "evaluation").iterdir())) == 5
+    # Fewer examples, another model, another source.
+    quick = {"seed": 0, "batch_size": 25, "directory": tmp_path / "evaluation"}
+    other = dataclasses.replace(HONEST, digest="other")
+    list(assessment.assess(HONEST, SPLIT.take(10), [attack("fgsm")], **quick))
+    list(assessment.assess(other, SPLIT, [attack("fgsm")], **quick))
+    for source in (HONEST, other):
+        list(assessment.assess(HONEST, SPLIT, [attack("transfer")], sources=[source], **quick))
+    assert len(list((tmp_path / "evaluation").iterdir())) == 9
+
+
+def test_records_are_replaced_by_repetitions_only():
+    checked = {"model": "a", "attack": {"name": "pgd"}, "reliable": False, "checks": ["failed"]}
+    repeated = {"model": "a", "attack": {"name": "pgd"}, "date": "later"}
+    other = {"model": "b", "attack": {"name": "pgd"}}
+    # What the checks found stays.
+    assert records.merged([checked, other], [repeated]) == [
+        other,
+        repeated | {"reliable": False, "checks": ["failed"]},
     ]
-    assert len({assessment.file_name(*one) for one in attacks}) == len(attacks)
-    # What an attack does not use makes no difference.
-    assert assessment.file_name(*attack("fgsm", steps=3)) == assessment.file_name(*attack("fgsm"))
+    assert records.merged([repeated], [checked]) == [checked]
 
 
 def test_transferred_examples(tmp_path):
@@ -97,13 +110,18 @@ def test_transferred_examples(tmp_path):
     stranger = dataclasses.replace(
         HONEST, name="stranger", logits=lambda x: tf.reshape(x, [-1, 49]) @ other
     )
-    white, same, black, _ = assess(
+    white, same, twice, _ = assess(
         HONEST,
         [attack("pgd"), attack("transfer"), attack("transfer", restarts=2)],
         tmp_path,
         sources=[HONEST],
     )
+    assert same["attack"]["sources"] == ["honest"] and list(same["accuracy_after"]) == [
+        "transfer/honest"
+    ]
     assert white["robust_accuracy"] == pytest.approx(same["robust_accuracy"], abs=0.02)
+    assert len(twice["accuracy_after"]) == 2
+    assert twice["robust_accuracy"] <= same["robust_accuracy"]
     (black,) = assess(HONEST, [attack("transfer")], tmp_path / "other", sources=[stranger])
     assert black["robust_accuracy"] > white["robust_accuracy"] + 0.1
     foreign = dataclasses.replace(stranger, dataset="cifar10")
@@ -140,7 +158,7 @@ def test_an_honest_model_passes_every_check():
 
 def test_masked_gradients_are_found_out():
     # The softmax saturates in float32: the cross-entropy has no gradient anywhere.
-    masked = Subject("masked", "mnist", lambda images: 1e6 * linear(images))
+    masked = Subject("masked", "mnist", "", lambda images: 1e6 * linear(images))
     checks = checks_of(masked, reported=np.ones(60, bool))
     assert not checks["gradients"].passed
     assert not checks["black box"].passed
@@ -152,13 +170,29 @@ def test_steps_in_the_input_are_found_out():
         coarse = tf.stop_gradient(tf.round(images * 50) / 50)
         return linear(coarse) + 0.0 * linear(images)
 
-    checks = checks_of(Subject("rounded", "mnist", rounded))
+    checks = checks_of(Subject("rounded", "mnist", "", rounded))
     assert not checks["gradients"].passed
 
 
 def test_a_figure_that_is_not_converged_is_found_out():
     checks = checks_of(HONEST, reported=np.ones(60, bool))
-    assert not checks["convergence"].passed and not checks["noise"].passed
+    assert not checks["convergence"].passed
+
+
+def test_transferred_examples_alone_are_not_called_unconverged():
+    found = selfchecks.run(
+        HONEST, SPLIT, Settings(epsilon=0.02), None, np.ones(60, bool), seed=0, batch_size=60
+    )
+    assert "convergence" not in {check.name for check in found}
+    assert all(check.passed for check in found)
+
+
+def test_noise_that_beats_gradients_is_found_out():
+    # The gradient points the wrong way.
+    def backwards(images):
+        return tf.stop_gradient(2 * linear(images)) - linear(images)
+
+    assert not checks_of(Subject("backwards", "mnist", "", backwards))["noise"].passed
 
 
 def test_black_boxes_that_beat_white_ones_are_found_out():
@@ -178,11 +212,13 @@ def test_a_stochastic_model_needs_expectation(tmp_path):
     def noisy(images):
         return linear(images + generator.normal(tf.shape(images), stddev=0.05))
 
-    subject = Subject("noisy", "mnist", noisy)
+    subject = Subject("noisy", "mnist", "", noisy)
     (single,) = assess(subject, [attack("pgd", steps=3)], tmp_path)
     assert single["robust_accuracy"] is None and single["reliable"] is False
     assert "use --eot" in records.evaluation_table([single])
     (drawn,) = assess(subject, [attack("pgd", steps=3, draws=8)], tmp_path)
     assert 0 < drawn["robust_accuracy"] < 1
+    (rand,) = assess(subject, [attack("autoattack-rand", steps=3)], tmp_path)
+    assert rand["attack"]["draws"] == 20 and rand["robust_accuracy"] is not None
     assert not checks_of(subject, reported=np.ones(60, bool))["deterministic"].passed
     assert checks_of(subject, reported=np.ones(60, bool), draws=2)["deterministic"].passed

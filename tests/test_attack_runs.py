@@ -1,5 +1,7 @@
 """Attacks over a split: who is attacked when, what is known of each, what survives a stop."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,7 +29,7 @@ def outputs(images):
     return {"logits": logits(images), "double": 2.0 * tf.reshape(images, [-1, 1])}
 
 
-SUBJECT = Subject("toy", "mnist", logits, outputs)
+SUBJECT = Subject("toy", "mnist", "digest", logits, outputs)
 
 
 def pushing(name, distance, seen):
@@ -123,12 +125,20 @@ def test_another_attack_or_a_damaged_file_begins_anew(tmp_path, capsys):
 
 
 def test_the_identity_knows_model_examples_and_settings():
-    identity = attack_runs.fingerprint(SUBJECT, SPLIT, {"steps": 1})
-    assert identity == attack_runs.fingerprint(SUBJECT, SPLIT, {"steps": 1})
-    other = Subject("toy", "mnist", lambda images: 1.1 * logits(images))
-    assert identity != attack_runs.fingerprint(other, SPLIT, {"steps": 1})
-    assert identity != attack_runs.fingerprint(SUBJECT, SPLIT.take(7), {"steps": 1})
-    assert identity != attack_runs.fingerprint(SUBJECT, SPLIT, {"steps": 2})
+    identity = attack_runs.fingerprint([SUBJECT], SPLIT, {"steps": 1})
+    assert identity == attack_runs.fingerprint([SUBJECT], SPLIT, {"steps": 1})
+    other = dataclasses.replace(SUBJECT, digest="other")
+    assert identity != attack_runs.fingerprint([other], SPLIT, {"steps": 1})
+    assert identity != attack_runs.fingerprint([SUBJECT, other], SPLIT, {"steps": 1})
+    assert identity != attack_runs.fingerprint([SUBJECT], SPLIT.take(7), {"steps": 1})
+    assert identity != attack_runs.fingerprint([SUBJECT], SPLIT, {"steps": 2})
+
+
+def test_labels_out_of_range():
+    run = run_of([])
+    run.split = Split(SPLIT.images, SPLIT.labels + 9)
+    with pytest.raises(UsageError, match="labels from 9 to 10; mnist has 10 classes"):
+        run.run()
 
 
 def test_leaving_the_ball_is_noticed():
@@ -143,9 +153,12 @@ def test_leaving_the_ball_is_noticed():
         (lambda images: logits(images) / 0.0, "not finite"),
     ],
 )
-def test_what_is_no_logits_is_refused(function, message):
+@pytest.mark.parametrize("draws", [1, 3])
+def test_what_is_no_logits_is_refused(function, message, draws):
+    run = run_of([pushing("small", 0.05, [])], subject=Subject("toy", "mnist", "", function))
+    run.draws = draws
     with pytest.raises(UsageError, match=message):
-        run_of([pushing("small", 0.05, [])], subject=Subject("toy", "mnist", function)).run()
+        run.run()
 
 
 def test_a_stochastic_model_decides_by_its_mean_softmax():
@@ -156,11 +169,11 @@ def test_a_stochastic_model_decides_by_its_mean_softmax():
         # the right class 0.58, where the mean logit would be wrong.
         good = generator.uniform([1, 1]) < 0.8
         margin = tf.where(good, 1.0, -20.0) * tf.ones([tf.shape(images)[0], 1])
-        return tf.concat([margin, tf.zeros_like(margin)], axis=1)
+        return tf.concat([margin + 3.0, tf.zeros_like(margin) + 3.0], axis=1)
 
     split = Split(SPLIT.images, np.zeros(8, int))
     run = AttackRun(
-        Subject("noisy", "mnist", noisy),
+        Subject("noisy", "mnist", "", noisy),
         split,
         [],
         epsilon=0.1,

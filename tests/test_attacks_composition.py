@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from anpvs_tf import noise
-from anpvs_tf.attacks import composition, fab, pgd, random_noise
+from anpvs_tf.attacks import apgd, composition, fab, pgd, random_noise
 from anpvs_tf.attacks.autoattack import ATTACKS, Settings, stages
 
 SEED = noise.seed_of(0)
@@ -216,3 +216,29 @@ def test_bad_settings():
     for wrapper in (composition.restarts, composition.targets, composition.expectation):
         with pytest.raises(ValueError, match="at least 1"):
             wrapper(pgd, 0)
+
+
+def test_a_stochastic_model_is_not_called_broken_by_one_lucky_draw():
+    generator = tf.random.Generator.from_seed(0)
+    rng = np.random.default_rng(5)
+    weights = tf.constant(rng.normal(size=(12, 4)).astype(np.float32))
+    images = rng.uniform(0.3, 0.7, (200, 2, 2, 3)).astype(np.float32)
+
+    def mean(x):
+        return 10.0 * tf.reshape(x - 0.5, [-1, 12]) @ weights
+
+    def noisy(x):
+        logits = mean(x)
+        return logits + generator.normal(tf.shape(logits), stddev=20.0)
+
+    labels = tf.argmax(mean(tf.constant(images)), axis=1)
+    drawn = composition.expectation(noisy, 8)
+    settings = {"epsilon": 0.05, "steps": 20}
+    attacked = apgd(drawn, images, labels, noise.seed_of(0), **settings)
+    plain = pgd(drawn, images, labels, noise.seed_of(0), step_size=0.01, **settings)
+    accuracy, by_pgd, before = (
+        float(tf.reduce_mean(tf.cast(tf.argmax(mean(x), 1) == labels, tf.float32)))
+        for x in (attacked, plain, tf.constant(images))
+    )
+    assert before == 1.0 and by_pgd < 0.8
+    assert accuracy <= by_pgd + 0.05

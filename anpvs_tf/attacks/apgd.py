@@ -73,21 +73,30 @@ def apgd(
     Returns:
         Images, float32, inside the ball and [0, 1]: the first iterate that fooled
         the model, or else the one of the highest loss. What the model gets wrong
-        unperturbed is returned as it is.
+        unperturbed is returned as it is. Of a `composition.expectation` always the
+        iterate of the highest mean loss, as a draw that is fooled proves nothing.
     """
     norms.check_threat_model(epsilon, norm)
     objective = objectives.objective(loss, logits_fn, images, labels, targets, gamma)
     ends = checkpoints(steps)
     lengths = tf.constant(np.diff([0, *ends]), tf.int32)
 
+    # A stochastic model is fooled by chance, too: then nothing ends the search for the highest
+    # mean loss.
+    stochastic = getattr(logits_fn, "draws", 1) > 1
+
+    def is_fooled(logits, labels):
+        wrong = objectives.fooled(logits, labels)
+        return tf.zeros_like(wrong) if stochastic else wrong
+
     def begin():
-        left = ~objectives.fooled(objectives.logits_of(logits_fn, images), labels)
+        left = ~is_fooled(objectives.logits_of(logits_fn, images), labels)
         draw = norms.random_on_sphere(tf.shape(images), seed, epsilon, norm)
         start = norms.restrict(images, images + draw, epsilon, norm)
         position, start = active.keep(left, (tf.range(tf.shape(images)[0]), start))
         here = objective.take(position)
         losses, logits, gradients = objectives.evaluate(logits_fn, start, here)
-        wrong = objectives.fooled(logits, here.labels)
+        wrong = is_fooled(logits, here.labels)
         nothing = tf.zeros_like(position)
         return _State(
             position=position,
@@ -114,7 +123,7 @@ def apgd(
         moved = norms.restrict(origin, moved, epsilon, norm)
 
         losses, logits, gradients = objectives.evaluate(logits_fn, moved, here)
-        wrong = objectives.fooled(logits, here.labels)
+        wrong = is_fooled(logits, here.labels)
         better = (losses > state.best_loss) | wrong
         better &= ~state.fooled
         return state._replace(

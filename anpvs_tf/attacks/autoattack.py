@@ -196,7 +196,7 @@ ATTACKS: dict[str, Kind] = {
     "pgd-margin": Kind(lambda settings: _pgd("pgd-margin", settings, "margin"), _PGD),
     "pgd-latent": Kind(lambda settings: _pgd("pgd-latent", settings, "latent"), (*_PGD, "gamma")),
     "fgsm": Kind(_fgsm, ("draws",)),
-    "noise": Kind(_noise, ("noise_draws", "restarts")),
+    "noise": Kind(_noise, ("noise_draws", "restarts", "draws")),
     "apgd-ce": Kind(lambda settings: _apgd("apgd-ce", settings, "ce"), _APGD),
     "apgd-dlr": Kind(lambda settings: _apgd("apgd-dlr", settings, "dlr"), _APGD),
     "apgd-t": Kind(lambda settings: _apgd("apgd-t", settings, "dlr_targeted"), (*_APGD, "targets")),

@@ -144,4 +144,5 @@ def expectation(logits_fn: objectives.LogitsFn, draws: int) -> objectives.Logits
             lambda one, rest: tf.concat([one[None], rest], 0), first, others
         )
 
+    drawn.draws = draws
     return drawn

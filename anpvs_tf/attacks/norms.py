@@ -38,6 +38,8 @@ def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:
     """The direction of unit norm along which the loss grows fastest; 0 for a zero gradient."""
     if norm == "linf":
         return tf.sign(gradients)
+    # First by the largest entry: squares of small gradients would vanish.
+    gradients = tf.math.divide_no_nan(gradients, length(gradients, "linf"))
     return tf.math.divide_no_nan(gradients, length(gradients, norm))
 
 
