@@ -132,13 +132,15 @@ def test_model_card(exported, run):
         assert f"## {heading}\n" in card
 
 
+FUNCTION_LIBRARY = "library"  # The field of a GraphDef that holds its functions.
+
+
 def test_no_custom_operations(exported):
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString((exported.path / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0].graph_def
-    library = graph.library
-    defined = library.function
+    defined = getattr(graph, FUNCTION_LIBRARY).function
     nodes = [*graph.node, *(node for f in defined for node in f.node_def)]
     functions = {f.signature.name for f in defined}
     known = set(dir(tf.raw_ops))
