@@ -107,11 +107,14 @@ class BetaBernoulliGate(keras.layers.Layer):
         seed = noise.layer_seed(self.name, self.seed_generator)
         smallest = kumaraswamy.UNIFORM_MIN
         v = tf.random.stateless_uniform([features], noise.fold(seed, 0), smallest, 1.0)
-        shape = [noise.distinct(batch_size), features]
-        u = tf.random.stateless_uniform(shape, noise.fold(seed, 1), smallest, 1.0)
         logit_pi = kumaraswamy.sample_logit(*self.concentrations(), v)
-        logit_u = tf.math.log(u) - tf.math.log1p(-u)
-        return noise.for_copies(tf.sigmoid((logit_pi + logit_u) / self.temperature))
+        u_seed = noise.fold(seed, 1)
+
+        def masks(examples):
+            u = tf.random.stateless_uniform([examples, features], u_seed, smallest, 1.0)
+            return tf.sigmoid((logit_pi + tf.math.log(u) - tf.math.log1p(-u)) / self.temperature)
+
+        return noise.per_example(masks, batch_size)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         self.add_loss(self.kl_weight * self.kl())
@@ -165,8 +168,9 @@ class PairedDropout(keras.layers.Layer):
             return inputs
         seed = noise.layer_seed(self.name, self.seed_generator)
         batch_size, *shape = _batch_shape(inputs)
-        draws = tf.random.stateless_uniform([noise.distinct(batch_size), *shape], seed)
-        keep = noise.for_copies(draws >= self.rate)
+        keep = noise.per_example(
+            lambda n: tf.random.stateless_uniform([n, *shape], seed) >= self.rate, batch_size
+        )
         scale = tf.constant(1 / (1 - self.rate), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
 

@@ -14,10 +14,11 @@ from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
+from anpvs_tf.optimization import GroupedAdam, learning_rate_schedule
 from anpvs_tf.progress import Progress
 from anpvs_tf.runs import RunDirectory
 from anpvs_tf.settings import PRECISIONS, Settings
-from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier, learning_rate_schedule
+from anpvs_tf.training import Objective, RobustClassifier
 
 VALIDATION_EXAMPLES = 1_000
 EVALUATION_BATCH = 250
@@ -134,7 +135,7 @@ def _train(
         network=network,
         optimizer=whole.optimizer,
         epochs_done=epochs_done,
-        crafting_features=tf.train.Checkpoint(**whole.crafting_features),
+        method_state=tf.train.Checkpoint(**whole.state()),
         removal=removal.checkpoint(),
     )
     manager = tf.train.CheckpointManager(checkpoint, str(run.checkpoints), max_to_keep=2)
@@ -151,21 +152,20 @@ def _train(
         )
     )
     writer = tf.summary.create_file_writer(str(run.tensorboard))
-    train_step = None
+    update = None
     for epoch in range(first + 1, settings.epochs + 1):
-        if (settings.shrink and removal.advance(settings.shrink_after)) or train_step is None:
+        if (settings.shrink and removal.advance(settings.shrink_after)) or update is None:
             classifier, copies = shrinking.working_copy(whole, removal, classifier_of)
-            train_step = None
-        if classifier.refreeze() or train_step is None:
-            train_step = tf.function(classifier.train_step, autograph=False)
+            update = None
+        if classifier.begin_epoch(epoch) or update is None:
+            update = tf.function(classifier.update, autograph=False)
         progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
-        for tracker in classifier.metrics:
-            tracker.reset_state()
+        sums: dict[str, float] = {}
         for step in range(1, steps + 1):
-            terms = train_step(next(batches))
-            terms = {name: float(value) for name, value in terms.items()}
+            terms = {name: float(value) for name, value in update(next(batches)).items()}
             check_finite(terms, epoch, step, manager.latest_checkpoint)
-            progress.update(step, f"loss {terms['loss']:.3f}")
+            sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
+            progress.update(step, f"loss {sums['loss'] / step:.3f}")
         seconds = progress.seconds()
         for copy in copies:
             copy.store()
@@ -176,7 +176,8 @@ def _train(
         check_finite(spoiled, epoch, steps, manager.latest_checkpoint)
         check_not_collapsed(evaluated, epoch, run)
         result = evaluate(validation, settings.seed)
-        row = records.epoch_row(epoch, epoch * steps, terms, result, evaluated)
+        means = {name: total / steps for name, total in sums.items()}
+        row = records.epoch_row(epoch, epoch * steps, means, result, evaluated)
         row |= {"seconds": round(seconds, 3)}
         row |= {"images_per_second": round(steps * settings.batch_size / seconds, 1)}
         rows.append(row)

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -19,6 +19,8 @@ import tensorflow as tf
 class _Scope:
     seed: tf.Tensor
     copies: int
+    replica: int | tf.Tensor
+    replicas: int
 
 
 _current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("noise", default=None)
@@ -42,15 +44,18 @@ def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def scope(seed: tf.Tensor, copies: int = 1) -> Iterator[None]:
+def scope(
+    seed: tf.Tensor, copies: int = 1, replica: int | tf.Tensor = 0, replicas: int = 1
+) -> Iterator[None]:
     """Keys the noise of every layer called inside by `seed`.
 
     Args:
         seed: int32, shape [2].
         copies: the batch is this many versions of the same examples, one after
             the other ([clean; adversarial] is 2); the versions share their noise.
+        replica, replicas: which equal part of the global batch this is, of how many.
     """
-    token = _current.set(_Scope(seed, copies))
+    token = _current.set(_Scope(seed, copies, replica, replicas))
     try:
         yield
     finally:
@@ -71,15 +76,27 @@ def layer_seed(name: str, fallback) -> tf.Tensor:
     return fold(current.seed, name)
 
 
-def distinct(batch_size: int | tf.Tensor) -> int | tf.Tensor:
-    """How many different examples a batch holds: a scope's copies count once."""
-    current = _current.get()
-    return batch_size // (1 if current is None else current.copies)
+def per_example(
+    draw: Callable[[int | tf.Tensor], tf.Tensor], batch_size: int | tf.Tensor
+) -> tf.Tensor:
+    """Noise for a batch: that of an example's place in the global batch, shared by its copies.
 
+    Every replica draws for the whole global batch and takes its part, so that the noise
+    does not depend on how many replicas there are. It is cheap beside a training step.
 
-def for_copies(values: tf.Tensor) -> tf.Tensor:
-    """Repeats what was drawn for the distinct examples, once for each copy in the batch."""
+    Args:
+        draw: number of examples -> [examples, ...]; the same values at every call.
+        batch_size: of the batch at hand.
+
+    Returns:
+        [batch_size, ...].
+    """
     current = _current.get()
-    if current is None or current.copies == 1:
-        return values
-    return tf.concat([values] * current.copies, axis=0)
+    if current is None:
+        return draw(batch_size)
+    examples = batch_size // current.copies
+    values = draw(examples * current.replicas)
+    if current.replicas > 1:
+        begin = current.replica * examples
+        values = values[begin : begin + examples]
+    return tf.concat([values] * current.copies, axis=0) if current.copies > 1 else values

@@ -12,7 +12,7 @@ from anpvs_tf.errors import UsageError
 from anpvs_tf.losses import REDUCTIONS
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
-from anpvs_tf.training import DECAYS
+from anpvs_tf.optimization import DECAYS
 
 PRECISIONS = {
     "float32": "float32",

@@ -11,6 +11,7 @@ from anpvs_tf.attacks import pgd
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import Method
+from anpvs_tf.optimization import is_gate_variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,84 +45,6 @@ class Objective:
     kl_warmup_steps: int = 0
     kl_ramp_steps: int = 0
     epsilon_warmup_steps: int = 0
-
-
-@keras.saving.register_keras_serializable("anpvs_tf")
-class GroupedAdam(keras.optimizers.Adam):
-    """Adam whose learning rate for gate parameters is a multiple of the others'.
-
-    One optimizer with two rates, because two optimizers cannot be applied in one
-    step under `tf.distribute.MirroredStrategy`.
-
-    Args:
-        learning_rate: of the weights; a number or a schedule.
-        gate_rate_multiple: the gates' learning rate over the weights'.
-    """
-
-    def __init__(self, learning_rate=1e-3, gate_rate_multiple: float = 10.0, **kwargs):
-        super().__init__(learning_rate=learning_rate, **kwargs)
-        self.gate_rate_multiple = gate_rate_multiple
-
-    def update_step(self, gradient, variable, learning_rate) -> None:
-        if is_gate_variable(variable):
-            learning_rate = learning_rate * self.gate_rate_multiple
-        super().update_step(gradient, variable, learning_rate)
-
-    def slots(self) -> tuple[list, list]:
-        """The two moments, each a list with a variable for each trained one."""
-        return self._momentums, self._velocities
-
-    def get_config(self) -> dict:
-        return super().get_config() | {"gate_rate_multiple": self.gate_rate_multiple}
-
-
-def is_gate_variable(variable) -> bool:
-    """Whether a variable is a gate's parameter (by name: replicas have no `path`)."""
-    return "gate_" in variable.name
-
-
-def learning_rate_schedule(
-    learning_rate: float, total_steps: int, decay_at: tuple[float, ...], decay: str = "steps"
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    """How the learning rate falls.
-
-    Args:
-        learning_rate: at the start.
-        total_steps: of the whole run.
-        decay_at: shares of `total_steps`, increasing.
-        decay: "steps" divides by ten at each share (the published schedule);
-            "linear" falls to 0 from the first share to the end.
-
-    Raises:
-        ValueError: for another decay.
-    """
-    if decay == "linear":
-        return LinearDecay(learning_rate, round(decay_at[0] * total_steps), total_steps)
-    if decay != "steps":
-        raise ValueError(f"decay must be one of {DECAYS}; received {decay!r}")
-    boundaries = [max(1, round(share * total_steps)) for share in decay_at]
-    values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
-    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
-
-
-DECAYS = ("steps", "linear")
-
-
-@keras.saving.register_keras_serializable("anpvs_tf")
-class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Constant until step `begin`, then linear to 0 at step `end`."""
-
-    def __init__(self, learning_rate: float, begin: int, end: int):
-        self.learning_rate = learning_rate
-        self.begin = begin
-        self.end = end
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        left = (self.end - tf.cast(step, tf.float32)) / max(1, self.end - self.begin)
-        return self.learning_rate * tf.clip_by_value(left, 0.0, 1.0)
-
-    def get_config(self) -> dict:
-        return {"learning_rate": self.learning_rate, "begin": self.begin, "end": self.end}
 
 
 class RobustClassifier(keras.Model):
@@ -204,6 +127,19 @@ class RobustClassifier(keras.Model):
             self.crafting_features[name].assign(is_open)
         return True
 
+    def begin_epoch(self, epoch: int) -> bool:
+        """Prepares an epoch, counted from 1.
+
+        Returns:
+            Whether a `tf.function` of `update` is stale.
+        """
+        del epoch
+        return self.refreeze()
+
+    def state(self) -> dict[str, tf.Variable]:
+        """What a resumed run needs besides the network and the optimizer, by name."""
+        return self.crafting_features
+
     def restore_crafting(self) -> None:
         """Makes the crafting network that `crafting_features`, read from a checkpoint, describe."""
         features = {name: held.numpy() for name, held in self.crafting_features.items()}
@@ -279,26 +215,30 @@ class RobustClassifier(keras.Model):
         return weight_loss, gate_loss, terms
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One update on a batch of (images, labels).
+        """Keras's training step: `update`, and the means of its terms over the epoch so far."""
+        for name, value in self.update(data).items():
+            self.trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
 
-        Returns the means of the loss terms since the last reset of `metrics`.
-        """
+    def update(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One update on a batch of (images, labels); returns the loss terms of that batch."""
         images, labels = data
         replica = tf.distribute.get_replica_context()
-        seed = noise.seed_of(
-            self.run_seed, self.optimizer.iterations, replica.replica_id_in_sync_group
-        )
+        # The number of replicas decides nothing: noise goes by the place in the global batch.
+        place = (replica.replica_id_in_sync_group, replica.num_replicas_in_sync)
+        seed = noise.seed_of(self.run_seed, self.optimizer.iterations, 0)
         copies = 1
         if self.method.adversarial:
             copies = 2
-            adversarial = self.craft(images, labels, noise.fold(seed, "attack"))
+            with noise.scope(seed, 1, *place):
+                adversarial = self.craft(images, labels, noise.fold(seed, "attack"))
             images = tf.concat([images, adversarial], axis=0)
 
         # Gradients are summed over replicas.
         share = 1.0 / replica.num_replicas_in_sync
         with (
             tf.GradientTape(persistent=bool(self.gates)) as tape,
-            noise.scope(noise.fold(seed, "network"), copies),
+            noise.scope(noise.fold(seed, "network"), copies, *place),
         ):
             outputs = self.network(images, training=True)
             weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
@@ -313,6 +253,4 @@ class RobustClassifier(keras.Model):
             gradients += tape.gradient(gate_objective, gate_variables)
         del tape
         self.optimizer.apply(gradients, weights + gate_variables)
-        for name, tracker in self.trackers.items():
-            tracker.update_state(terms[name])
-        return {name: tracker.result() for name, tracker in self.trackers.items()}
+        return terms

@@ -10,7 +10,8 @@ from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import METHODS
-from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier
+from anpvs_tf.optimization import GroupedAdam
+from anpvs_tf.training import Objective, RobustClassifier
 
 layers = keras.layers
 

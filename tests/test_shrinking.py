@@ -11,8 +11,9 @@ from test_freezing import NETWORKS, logits_and_gradient, randomise
 from anpvs_tf import loop, networks, runs, settings, shrinking
 from anpvs_tf.gates import BetaBernoulliGate, gates_of
 from anpvs_tf.methods import METHODS
+from anpvs_tf.optimization import GroupedAdam
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier
+from anpvs_tf.training import Objective, RobustClassifier
 
 layers = keras.layers
 
@@ -232,13 +233,13 @@ def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch
         }
     )
     sizes = []
-    step = loop.RobustClassifier.train_step
+    step = loop.RobustClassifier.update
 
     def watched(self, data):
         sizes.append(self.network.count_params())
         return step(self, data)
 
-    monkeypatch.setattr(loop.RobustClassifier, "train_step", watched)
+    monkeypatch.setattr(loop.RobustClassifier, "update", watched)
     run, again = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "again")
     loop.train(chosen, run)
     assert sizes[-1] < 0.3 * sizes[0]

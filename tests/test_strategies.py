@@ -17,7 +17,8 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from anpvs_tf import networks, noise
 from anpvs_tf.attacks import pgd
 from anpvs_tf.methods import METHODS
-from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier
+from anpvs_tf.optimization import GroupedAdam
+from anpvs_tf.training import Objective, RobustClassifier
 
 rng = np.random.default_rng(0)
 images, labels = rng.random((8, 16, 16, 1), np.float32), np.arange(8) % 4

@@ -271,7 +271,7 @@ def test_a_run_has_one_owner_at_a_time(finished, tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path, monkeypatch):
     base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
     run = RunDirectory(tmp_path / "run")
-    step = loop.RobustClassifier.train_step
+    step = loop.RobustClassifier.update
 
     def spoiled(self, data):
         terms = step(self, data)
@@ -280,7 +280,7 @@ def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path, monkeypat
         bias.assign(bias + poison)  # After the losses of the second epoch's last step.
         return terms
 
-    monkeypatch.setattr(loop.RobustClassifier, "train_step", spoiled)
+    monkeypatch.setattr(loop.RobustClassifier, "update", spoiled)
     with pytest.raises(TrainingError, match=r"dense1/bias became nan in epoch 2.*ckpt-1"):
         loop.train(resolved(base_run=str(base.path)), run)
     assert not (run.checkpoints / "ckpt-2.index").exists()
@@ -289,7 +289,7 @@ def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path, monkeypat
 def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(finished, tmp_path, monkeypatch):
     base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
     run = RunDirectory(tmp_path / "run")
-    step = loop.RobustClassifier.train_step
+    step = loop.RobustClassifier.update
     calls = []
 
     def spoiled(self, data):
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(finished, tmp_
         poison = loop.tf.where(self.optimizer.iterations > 4, float("nan"), 0.0)
         return terms | {"ce_adversarial": terms["ce_adversarial"] + poison}
 
-    monkeypatch.setattr(loop.RobustClassifier, "train_step", spoiled)
+    monkeypatch.setattr(loop.RobustClassifier, "update", spoiled)
     with pytest.raises(TrainingError) as error:
         loop.train(resolved(base_run=str(base.path)), run)
     assert "ce_adversarial became nan in epoch 2, step 2" in str(error.value)

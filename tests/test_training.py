@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf import networks, noise, training
+from anpvs_tf import networks, noise, optimization
 from anpvs_tf.attacks import pgd
 from anpvs_tf.methods import METHODS
-from anpvs_tf.training import GroupedAdam, Objective, RobustClassifier
+from anpvs_tf.optimization import GroupedAdam
+from anpvs_tf.training import Objective, RobustClassifier
 
 IMAGES = tf.constant(np.random.default_rng(0).random((8, 16, 16, 1), np.float32))
 LABELS = tf.constant(np.arange(8) % 4)
@@ -100,7 +101,7 @@ def gate_gradient(beta, **changes):
         epsilon=0.2, step_size=0.1, attack_steps=3, train_examples=100, beta=beta, **changes
     )
     classifier = classifier_of("anpvs", objective, optimizer=keras.optimizers.SGD(1.0))
-    gates = [v for v in classifier.network.trainable_variables if training.is_gate_variable(v)]
+    gates = [v for v in classifier.network.trainable_variables if optimization.is_gate_variable(v)]
     assert len(gates) == 8
     before = [v.numpy() for v in gates]
     classifier.train_step((IMAGES, LABELS))
@@ -206,19 +207,19 @@ def test_beta_waits_and_then_grows():
 
 
 def test_published_learning_rates():
-    schedule = training.learning_rate_schedule(1e-3, 200, (0.5, 0.8))
+    schedule = optimization.learning_rate_schedule(1e-3, 200, (0.5, 0.8))
     rates = [float(schedule(step)) for step in (0, 99, 101, 159, 161, 199)]
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
 
 
 def test_linear_decay_by_hand():
-    schedule = training.learning_rate_schedule(2e-3, 100, (0.4,), "linear")
+    schedule = optimization.learning_rate_schedule(2e-3, 100, (0.4,), "linear")
     rates = [float(schedule(step)) for step in (0, 40, 55, 70, 100)]
     np.testing.assert_allclose(rates, [2e-3, 2e-3, 1.5e-3, 1e-3, 0.0], rtol=1e-5)
     again = type(schedule).from_config(schedule.get_config())
     assert float(again(70)) == float(schedule(70))
     with pytest.raises(ValueError, match="cosine"):
-        training.learning_rate_schedule(1e-3, 100, (0.4,), "cosine")
+        optimization.learning_rate_schedule(1e-3, 100, (0.4,), "cosine")
 
 
 def test_epsilon_warms_up():

@@ -7,6 +7,8 @@ by itself.
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf import noise
+
 NORMS = ("linf", "l2")
 
 
@@ -63,7 +65,19 @@ def restrict(images: tf.Tensor, candidates: tf.Tensor, epsilon: float, norm: str
 
 
 def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
-    """Perturbations drawn uniformly from the ball of radius epsilon, float32."""
+    """Perturbations drawn uniformly from the ball of radius epsilon, float32.
+
+    In a `noise.scope`, an example's draw is that of its place in the global batch.
+    """
+    return noise.per_example(
+        lambda examples: _uniform_in_ball(
+            tf.concat([[examples], shape[1:]], axis=0), seed, epsilon, norm
+        ),
+        shape[0],
+    )
+
+
+def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     if norm == "linf":
         return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon)
     seeds = tf.random.split(seed, 2)
