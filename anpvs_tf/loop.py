@@ -17,7 +17,8 @@ from anpvs_tf.methods import METHODS
 from anpvs_tf.optimization import GroupedAdam, learning_rate_schedule
 from anpvs_tf.progress import Progress
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.settings import PRECISIONS, Settings
+from anpvs_tf.selection import Best
+from anpvs_tf.settings import PRECISIONS, Settings, layer_betas
 from anpvs_tf.training import Objective, RobustClassifier
 
 VALIDATION_EXAMPLES = 1_000
@@ -63,11 +64,11 @@ def train(
 
     # ---- The run that training starts from ----
     if base is not None and not base.finished:
-        print(f"Warm start: training the standard network in {base.path}")
         # A base that was begun goes on as it was begun: only what decides its weights was checked.
         begun = base.config_path.exists()
-        base_settings = base.settings() if begun else warm_start.standard_settings(settings)
-        train(base_settings, base, data_dir, download, command)
+        of_base = base.settings() if begun else warm_start.base_settings(settings)
+        print(f"Warm start: training the {of_base.method} network in {base.path}")
+        train(of_base, base, data_dir, download, command)
     with run.owned():
         return _train(settings, run, data, base, list(command), overwrite)
 
@@ -96,14 +97,18 @@ def _train(
         step_size=settings.step_size,
         attack_steps=settings.attack_steps,
         train_examples=len(data.train),
+        norm=settings.norm,
         adversarial_weight=settings.adversarial_weight,
+        trades_beta=settings.trades_beta,
         weight_decay=settings.weight_decay,
         lambda_vs=settings.lambda_vs,
         vulnerability_reduction=settings.vulnerability_reduction,
         beta=settings.beta,
+        layer_beta=layer_betas(settings),
         kl_warmup_steps=settings.kl_warmup_epochs * steps,
         kl_ramp_steps=settings.kl_ramp_epochs * steps,
         epsilon_warmup_steps=settings.epsilon_warmup_epochs * steps,
+        awp=settings.awp,
     )
 
     def classifier_of(network: keras.Model, shares: dict[str, float] | None) -> RobustClassifier:
@@ -121,10 +126,13 @@ def _train(
 
     # ---- Evaluation: in float32, on the network as it is deployed ----
     evaluated = runs.build_network(settings, "float32")
-    attack = Attack(settings.epsilon, settings.eval_step_size, settings.eval_attack_steps)
+    attack = Attack(
+        settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
+    )
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH)
     validation = data.validation.take(settings.eval_examples or VALIDATION_EXAMPLES)
     test = data.test.take(settings.eval_examples)
+    best = Best(evaluated, first_selectable_epoch(settings))
 
     # ---- Resume: the newest checkpoint of this run, else the start ----
     if overwrite:
@@ -137,6 +145,7 @@ def _train(
         epochs_done=epochs_done,
         method_state=tf.train.Checkpoint(**whole.state()),
         removal=removal.checkpoint(),
+        best=best.checkpoint(),
     )
     manager = tf.train.CheckpointManager(checkpoint, str(run.checkpoints), max_to_keep=2)
     if manager.latest_checkpoint:
@@ -169,8 +178,8 @@ def _train(
         seconds = progress.seconds()
         for copy in copies:
             copy.store()
-        removal.observe()
-        evaluated.set_weights(network.get_weights())
+        evaluated.set_weights(whole.deployed_weights())
+        removal.observe(evaluated)
         # The losses above were those before the last update.
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
         check_finite(spoiled, epoch, steps, manager.latest_checkpoint)
@@ -183,19 +192,23 @@ def _train(
         rows.append(row)
         progress.done(records.epoch_summary(settings, row))
         records.write_tensorboard(writer, row)
+        if settings.select == "best":
+            best.offer(epoch, result.robust_accuracy)
         epochs_done.assign(epoch)
         # metrics.csv first: a checkpoint without its row could not be made whole again.
         run.write_metrics(rows)
         manager.save()
 
     # ---- The result ----
-    evaluated.set_weights(network.get_weights())
+    evaluated.set_weights(whole.deployed_weights())
+    best.restore()
     run.write_weights(evaluated)
     progress = Progress("test set: image", len(test))
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, prune=True)
     result = evaluate(test, settings.seed, progress.update)
     progress.done()
     record = records.result_record(settings, attack, "test", result, evaluated)
+    record["epoch"] = int(best.epoch) or settings.epochs
     record["training_seconds"] = round(sum(float(row["seconds"]) for row in rows), 1)
     record["evaluation_seconds"] = round(progress.seconds(), 1)
     record["efficiency"] = efficiency.report(evaluated)
@@ -218,6 +231,17 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
         ) from error
 
 
+def first_selectable_epoch(settings: Settings) -> int:
+    """The first epoch whose network is what was asked for: all warm-ups are over."""
+    method = METHODS[settings.method]
+    begins = 0
+    if method.adversarial:
+        begins = settings.epsilon_warmup_epochs
+    if method.learned_gates:
+        begins = max(begins, settings.kl_warmup_epochs + settings.kl_ramp_epochs)
+    return min(begins + 1, settings.epochs)
+
+
 def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Optimizer:
     """Adam with the published schedule; loss scaling for float16."""
     optimizer = GroupedAdam(
@@ -225,6 +249,7 @@ def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Opt
             settings.learning_rate, total_steps, settings.decay_at, settings.decay
         ),
         settings.gate_learning_rate / settings.learning_rate,
+        settings.weight_average,
     )
     if settings.precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)

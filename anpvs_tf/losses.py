@@ -13,6 +13,16 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(losses)
 
 
+def prediction_shift(clean: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
+    """KL(softmax(clean) || softmax(adversarial)) in nats, mean over the batch.
+
+    The second term of TRADES (Zhang et al. 2019). Both: logits [batch, classes].
+    """
+    clean = tf.nn.log_softmax(tf.cast(clean, tf.float32))
+    adversarial = tf.nn.log_softmax(tf.cast(adversarial, tf.float32))
+    return tf.reduce_mean(tf.reduce_sum(tf.exp(clean) * (clean - adversarial), axis=-1))
+
+
 def layer_vulnerability(
     clean: tf.Tensor, adversarial: tf.Tensor, reduction: str = "mean"
 ) -> tf.Tensor:

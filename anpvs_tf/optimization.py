@@ -1,4 +1,4 @@
-"""Adam with a learning rate for gates of their own, and how the rates fall."""
+"""Adam with a learning rate of the gates' own, the average of weights, and how the rates fall."""
 
 import keras
 import tensorflow as tf
@@ -11,26 +11,57 @@ class GroupedAdam(keras.optimizers.Adam):
     One optimizer with two rates, because two optimizers cannot be applied in one
     step under `tf.distribute.MirroredStrategy`.
 
+    Keras's own `use_ema` cannot be used under a distribution strategy (its averages
+    are assigned on each replica), so the average is kept here.
+
     Args:
         learning_rate: of the weights; a number or a schedule.
         gate_rate_multiple: the gates' learning rate over the weights'.
+        average: decay of the moving average of the variables, in [0, 1); 0 keeps none.
     """
 
-    def __init__(self, learning_rate=1e-3, gate_rate_multiple: float = 10.0, **kwargs):
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        gate_rate_multiple: float = 10.0,
+        average: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.gate_rate_multiple = gate_rate_multiple
+        self.average = average
+        self._averages = []
+
+    def build(self, variables) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        if self.average:
+            self._averages = self.add_optimizer_variables(variables, "weight_average")
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         if is_gate_variable(variable):
             learning_rate = learning_rate * self.gate_rate_multiple
         super().update_step(gradient, variable, learning_rate)
+        if self._averages:
+            average = self._averages[self._get_variable_index(variable)]
+            # The first update's weights are where the average begins.
+            share = tf.where(tf.equal(self.iterations, 0), 1.0, 1.0 - self.average)
+            share = tf.cast(share, variable.dtype)
+            self.assign_add(average, share * (tf.convert_to_tensor(variable) - average))
 
-    def slots(self) -> tuple[list, list]:
-        """The two moments, each a list with a variable for each trained one."""
-        return self._momentums, self._velocities
+    def averages(self) -> list:
+        """The moving average of each trained variable, in their order; empty if none is kept."""
+        return list(self._averages)
+
+    def slots(self) -> list[list]:
+        """The moments and averages, each a list with a variable for each trained one."""
+        kept = [self._momentums, self._velocities, self._averages]
+        return [variables for variables in kept if variables]
 
     def get_config(self) -> dict:
-        return super().get_config() | {"gate_rate_multiple": self.gate_rate_multiple}
+        own = {"gate_rate_multiple": self.gate_rate_multiple, "average": self.average}
+        return super().get_config() | own
 
 
 def is_gate_variable(variable) -> bool:

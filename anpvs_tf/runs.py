@@ -172,9 +172,10 @@ class RunDirectory:
         """
         try:
             values = json.loads(self.config_path.read_text())["settings"]
-            values |= {"decay_at": tuple(values["decay_at"])}
             # A run of an older version lacks what was added since.
-            return Settings(**(defaults(values["dataset"]) | values))
+            values = defaults(values["dataset"], method=values["method"]) | values
+            lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
+            return Settings(**(values | lists))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{self.path} holds no readable config.json: {error}") from error
 

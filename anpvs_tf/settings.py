@@ -1,16 +1,19 @@
-"""Every setting of a training run: its meaning, its default by dataset, its range."""
+"""Every setting of a training run: its meaning, its range, which methods use it."""
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from anpvs_tf.attacks.norms import NORMS
 from anpvs_tf.datasets import SOURCES
+from anpvs_tf.defaults import BY_DATASET, BY_METHOD, BY_NORM, COMMON, RECIPES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.losses import REDUCTIONS
-from anpvs_tf.methods import METHODS
+from anpvs_tf.methods import METHODS, Method
 from anpvs_tf.networks import NETWORKS
 from anpvs_tf.optimization import DECAYS
 
@@ -19,10 +22,21 @@ PRECISIONS = {
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
 }
+SELECTIONS = ("last", "best")
+GATE_SCOPES = ("all", "conv", "dense")
 
 
-def _setting(help: str, **range_) -> Any:
-    return dataclasses.field(metadata={"help": help, **range_})
+def _setting(help: str, used_by: str | None = None, weights: str | bool = True, **range_) -> Any:
+    """A field of `Settings`.
+
+    Args:
+        used_by: the trait (attribute of `Method`) of the methods that use it; None for all.
+        weights: whether it decides a run's weights: of every method that uses it (True),
+            of none (False), or of those with this trait.
+        range_: choices, at_least, above, at_most.
+    """
+    about = {"help": help, "used_by": used_by, "weights": weights}
+    return dataclasses.field(metadata=about | range_)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +44,12 @@ class Settings:
     """The resolved settings of a run; see each field's `help`."""
 
     dataset: str = _setting("the data to train on", choices=tuple(SOURCES))
-    method: str = _setting("how to train", choices=tuple(METHODS))
+    method: str = _setting("how to train; help lists them", weights=False, choices=tuple(METHODS))
     network: str = _setting("the architecture", choices=tuple(NETWORKS))
     epochs: int = _setting("passes over the training split", at_least=1)
     batch_size: int = _setting("clean examples in a training step", at_least=1)
     learning_rate: float = _setting("Adam's rate for the weights", above=0.0)
-    gate_learning_rate: float = _setting("Adam's rate for the gates", above=0.0)
+    gate_learning_rate: float = _setting("Adam's rate for the gates", "learned_gates", above=0.0)
     decay: str = _setting(
         "how the rates fall: to a tenth at each --decay_at, or linearly to 0 from the first on",
         choices=DECAYS,
@@ -43,34 +57,68 @@ class Settings:
     decay_at: tuple[float, ...] = _setting(
         "shares of the steps at which the rates begin to fall", above=0.0, at_most=1.0
     )
-    beta: float = _setting("factor of KL / N in the gates' loss", at_least=0.0)
-    kl_warmup_epochs: int = _setting("epochs with beta = 0", at_least=0)
-    kl_ramp_epochs: int = _setting("epochs over which beta then grows to its value", at_least=0)
-    lambda_vs: float = _setting("factor of the vulnerability in the weights' loss", at_least=0.0)
-    vulnerability_reduction: str = _setting(
-        "over the features of a layer, in training", choices=REDUCTIONS
+    beta: float = _setting("factor of KL / N in the gates' loss", "learned_gates", at_least=0.0)
+    layer_beta: tuple[str, ...] = _setting(
+        "other factors for some layers, as layer=factor between commas", "learned_gates"
     )
+    gate_scope: str = _setting("which layers get gates", "gate", choices=GATE_SCOPES)
+    kl_warmup_epochs: int = _setting("epochs with beta = 0", "learned_gates", at_least=0)
+    kl_ramp_epochs: int = _setting(
+        "epochs over which beta then grows to its value", "learned_gates", at_least=0
+    )
+    lambda_vs: float = _setting(
+        "factor of the vulnerability in the weights' loss", "vulnerability", at_least=0.0
+    )
+    vulnerability_reduction: str = _setting(
+        "over the features of a layer, in training", "vulnerability", choices=REDUCTIONS
+    )
+    norm: str = _setting("of the threat model", weights="adversarial", choices=NORMS)
     epsilon: float = _setting(
-        "radius of the l-infinity ball, in pixel units of [0, 1]", above=0.0, at_most=1.0
+        "radius of the ball, in pixel units of [0, 1]", weights="adversarial", above=0.0
     )
     step_size: float = _setting(
-        "step of the training attack, in pixel units", above=0.0, at_most=1.0
+        "step of the training attack, in pixel units", "adversarial", above=0.0
     )
-    attack_steps: int = _setting("gradient steps of the training attack", at_least=1)
+    attack_steps: int = _setting("gradient steps of the training attack", "adversarial", at_least=1)
     epsilon_warmup_epochs: int = _setting(
-        "epochs over which the training attack's epsilon and step grow to their values", at_least=0
+        "epochs over which the training attack's epsilon and step grow to their values",
+        "adversarial",
+        at_least=0,
     )
     eval_step_size: float = _setting(
-        "step of the evaluation attack, in pixel units", above=0.0, at_most=1.0
+        "step of the evaluation attack, in pixel units", weights=False, above=0.0
     )
-    eval_attack_steps: int = _setting("gradient steps of the evaluation attack", at_least=1)
-    adversarial_weight: float = _setting("w of J = (CE(x) + w CE(x~)) / (1 + w)", at_least=0.0)
+    eval_attack_steps: int = _setting(
+        "gradient steps of the evaluation attack", weights=False, at_least=1
+    )
+    adversarial_weight: float = _setting(
+        "w of J = (CE(x) + w CE(x~)) / (1 + w)", "weighted_cross_entropy", at_least=0.0
+    )
+    trades_beta: float = _setting(
+        "factor of KL(f(x) || f(x~)) beside CE(x)", "trades", at_least=0.0
+    )
     weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
+    awp: float = _setting(
+        "adversarial weight perturbation: its norm over each kernel's; 0 is none",
+        "adversarial",
+        at_least=0.0,
+    )
+    weight_average: float = _setting(
+        "decay of the moving average of weights and gates that is evaluated and saved; 0 is none",
+        at_least=0.0,
+        at_most=1.0 - 1e-6,
+    )
+    select: str = _setting(
+        "which epoch's network is saved: the last, or the best on validation (PGD)",
+        choices=SELECTIONS,
+    )
     shrink: bool = _setting(
-        "take features out of the training network for good once they stay pruned"
+        "take features out of the training network for good once they stay pruned", "gate"
     )
     shrink_after: int = _setting(
-        "with --shrink: epochs in a row that a feature is pruned before it leaves", at_least=1
+        "with --shrink: epochs in a row that a feature is pruned before it leaves",
+        "gate",
+        at_least=1,
     )
     seed: int = _setting(
         "of the initial weights, order, augmentation, noise", at_least=0, at_most=2**31 - 1
@@ -80,117 +128,46 @@ class Settings:
         choices=("auto", *PRECISIONS),
     )
     base_epochs: int = _setting(
-        "epochs of the standard run that a warm start trains first", at_least=1
+        "epochs of the standard run that a warm start trains first", "base", at_least=1
     )
-    base_run: str | None = _setting("run directory whose weights training starts from")
+    base_run: str | None = _setting(
+        "run directory whose weights training starts from", weights=False
+    )
     train_examples: int | None = _setting(
         "train on only the first of the training split", at_least=1
     )
     steps_per_epoch: int | None = _setting("stop each epoch after this many steps", at_least=1)
-    eval_examples: int | None = _setting("evaluate on only the first of each split", at_least=1)
+    eval_examples: int | None = _setting(
+        "evaluate on only the first of each split", weights=False, at_least=1
+    )
 
 
-# What holds for every dataset, unless its own row says otherwise. Published values
-# (Madaan et al. 2020) except where a comment says why not.
-COMMON: dict[str, Any] = {
-    "method": "anpvs",
-    "epochs": 200,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
-    "gate_learning_rate": 1e-2,
-    "kl_warmup_epochs": 0,
-    "kl_ramp_epochs": 0,
-    "epsilon_warmup_epochs": 0,
-    "decay": "steps",
-    "vulnerability_reduction": "mean",
-    "adversarial_weight": 2.0,
-    "weight_decay": 1e-4,
-    "shrink": False,
-    "shrink_after": 2,
-    "seed": 0,
-    "precision": "auto",
-    "base_epochs": None,
-    "base_run": None,
-    "train_examples": None,
-    "steps_per_epoch": None,
-    "eval_examples": None,
-}
-
-_CIFAR = {
-    "network": "vgg16",
-    "decay_at": (0.5, 0.8),
-    "epsilon": 0.03,
-    "step_size": 0.007,
-    "attack_steps": 10,
-    "eval_step_size": 0.007,
-    "eval_attack_steps": 40,
-}
-
-BY_DATASET: dict[str, dict[str, Any]] = {
-    # Not in the paper: a demonstration that ends in minutes on two CPU cores.
-    "digits": {
-        "network": "lenet5",
-        "epochs": 26,
-        "batch_size": 32,
-        "learning_rate": 2e-3,
-        "gate_learning_rate": 5e-2,
-        "decay": "linear",
-        "decay_at": (0.5,),
-        "beta": 1.5,
-        "kl_warmup_epochs": 4,
-        "kl_ramp_epochs": 4,
-        "lambda_vs": 10.0,
-        "epsilon": 0.13,
-        "epsilon_warmup_epochs": 4,
-        "step_size": 0.04,
-        "attack_steps": 5,
-        "eval_step_size": 0.02,
-        "eval_attack_steps": 20,
-        "base_epochs": 15,
-    },
-    "mnist": {
-        "network": "lenet5",
-        "decay_at": (0.5, 0.7),
-        "beta": 4.0,
-        "lambda_vs": 1e-3,
-        "epsilon": 0.3,
-        "step_size": 0.01,
-        "attack_steps": 20,
-        "eval_step_size": 0.01,
-        "eval_attack_steps": 40,
-    },
-    "cifar10": _CIFAR | {"beta": 2.0, "lambda_vs": 1e-4},
-    "cifar100": _CIFAR | {"beta": 1.0, "lambda_vs": 0.1},
-}
-
-# Named departures from the published settings.
-RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "published": {},
-    "short": {
-        "mnist": {
-            "epochs": 16,
-            "learning_rate": 2e-3,
-            "gate_learning_rate": 5e-2,
-            "decay": "linear",
-            "decay_at": (0.45,),
-            "beta": 10.0,
-            "kl_warmup_epochs": 1,
-            "kl_ramp_epochs": 1,
-            "lambda_vs": 1e-2,
-            "epsilon_warmup_epochs": 1,
-            "step_size": 0.1,
-            "attack_steps": 5,
-            "base_epochs": 2,
-        }
-    },
-}
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
-def defaults(dataset: str, recipe: str = "published") -> dict[str, Any]:
+def used(method: Method, name: str) -> bool:
+    """Whether a method, or the run that it begins with, uses a setting."""
+    return method.uses(FIELDS[name].metadata["used_by"])
+
+
+def decisive(method: Method) -> list[str]:
+    """The settings that decide the weights of a run of this method."""
+    found = []
+    for name, field in FIELDS.items():
+        weights = field.metadata["weights"]
+        if used(method, name) and (weights if isinstance(weights, bool) else method.uses(weights)):
+            found.append(name)
+    return found
+
+
+def defaults(dataset: str, recipe: str = "published", method: str | None = None) -> dict[str, Any]:
     """The settings of a dataset before the user's own.
 
+    Args:
+        method: whose own defaults apply too; None for the dataset's default method.
+
     Raises:
-        UsageError: unknown dataset or recipe, or a recipe that the dataset lacks.
+        UsageError: unknown dataset, recipe or method, or a recipe that the dataset lacks.
     """
     _check_choice("dataset", dataset, BY_DATASET)
     _check_choice("recipe", recipe, RECIPES)
@@ -198,18 +175,33 @@ def defaults(dataset: str, recipe: str = "published") -> dict[str, Any]:
         raise UsageError(
             f"--recipe={recipe} exists for {', '.join(RECIPES[recipe])} only, not for {dataset}"
         )
-    return COMMON | BY_DATASET[dataset] | RECIPES[recipe].get(dataset, {}) | {"dataset": dataset}
+    values = COMMON | BY_DATASET[dataset] | RECIPES[recipe].get(dataset, {}) | {"dataset": dataset}
+    method = method or values["method"]
+    _check_choice("method", method, METHODS)
+    return values | {"method": method} | BY_METHOD.get(method, {}).get(dataset, {})
 
 
 def resolve(overrides: Mapping[str, Any], recipe: str = "published") -> Settings:
     """Settings from a user's choices; what is None or absent takes its default.
 
     Raises:
-        UsageError: a value that is unknown, not finite or out of range.
+        UsageError: a value that is unknown, not finite or out of range, or one that the
+            method does not use.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    values = defaults(given.get("dataset", "digits"), recipe) | given
+    values = defaults(given.get("dataset", "digits"), recipe, given.get("method"))
+    for name in given:
+        if not used(METHODS[values["method"]], name):
+            users = [method.name for method in METHODS.values() if used(method, name)]
+            raise UsageError(
+                f"--{name} is not used by --method={values['method']}; methods that use it: "
+                f"{', '.join(users)}"
+            )
+    values |= given
+    if values["norm"] in BY_NORM:
+        values |= _of_norm(values, given) | given
     values["decay_at"] = _shares(values["decay_at"])
+    values["layer_beta"] = tuple(values["layer_beta"])
     if values["base_epochs"] is None:
         values["base_epochs"] = values["epochs"]
     if values["precision"] == "auto":
@@ -222,12 +214,50 @@ def resolve(overrides: Mapping[str, Any], recipe: str = "published") -> Settings
         raise UsageError(f"--decay_at must be one or more increasing shares; got {shares}")
     if settings.decay == "linear" and len(shares) > 1:
         raise UsageError(f"--decay=linear begins once: give --decay_at one share; got {shares}")
+    for name in ("epsilon", "step_size", "eval_step_size"):
+        if settings.norm == "linf" and (value := getattr(settings, name)) > 1:
+            raise UsageError(f"--{name} must be at most 1, the range of a pixel; got {value}")
+    layer_betas(settings)
     return settings
+
+
+def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
+    """The defaults of a threat model that is not the dataset's: steps go 2.5 radii in all."""
+    epsilon = given.get("epsilon", BY_NORM[values["norm"]][values["dataset"]])
+    return {
+        "epsilon": epsilon,
+        "step_size": 2.5 * epsilon / values["attack_steps"],
+        "eval_step_size": 2.5 * epsilon / values["eval_attack_steps"],
+    }
+
+
+def layer_betas(settings: Settings) -> dict[str, float]:
+    """{layer: factor} of `layer_beta`.
+
+    Raises:
+        UsageError: not of the form layer=factor.
+    """
+    found = {}
+    for text in settings.layer_beta:
+        layer, _, factor = text.partition("=")
+        try:
+            found[layer] = float(factor)
+        except ValueError:
+            found[layer] = math.nan
+        if not (layer and math.isfinite(found[layer]) and found[layer] >= 0):
+            raise UsageError(
+                "--layer_beta must be layer=factor between commas, factors at least 0 "
+                f"(conv1=8,dense1=2); got {text!r}"
+            )
+    return found
 
 
 def describe(field: dataclasses.Field) -> str:
     """The help of a setting: meaning, choices, default by dataset."""
     text = field.metadata["help"]
+    if field.metadata["used_by"]:
+        users = [method.name for method in METHODS.values() if used(method, field.name)]
+        text += f" [{' '.join(users)}]"
     if "choices" in field.metadata:
         text += f" ({', '.join(field.metadata['choices'])})"
     if field.name == "dataset":
@@ -238,10 +268,30 @@ def describe(field: dataclasses.Field) -> str:
     return f"{text}. Default: " + ", ".join(f"{name} {value}" for name, value in values.items())
 
 
+def describe_methods(dataset: str = "digits", recipe: str = "published") -> str:
+    """The table of methods: what each does, its source, its own flags with their defaults.
+
+    Raises:
+        UsageError: as `defaults`.
+    """
+    lines = []
+    for method in METHODS.values():
+        values = defaults(dataset, recipe, method.name)
+        own = [n for n, f in FIELDS.items() if f.metadata["used_by"] and used(method, n)]
+        flags = "  ".join(f"--{name}={_show(name, values[name])}" for name in own)
+        begins = f"; begins with a {method.base} run" if method.base else ""
+        lines += [f"{method.name}: {method.summary} ({method.source}){begins}"]
+        lines += textwrap.wrap(flags, 96, initial_indent="    ", subsequent_indent="    ")
+    shared = " ".join(f"--{n}" for n, f in FIELDS.items() if not f.metadata["used_by"])
+    lines += textwrap.wrap(f"All methods: {shared}", 100, subsequent_indent="    ")
+    lines += [f"Defaults are those of --dataset={dataset} --recipe={recipe}."]
+    return "\n".join(lines)
+
+
 # What an unset value stands for.
 _UNSET = {
     "base_epochs": "as --epochs",
-    "base_run": "none, or by method the standard run beside this one",
+    "base_run": "none, or by method a run beside this one",
     "eval_examples": "1,000 for validation after an epoch, the whole test set at the end",
 }
 
@@ -250,7 +300,7 @@ def _show(name: str, value: Any) -> str:
     if value is None:
         return _UNSET.get(name, "all")
     if isinstance(value, tuple):
-        return ",".join(f"{v:g}" for v in value)
+        return ",".join(f"{v:g}" for v in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

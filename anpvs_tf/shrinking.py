@@ -247,11 +247,17 @@ class Removal:
             removed=tf.train.Checkpoint(**self.removed),
         )
 
-    def observe(self) -> None:
-        """Counts an epoch that has ended."""
-        for gate in gates_of(self.network):
+    def observe(self, deployed: keras.Model) -> None:
+        """Counts an epoch that has ended.
+
+        Args:
+            deployed: the network with the weights that are evaluated. What is pruned in
+                training must be so there too: an average of weights lags behind.
+        """
+        for gate, other in zip(gates_of(self.network), gates_of(deployed), strict=True):
             count = self.pruned_epochs[gate.name]
-            count.assign(tf.where(gate.mean_mask() > 0, tf.zeros_like(count), count + 1))
+            is_open = (gate.mean_mask() > 0) | (other.mean_mask() > 0)
+            count.assign(tf.where(is_open, tf.zeros_like(count), count + 1))
 
     def advance(self, epochs: int) -> bool:
         """Removes what has been pruned for `epochs` epochs, if that is much of the work.

@@ -1,6 +1,7 @@
 """One training step (Algorithm 1): craft, then update weights and gates together."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -8,10 +9,11 @@ import tensorflow as tf
 
 from anpvs_tf import losses, noise
 from anpvs_tf.attacks import pgd
+from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import Method
-from anpvs_tf.optimization import is_gate_variable
+from anpvs_tf.optimization import GroupedAdam, is_gate_variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,32 +21,44 @@ class Objective:
     """What a step minimises and against which adversary.
 
     Attributes:
-        epsilon, step_size: of the l-infinity training attack, in pixel units.
+        epsilon, step_size: of the training attack, in pixel units.
         attack_steps: gradient steps of the training attack.
+        norm: of the training attack, "linf" or "l2".
         adversarial_weight: w of J = (CE(x) + w CE(x~)) / (1 + w).
+        trades_beta: factor of KL(f(x) || f(x~)) for a method with the loss of TRADES.
         weight_decay: factor of sum ||v||^2 / 2 over the kernels.
         lambda_vs: factor of the vulnerability in the weights' loss.
         vulnerability_reduction: "mean" or "sum" over a layer's features.
         beta: factor of KL / train_examples in the gates' loss.
+        layer_beta: {layer: factor} instead of beta, by the name of a gate without "_gate".
         train_examples: N, the number of training examples.
         kl_warmup_steps: steps with beta = 0, before the classifier resists the KL.
         kl_ramp_steps: steps over which beta then grows linearly to its value.
         epsilon_warmup_steps: steps over which epsilon and step_size grow linearly
             to their values, so that a large epsilon does not start on a plateau.
+        awp: norm of the adversarial weight perturbation over each kernel's; 0 is none.
     """
 
     epsilon: float
     step_size: float
     attack_steps: int
     train_examples: int
+    norm: str = "linf"
     adversarial_weight: float = 2.0
+    trades_beta: float = 6.0
     weight_decay: float = 1e-4
     lambda_vs: float = 0.0
     vulnerability_reduction: str = "mean"
     beta: float = 1.0
+    layer_beta: Mapping[str, float] = dataclasses.field(default_factory=dict)
     kl_warmup_steps: int = 0
     kl_ramp_steps: int = 0
     epsilon_warmup_steps: int = 0
+    awp: float = 0.0
+
+
+# Standard deviation of the start from which TRADES' attack leaves the clean image.
+TRADES_START = 0.001
 
 
 class RobustClassifier(keras.Model):
@@ -79,6 +93,9 @@ class RobustClassifier(keras.Model):
         self.run_seed = seed
         self.shares = shares or {}
         self.gates = gates_of(network)
+        for gate in self.gates:
+            gate.trainable = not method.frozen_gates
+        self._check_layer_beta()
         # Dense until `refreeze`: exact whatever the gates do meanwhile.
         self.frozen = self._freeze(prune=False)
         # What `frozen` was made of, for checkpoints: a resumed run crafts on the same network.
@@ -88,8 +105,9 @@ class RobustClassifier(keras.Model):
         }
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
+        terms += ["prediction_shift"] if method.trades else []
         terms += ["vulnerability"] if method.vulnerability else []
-        terms += ["kl"] if self.gates else []
+        terms += ["kl"] if method.learned_gates else []
         terms += ["weight_decay", "train_accuracy"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
 
@@ -140,6 +158,16 @@ class RobustClassifier(keras.Model):
         """What a resumed run needs besides the network and the optimizer, by name."""
         return self.crafting_features
 
+    def deployed_weights(self) -> list[np.ndarray]:
+        """The network's weights as they are evaluated and saved: the average, if one is kept."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        averages = optimizer.averages() if isinstance(optimizer, GroupedAdam) else []
+        if not averages or self.optimizer.iterations == 0:
+            return self.network.get_weights()
+        trained = map(id, self.network.trainable_variables)
+        of = dict(zip(trained, averages, strict=True))
+        return [np.asarray(of.get(id(weight), weight)) for weight in self.network.weights]
+
     def restore_crafting(self) -> None:
         """Makes the crafting network that `crafting_features`, read from a checkpoint, describe."""
         features = {name: held.numpy() for name, held in self.crafting_features.items()}
@@ -149,15 +177,24 @@ class RobustClassifier(keras.Model):
         """PGD against the frozen network: the one that would be deployed now."""
         frozen, weights = self.frozen, self.frozen.fold()
         warmth = self._progress(0, self.objective.epsilon_warmup_steps)
+        objective = self.objective
+        choices = {}
+        if self.method.trades:
+            draw = noise.per_example(
+                lambda n: tf.random.stateless_normal([n, *images.shape[1:]], seed), len(images)
+            )
+            choices = {"loss": "kl", "start": images + TRADES_START * draw}
         # The Python function: a compiled `pgd` would keep this network alive after a retrace.
         return pgd.python_function(
             lambda x: frozen.apply(weights, x),
             images,
             labels,
             seed,
-            epsilon=warmth * self.objective.epsilon,
-            step_size=warmth * self.objective.step_size,
-            steps=self.objective.attack_steps,
+            epsilon=warmth * objective.epsilon,
+            step_size=warmth * objective.step_size,
+            steps=objective.attack_steps,
+            norm=objective.norm,
+            **choices,
         )
 
     def _progress(self, begin: int, length: int) -> tf.Tensor:
@@ -165,10 +202,25 @@ class RobustClassifier(keras.Model):
         step = tf.cast(self.optimizer.iterations, tf.float32)
         return tf.clip_by_value((step - begin + 1.0) / (length + 1.0), 0.0, 1.0)
 
-    def beta(self) -> tf.Tensor:
-        """The factor of KL / N at the current step: 0, then a ramp, then its value."""
+    def weighted_kl(self) -> tf.Tensor:
+        """beta KL of the gates, in nats; the betas are 0, then on a ramp, then at their values."""
         objective = self.objective
-        return objective.beta * self._progress(objective.kl_warmup_steps, objective.kl_ramp_steps)
+        # From the gates, not from `losses`: a user's network may have regularisers there.
+        terms = [
+            objective.layer_beta.get(_layer_of(gate), objective.beta) * gate.kl()
+            for gate in self.gates
+        ]
+        ramp = self._progress(objective.kl_warmup_steps, objective.kl_ramp_steps)
+        return ramp * tf.add_n(terms)
+
+    def _check_layer_beta(self) -> None:
+        layers = [_layer_of(gate) for gate in self.gates]
+        for name in self.objective.layer_beta:
+            if name not in layers:
+                raise UsageError(
+                    f"--layer_beta names layer {name!r}; {self.network.name} has gates at "
+                    f"{', '.join(layers)}"
+                )
 
     def loss_terms(
         self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
@@ -188,9 +240,13 @@ class RobustClassifier(keras.Model):
         fit = terms["ce_clean"]
         if self.method.adversarial:
             terms["ce_adversarial"] = losses.cross_entropy(labels, logits[1])
+        if self.method.trades:
+            terms["prediction_shift"] = losses.prediction_shift(*logits)
+            fit += objective.trades_beta * terms["prediction_shift"]
+        elif self.method.adversarial:
             w = objective.adversarial_weight
             fit = (terms["ce_clean"] + w * terms["ce_adversarial"]) / (1.0 + w)
-        kernels = [v for v in self.network.trainable_variables if len(v.shape) > 1]
+        kernels = self._kernels()
         terms["weight_decay"] = objective.weight_decay * losses.squared_norm(kernels)
         weight_loss = fit + terms["weight_decay"]
         if self.method.vulnerability:
@@ -205,11 +261,10 @@ class RobustClassifier(keras.Model):
             weight_loss += objective.lambda_vs * terms["vulnerability"]
         terms["loss"] = weight_loss
         gate_loss = None
-        if self.gates:
-            # From the gates, not from `losses`: a user's network may have regularisers there.
+        if self.method.learned_gates:
             terms["kl"] = tf.add_n([gate.kl() for gate in self.gates])
             attacked = terms["ce_adversarial" if self.method.adversarial else "ce_clean"]
-            gate_loss = attacked + self.beta() * terms["kl"] / objective.train_examples
+            gate_loss = attacked + self.weighted_kl() / objective.train_examples
         hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
         terms["train_accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
         return weight_loss, gate_loss, terms
@@ -234,23 +289,69 @@ class RobustClassifier(keras.Model):
                 adversarial = self.craft(images, labels, noise.fold(seed, "attack"))
             images = tf.concat([images, adversarial], axis=0)
 
+        scope = (noise.fold(seed, "network"), copies, *place)
+        replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
         # Gradients are summed over replicas.
         share = 1.0 / replica.num_replicas_in_sync
-        with (
-            tf.GradientTape(persistent=bool(self.gates)) as tape,
-            noise.scope(noise.fold(seed, "network"), copies, *place),
-        ):
-            outputs = self.network(images, training=True)
+        with tf.GradientTape(persistent=self.method.learned_gates) as tape, noise.scope(*scope):
+            outputs = self._outputs(images, [(v, v + shift) for v, shift in replaced])
             weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
             weight_objective = self.optimizer.scale_loss(weight_loss * share)
-            if self.gates:
+            if gate_loss is not None:
                 gate_objective = self.optimizer.scale_loss(gate_loss * share)
         variables = self.network.trainable_variables
         gate_variables = [v for v in variables if is_gate_variable(v)]
         weights = [v for v in variables if not is_gate_variable(v)]
         gradients = tape.gradient(weight_objective, weights)
-        if self.gates:
+        if gate_loss is not None:
             gradients += tape.gradient(gate_objective, gate_variables)
         del tape
         self.optimizer.apply(gradients, weights + gate_variables)
         return terms
+
+    def _kernels(self) -> list[keras.Variable]:
+        return [v for v in self.network.trainable_variables if len(v.shape) > 1]
+
+    def _outputs(
+        self,
+        images: tf.Tensor,
+        replaced: list[tuple[keras.Variable, tf.Tensor]],
+        update_statistics: bool = True,
+    ) -> dict[str, tf.Tensor]:
+        """The network in training, with other values in place of some variables."""
+        if not replaced and update_statistics:
+            return self.network(images, training=True)
+        with keras.StatelessScope(replaced) as scope:
+            outputs = self.network(images, training=True)
+        for variable in self.network.non_trainable_variables if update_statistics else []:
+            if (value := scope.get_current_value(variable)) is not None:
+                variable.assign(value)
+        return outputs
+
+    def _perturbed_kernels(
+        self, images: tf.Tensor, labels: tf.Tensor, scope: tuple
+    ) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Each kernel with the shift of norm awp ||w|| along which the loss grows (Wu et al. 2020).
+
+        The gradient of an update is taken at the shifted kernels; they are never
+        written, so there is nothing to take back.
+        """
+        kernels = self._kernels()
+        with tf.GradientTape() as tape, noise.scope(*scope):
+            outputs = self._outputs(images, [], update_statistics=False)
+            weight_loss, _, terms = self.loss_terms(outputs, labels)
+            # Weight decay is no part of what an attack on the weights maximises.
+            ascended = self.optimizer.scale_loss(weight_loss - terms["weight_decay"])
+        gradients = tape.gradient(ascended, kernels)
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+        shifts = []
+        for kernel, gradient in zip(kernels, gradients, strict=True):
+            length = self.objective.awp * tf.norm(tf.convert_to_tensor(kernel))
+            direction = tf.math.divide_no_nan(gradient, tf.norm(gradient))
+            shifts.append(tf.stop_gradient(length * direction))
+        return list(zip(kernels, shifts, strict=True))
+
+
+def _layer_of(gate: keras.layers.Layer) -> str:
+    return gate.name.removesuffix("_gate")

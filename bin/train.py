@@ -2,6 +2,7 @@
 
   python bin/train.py                                    ANP-VS on digits, a few minutes
   python bin/train.py --dataset=cifar10 --method=anpvs   the published recipe
+  python bin/train.py --method=help                      the methods and their flags
 
 An interrupted run continues when the same command is given again.
 """
@@ -49,6 +50,9 @@ def _define_flags() -> None:
 
 def main() -> None:
     values = flags.FLAGS
+    if values.method == "help":
+        print(settings.describe_methods(values.dataset or "digits", values.recipe))
+        return
     chosen = settings.resolve(
         {f.name: values[f.name].value for f in dataclasses.fields(settings.Settings)},
         values.recipe,

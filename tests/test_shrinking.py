@@ -130,7 +130,7 @@ def test_an_update_is_the_whole_networks_update():
     batch = tf.constant(rng.random((8, 8, 8, 3)), tf.float32), tf.constant(np.arange(8) % 4)
     whole.train_step(batch)  # So that the moments are not zero.
     removal = shrinking.Removal(network)
-    removal.observe()
+    removal.observe(removal.network)
     assert removal.advance(1)
     small, pairs = shrinking.working_copy(whole, removal, classifier_of)
     assert small.network.count_params() < 0.5 * network.count_params()
@@ -182,7 +182,7 @@ def test_features_leave_after_so_many_epochs_in_a_row():
     def shut(features):
         closed = np.isin(np.arange(50), features)
         gate.a_raw.assign(np.where(closed, SHUT[0], 1.0))
-        removal.observe()
+        removal.observe(removal.network)
 
     shut(range(30))
     assert not removal.advance(2)

@@ -162,7 +162,7 @@ def test_misuse_from_the_command_line(tmp_path):
     [
         ({"method": "fgsm"}, "unknown method 'fgsm'; choose one of standard, bp, at"),
         ({"network": "alexnet"}, "unknown network 'alexnet'; choose one of lenet5, vgg16"),
-        ({"epsilon": 1.5}, "--epsilon must be a finite number and above 0 and at most 1; got 1.5"),
+        ({"epsilon": 1.5}, "--epsilon must be at most 1, the range of a pixel; got 1.5"),
         ({"epsilon": float("nan")}, "--epsilon must be a finite number"),
         ({"step_size": 0.0}, "--step_size must be a finite number and above 0"),
         ({"beta": -1.0}, "--beta must be a finite number and at least 0; got -1"),
@@ -241,7 +241,7 @@ def test_bases_that_cannot_be_used(finished, tmp_path):
     other = settings.resolve(
         {"dataset": "cifar10", "method": "anp", "network": "vgg16", "base_run": str(run.path)}
     )
-    with pytest.raises(UsageError, match="network=lenet5, this run asks for network=vgg16"):
+    with pytest.raises(UsageError, match="has network lenet5, this run needs vgg16"):
         loop.warm_start.base_run(other, RunDirectory(tmp_path / "run"))
     beside = RunDirectory(run.path.parent / "new")
     with pytest.raises(UsageError, match=r"has epochs=1, this run asks for epochs=2; use it as"):

@@ -38,7 +38,8 @@ class Objective:
     """A loss and what it needs to know of each example; made by `objective`.
 
     loss: a name in `LOSSES`; labels: int [batch]; targets: int [batch] or None;
-    clean: float32 latent features of the unperturbed images, name -> [batch, ...];
+    clean: float32 outputs of the unperturbed images that the loss compares with, name ->
+    [batch, ...];
     gamma: weight of the vulnerability in "latent".
     """
 
@@ -129,6 +130,13 @@ def latent(outputs: Outputs, objective: Objective) -> tf.Tensor:
     return cross_entropy(outputs, objective) + objective.gamma * vulnerability
 
 
+def kl(outputs: Outputs, objective: Objective) -> tf.Tensor:
+    """KL(f(x) || f(x~)) in nats: how far the prediction moved (Zhang et al. 2019)."""
+    clean = tf.nn.log_softmax(objective.clean["logits"])
+    moved = tf.nn.log_softmax(outputs.logits)
+    return tf.reduce_sum(tf.exp(clean) * (clean - moved), axis=-1)
+
+
 LOSSES: dict[str, Callable[[Outputs, Objective], tf.Tensor]] = {
     "ce": cross_entropy,
     "margin": margin,
@@ -136,6 +144,7 @@ LOSSES: dict[str, Callable[[Outputs, Objective], tf.Tensor]] = {
     "difference": difference,
     "dlr_targeted": dlr_targeted,
     "latent": latent,
+    "kl": kl,
 }
 
 
@@ -184,7 +193,7 @@ def objective(
     Args:
         loss: a name in `LOSSES`.
         logits_fn: images -> logits, or a dict of "logits" and latent features,
-            which "latent" needs. It is called only for "latent", once.
+            which "latent" needs. It is called only for "latent" and "kl", once.
         images: the unperturbed images, [batch, ...].
         labels: int [batch].
         targets: int [batch], the wrong classes to aim at; for "difference" and "dlr_targeted".
@@ -198,6 +207,8 @@ def objective(
     if loss in ("difference", "dlr_targeted") and targets is None:
         raise ValueError(f"the loss {loss!r} needs targets")
     clean = {}
+    if loss == "kl":
+        clean["logits"] = tf.stop_gradient(logits_of(logits_fn, images))
     if loss == "latent":
         outputs = outputs_of(logits_fn, images)
         if not outputs.latent:

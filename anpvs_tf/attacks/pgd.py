@@ -17,6 +17,7 @@ def pgd(
     steps: int,
     norm: str = "linf",
     random_start: bool = True,
+    start: tf.Tensor | None = None,
     loss: str = "ce",
     targets: tf.Tensor | None = None,
     gamma: float = 1.0,
@@ -37,9 +38,10 @@ def pgd(
         steps: number of gradient steps.
         norm: "linf" or "l2".
         random_start: start at a uniform draw from the ball instead of its centre.
-        loss: what to maximise, a name in `objectives.LOSSES`. The gradient of
-            "latent" vanishes at its clean image but for the cross-entropy's, so
-            start at random.
+        start: images to start from instead, moved into the ball.
+        loss: what to maximise, a name in `objectives.LOSSES`. The gradients of "kl",
+            and of "latent" but for the cross-entropy's, vanish at the clean image, so
+            start elsewhere.
         targets: int [batch], for "dlr_targeted".
         gamma: weight of the vulnerability, for "latent".
 
@@ -57,10 +59,11 @@ def pgd(
         moved = perturbed + step_size * norms.steepest(gradients, norm)
         return norms.restrict(images, moved, epsilon, norm)
 
-    start = images
-    if random_start:
-        draw = norms.random_in_ball(tf.shape(images), seed, epsilon, norm)
-        start = norms.restrict(images, images + draw, epsilon, norm)
+    if start is None:
+        start = images
+        if random_start:
+            start += norms.random_in_ball(tf.shape(images), seed, epsilon, norm)
+    start = norms.restrict(images, start, epsilon, norm)
     _, adversarial = tf.while_loop(
         lambda i, _: i < steps, lambda i, x: (i + 1, step(x)), (0, start)
     )
