@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf import bayesian
 from anpvs_tf.errors import UsageError
 from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
 
@@ -87,6 +88,7 @@ def _node(call) -> Node:
     layer = call.operation
     supported = LINEAR + DEPTHWISE + AFFINE + IDENTITY + POOLING + GLOBAL_POOLING + ELEMENTWISE
     supported += (layers.Flatten, layers.ZeroPadding2D, layers.Add, layers.Concatenate)
+    supported += bayesian.LAYERS  # As their parents, with the posterior means.
     reason = None
     if type(layer) not in supported:
         reason = f"layers of type {type(layer).__name__} are not supported"
