@@ -25,6 +25,10 @@ COMMON: dict[str, Any] = {
     "gate_scope": "all",
     "layer_beta": (),
     "trades_beta": 6.0,
+    "prior_stddev": 1.0,
+    "initial_rho": -3.0,
+    "kl_scale": 1.0,
+    "crafting_draws": 0,
     "awp": 0.0,
     "weight_average": 0.0,
     "select": "last",
@@ -37,6 +41,8 @@ COMMON: dict[str, Any] = {
 
 _CIFAR = {
     "network": "vgg16",
+    "prior_stddev": 0.1,
+    "initial_rho": -5.0,
     "decay_at": (0.5, 0.8),
     "epsilon": 0.03,
     "step_size": 0.007,

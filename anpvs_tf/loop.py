@@ -108,6 +108,8 @@ def _train(
         kl_warmup_steps=settings.kl_warmup_epochs * steps,
         kl_ramp_steps=settings.kl_ramp_epochs * steps,
         epsilon_warmup_steps=settings.epsilon_warmup_epochs * steps,
+        kl_scale=settings.kl_scale,
+        crafting_draws=settings.crafting_draws,
         awp=settings.awp,
     )
 

@@ -26,7 +26,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from anpvs_tf import __version__
+from anpvs_tf import __version__, bayesian
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
@@ -226,11 +226,10 @@ def build_network(settings: Settings, dtype: str) -> keras.Model:
     Raises:
         UsageError: the network does not fit the dataset.
     """
-    source = SOURCES[settings.dataset]
-    return NETWORKS[settings.network](
-        source.image_shape,
-        source.classes,
-        gate=METHODS[settings.method].gate,
-        seed=settings.seed,
-        dtype=dtype,
+    source, method = SOURCES[settings.dataset], METHODS[settings.method]
+    network = NETWORKS[settings.network](
+        source.image_shape, source.classes, gate=method.gate, seed=settings.seed, dtype=dtype
     )
+    if method.bayesian:
+        return bayesian.convert(network, settings.prior_stddev, settings.initial_rho)
+    return network

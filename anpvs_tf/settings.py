@@ -97,6 +97,20 @@ class Settings:
     trades_beta: float = _setting(
         "factor of KL(f(x) || f(x~)) beside CE(x)", "trades", at_least=0.0
     )
+    prior_stddev: float = _setting(
+        "standard deviation of the weights' prior", "bayesian", above=0.0
+    )
+    initial_rho: float = _setting(
+        "where the posterior's standard deviations softplus(rho) begin", "bayesian"
+    )
+    kl_scale: float = _setting(
+        "factor of KL / N of the weights' posterior in their loss", "bayesian", at_least=0.0
+    )
+    crafting_draws: int = _setting(
+        "draws of the weights that the training attack sees at every step; 0: their means",
+        "bayesian",
+        at_least=0,
+    )
     weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
     awp: float = _setting(
         "adversarial weight perturbation: its norm over each kernel's; 0 is none",

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import losses, noise
+from anpvs_tf import bayesian, losses, noise
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
@@ -36,6 +36,8 @@ class Objective:
         kl_ramp_steps: steps over which beta then grows linearly to its value.
         epsilon_warmup_steps: steps over which epsilon and step_size grow linearly
             to their values, so that a large epsilon does not start on a plateau.
+        kl_scale: factor of KL / train_examples of Gaussian weights in the weights' loss.
+        crafting_draws: draws of Gaussian weights that the training attack sees; 0: their means.
         awp: norm of the adversarial weight perturbation over each kernel's; 0 is none.
     """
 
@@ -54,6 +56,8 @@ class Objective:
     kl_warmup_steps: int = 0
     kl_ramp_steps: int = 0
     epsilon_warmup_steps: int = 0
+    kl_scale: float = 1.0
+    crafting_draws: int = 0
     awp: float = 0.0
 
 
@@ -107,7 +111,7 @@ class RobustClassifier(keras.Model):
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["prediction_shift"] if method.trades else []
         terms += ["vulnerability"] if method.vulnerability else []
-        terms += ["kl"] if method.learned_gates else []
+        terms += ["kl"] if method.learned_gates or method.bayesian else []
         terms += ["weight_decay", "train_accuracy"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
 
@@ -249,6 +253,9 @@ class RobustClassifier(keras.Model):
         kernels = self._kernels()
         terms["weight_decay"] = objective.weight_decay * losses.squared_norm(kernels)
         weight_loss = fit + terms["weight_decay"]
+        if self.method.bayesian:
+            terms["kl"] = tf.add_n([layer.kl() for layer in bayesian.layers_of(self.network)])
+            weight_loss += objective.kl_scale * terms["kl"] / objective.train_examples
         if self.method.vulnerability:
             names = [name for name in outputs if name != "logits"]
             latents = [tf.split(outputs[name], copies) for name in names]
@@ -310,7 +317,8 @@ class RobustClassifier(keras.Model):
         return terms
 
     def _kernels(self) -> list[keras.Variable]:
-        return [v for v in self.network.trainable_variables if len(v.shape) > 1]
+        variables = self.network.trainable_variables
+        return [v for v in variables if len(v.shape) > 1 and not bayesian.is_scale(v)]
 
     def _outputs(
         self,

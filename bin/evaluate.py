@@ -9,6 +9,7 @@ results.json. A stopped evaluation goes on when the same command is given again;
 finished is not computed twice.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -46,17 +47,17 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("dataset", None, "with --saved_model: the data that it classifies")
     flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(assessment.ATTACKS)}")
-    flags.DEFINE_list("epsilons", None, "radii in pixel units of [0, 1]. Default: the dataset's")
+    flags.DEFINE_list("epsilons", None, "radii in pixel units of [0, 1]. Default: the run's, or the dataset's")
     flags.DEFINE_list(
         "attack_steps", None, "gradient steps. Default: pgd the dataset's, others 100"
     )
-    flags.DEFINE_float("step_size", None, "of pgd. Default: the dataset's, or 2.5 epsilon / steps")
+    flags.DEFINE_float("step_size", None, "of pgd. Default: the run's or dataset's, or 2.5 epsilon / steps")
     flags.DEFINE_integer("restarts", 1, "of attacks with a random start")
     flags.DEFINE_integer("eot", None, "draws of a stochastic model that gradients average over")
     flags.DEFINE_integer("targets", 9, "classes that targeted attacks aim at")
     flags.DEFINE_integer("queries", 5000, "of square")
     flags.DEFINE_float("gamma", 1.0, "weight of the latent displacement in pgd-latent")
-    flags.DEFINE_string("norm", "linf", f"one of {', '.join(norms.NORMS)}")
+    flags.DEFINE_string("norm", None, f"one of {', '.join(norms.NORMS)}. Default: as the epsilons")
     flags.DEFINE_multi_string("source_run", [], "with --attack=transfer: a run to craft on; repeat")
     flags.DEFINE_integer(
         "examples", None, "evaluate on the first only. Default: the whole test set"
@@ -106,8 +107,6 @@ def main() -> None:
             raise UsageError(f"--{flag} must be a finite number, at least 0; got {value}")
     if not 0 <= values.seed < 2**31:
         raise UsageError(f"--seed must lie in [0, 2^31); got {values.seed}")
-    if values.norm != "linf" and not values.epsilons:
-        raise UsageError(f"--norm={values.norm} needs --epsilons: the datasets' are of linf")
     if (assessment.TRANSFER in values.attack) != bool(values.source_run):
         raise UsageError("--attack=transfer and --source_run need each other")
     if values.run_dir:
@@ -164,18 +163,23 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
         UsageError: a setting out of range.
     """
     values = flags.FLAGS
-    usual = defaults(subject.dataset)
+    # A run is attacked as it says, a model as is usual for its dataset.
+    held = subject.settings
+    usual = dataclasses.asdict(held) if held else defaults(subject.dataset)
+    norm = values.norm or usual["norm"]
+    if norm != usual["norm"] and not values.epsilons:
+        raise UsageError(f"--norm={norm} needs --epsilons: the usual ones are of {usual['norm']}")
     epsilons = numbers("epsilons", values.epsilons or [usual["epsilon"]], float)
     steps = numbers("attack_steps", values.attack_steps or [], int)
     chosen: list[tuple[str, Settings]] = []
     for epsilon in epsilons:
-        if epsilon > 1 and values.norm == "linf":
+        if epsilon > 1 and norm == "linf":
             raise UsageError(f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}")
         for attack in values.attack:
             published: dict = {"steps": None}
             # The published step reaches the published epsilon; other radii and step counts
             # take 2.5 epsilon / steps.
-            usual_radius = values.norm == "linf" and epsilon == usual["epsilon"] and not steps
+            usual_radius = norm == usual["norm"] and epsilon == usual["epsilon"] and not steps
             if "step_size" in assessment.uses(attack) and usual_radius:
                 published = {"steps": usual["eval_attack_steps"]}
                 published["step_size"] = usual["eval_step_size"]
@@ -185,7 +189,7 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
                 try:
                     settings = Settings(
                         epsilon=epsilon,
-                        norm=values.norm,
+                        norm=norm,
                         classes=subject.classes,
                         restarts=values.restarts,
                         targets=values.targets,
