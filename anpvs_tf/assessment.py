@@ -223,6 +223,8 @@ def _record(subject, correct, robust, settings, steady, checks) -> dict[str, Any
         counts = efficiency.active_features(subject.network)
         record |= {"method": held.method, "network": held.network, "seed": held.seed}
         record |= {"sparsity": efficiency.sparsity(counts), "active_features": counts}
+    if subject.posterior_draws is not None:
+        record["posterior_draws"] = subject.posterior_draws
     if checks is not None:
         record["reliable"] = all(check.passed for check in checks) and called
         record["checks"] = [dataclasses.asdict(check) for check in checks]

@@ -28,7 +28,8 @@ def text(
         f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
         f"{'' if r.get('reliable', True) else ' (unreliable)'} |"
         for r in results
-        if r["robust_accuracy"] is not None
+        # An ensemble of posterior draws is not what is exported.
+        if r["robust_accuracy"] is not None and "posterior_draws" not in r
     ]
     checked = [
         f"| {name} | {a.accuracy:.2%} | {a.equal_classes} of {report.examples} "

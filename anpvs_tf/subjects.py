@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 # Their layers may be in a model file: importing registers them.
-from anpvs_tf import compact, gates, runs  # noqa: F401
+from anpvs_tf import bayesian, compact, gates, noise, posterior, runs  # noqa: F401
+from anpvs_tf.attacks import objectives
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
@@ -31,6 +32,8 @@ class Subject:
             where only logits are to be had.
         network: of a run, else None.
         settings: of the run, else None.
+        posterior_draws: it is an ensemble of so many networks drawn from the run's
+            posterior; None if it is not.
     """
 
     name: str
@@ -40,20 +43,27 @@ class Subject:
     outputs: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
     network: keras.Model | None = None
     settings: Settings | None = None
+    posterior_draws: int | None = None
 
     @property
     def classes(self) -> int:
         return SOURCES[self.dataset].classes
 
 
-def of_run(run: runs.RunDirectory) -> Subject:
-    """The network of a finished run.
+def of_run(run: runs.RunDirectory, posterior_draws: int | None = None) -> Subject:
+    """The network of a finished run; of a Bayesian one, that of the posterior means.
+
+    Args:
+        posterior_draws: instead, the ensemble (the mean softmax) of so many networks
+            drawn from a Bayesian run's posterior. The draws are fixed by the run's seed.
 
     Raises:
-        UsageError: no finished run.
+        UsageError: no finished run, or posterior draws of one that is not Bayesian.
     """
     settings = run.settings()
     network = run.load_network()
+    if posterior_draws is not None:
+        return _ensemble(run, settings, network, posterior_draws)
     frozen = FrozenNetwork(network)
     weights = frozen.fold()
     return Subject(
@@ -64,6 +74,29 @@ def of_run(run: runs.RunDirectory) -> Subject:
         outputs=lambda images: network(images, training=False),
         network=network,
         settings=settings,
+    )
+
+
+def _ensemble(
+    run: runs.RunDirectory, settings: Settings, network: keras.Model, draws: int
+) -> Subject:
+    if not bayesian.layers_of(network):
+        raise UsageError(
+            f"{run.path} was trained by {settings.method}, whose weights have no posterior; "
+            "--posterior_draws needs a Bayesian run (--method=at_bnn)"
+        )
+    seed = noise.seed_of(settings.seed, "posterior")
+    sampled = posterior.sampled_logits(network, draws, seed)
+    weights = [array.tobytes() for array in network.get_weights()]
+    return Subject(
+        f"{run.path} ({draws} posterior draws)",
+        settings.dataset,
+        _digest([*weights, f"{settings.seed} {draws}".encode()]),
+        logits=lambda images: objectives.logits_of(sampled, images),
+        outputs=posterior.sampled_outputs(network, draws, seed),
+        network=network,
+        settings=settings,
+        posterior_draws=draws,
     )
 
 

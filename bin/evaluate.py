@@ -46,6 +46,12 @@ def _define_flags() -> None:
         "saved_model", None, "instead: a SavedModel directory, or a Keras model file, with logits"
     )
     flags.DEFINE_string("dataset", None, "with --saved_model: the data that it classifies")
+    flags.DEFINE_integer(
+        "posterior_draws",
+        None,
+        "of a Bayesian run: evaluate the ensemble of so many networks drawn from its posterior. "
+        "Default: the network of the posterior means",
+    )
     flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(assessment.ATTACKS)}")
     flags.DEFINE_list("epsilons", None, "radii in pixel units of [0, 1]. Default: the run's, or the dataset's")
     flags.DEFINE_list(
@@ -81,7 +87,10 @@ def main() -> None:
         raise UsageError("--saved_model needs --dataset")
     if values.run_dir and values.dataset:
         raise UsageError("--dataset belongs to --saved_model; a run knows its own")
-    for name in ("batch_size", "examples", "restarts", "eot", "targets", "queries"):
+    if values.saved_model and values.posterior_draws is not None:
+        raise UsageError("--posterior_draws belongs to --run_dir; a saved model has no posterior")
+    counts = ("batch_size", "examples", "restarts", "eot", "targets", "queries", "posterior_draws")
+    for name in counts:
         if values[name].value is not None and values[name].value < 1:
             raise UsageError(f"--{name} must be at least 1; got {values[name].value}")
     if values.check_examples and values.check_examples < FEWEST_CHECKED:
@@ -111,7 +120,7 @@ def main() -> None:
         raise UsageError("--attack=transfer and --source_run need each other")
     if values.run_dir:
         run = runs.RunDirectory(values.run_dir)
-        subject, directory = subjects.of_run(run), run.path
+        subject, directory = subjects.of_run(run, values.posterior_draws), run.path
     else:
         subject = subjects.of_model(values.saved_model, values.dataset)
         beside = pathlib.Path(values.saved_model).absolute()
