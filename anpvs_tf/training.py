@@ -1,13 +1,13 @@
 """One training step (Algorithm 1): craft, then update weights and gates together."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import bayesian, losses, noise
+from anpvs_tf import bayesian, losses, noise, posterior
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
@@ -179,7 +179,6 @@ class RobustClassifier(keras.Model):
 
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """PGD against the frozen network: the one that would be deployed now."""
-        frozen, weights = self.frozen, self.frozen.fold()
         warmth = self._progress(0, self.objective.epsilon_warmup_steps)
         objective = self.objective
         choices = {}
@@ -190,7 +189,7 @@ class RobustClassifier(keras.Model):
             choices = {"loss": "kl", "start": images + TRADES_START * draw}
         # The Python function: a compiled `pgd` would keep this network alive after a retrace.
         return pgd.python_function(
-            lambda x: frozen.apply(weights, x),
+            self._attacked(seed),
             images,
             labels,
             seed,
@@ -200,6 +199,16 @@ class RobustClassifier(keras.Model):
             norm=objective.norm,
             **choices,
         )
+
+    def _attacked(self, seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Images -> logits of the frozen network, or of draws from its posterior."""
+        frozen, draws = self.frozen, self.objective.crafting_draws
+        if draws:
+            return posterior.sampled_logits(
+                self.network, draws, noise.fold(seed, "posterior"), frozen
+            )
+        weights = frozen.fold()
+        return lambda images: frozen.apply(weights, images)
 
     def _progress(self, begin: int, length: int) -> tf.Tensor:
         """0 before step `begin`, then linear to 1 over `length` steps."""
