@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from anpvs_tf.admm import STRUCTURES
 from anpvs_tf.attacks.norms import NORMS
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.defaults import BY_DATASET, BY_METHOD, BY_NORM, COMMON, RECIPES
@@ -110,6 +111,24 @@ class Settings:
         "draws of the weights that the training attack sees at every step; 0: their means",
         "bayesian",
         at_least=0,
+    )
+    prune_ratio: float = _setting(
+        "share of each layer's units that becomes zero", "weight_pruning", above=0.0, at_most=0.999
+    )
+    prune_structure: str = _setting("what a unit is", "weight_pruning", choices=STRUCTURES)
+    admm_epochs: int = _setting(
+        "epochs before the weights are cut; the others are masked retraining",
+        "weight_pruning",
+        at_least=1,
+    )
+    admm_interval: int = _setting(
+        "epochs between two updates of Z and U", "weight_pruning", at_least=1
+    )
+    admm_rho: float = _setting(
+        "first factor of ||W - Z + U||^2 / 2 in the weights' loss", "weight_pruning", above=0.0
+    )
+    admm_rho_growth: float = _setting(
+        "factor of rho at each update of Z and U", "weight_pruning", at_least=1.0
     )
     weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
     awp: float = _setting(

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf import bayesian, losses, noise, posterior
+from anpvs_tf.admm import WeightPruning
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
@@ -80,6 +81,7 @@ class RobustClassifier(keras.Model):
         seed: of all randomness of training: the attack's start, masks, dropout.
         shares: {output's name: share of its features that `network` still has}, if
             it was shrunk, so that its vulnerability stays that of the whole network.
+        pruning: of the weights of `network`, for a method with `weight_pruning`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RobustClassifier(keras.Model):
         objective: Objective,
         seed: int = 0,
         shares: dict[str, float] | None = None,
+        pruning: WeightPruning | None = None,
     ):
         super().__init__(name=f"{network.name}_{method.name}")
         self.network = network
@@ -96,6 +99,7 @@ class RobustClassifier(keras.Model):
         self.objective = objective
         self.run_seed = seed
         self.shares = shares or {}
+        self.pruning = pruning
         self.gates = gates_of(network)
         for gate in self.gates:
             gate.trainable = not method.frozen_gates
@@ -112,6 +116,7 @@ class RobustClassifier(keras.Model):
         terms += ["prediction_shift"] if method.trades else []
         terms += ["vulnerability"] if method.vulnerability else []
         terms += ["kl"] if method.learned_gates or method.bayesian else []
+        terms += ["pruning_penalty"] if pruning else []
         terms += ["weight_decay", "train_accuracy"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
 
@@ -155,12 +160,12 @@ class RobustClassifier(keras.Model):
         Returns:
             Whether a `tf.function` of `update` is stale.
         """
-        del epoch
-        return self.refreeze()
+        cut = self.pruning is not None and self.pruning.begin_epoch(epoch, self.optimizer)
+        return self.refreeze() or cut
 
     def state(self) -> dict[str, tf.Variable]:
         """What a resumed run needs besides the network and the optimizer, by name."""
-        return self.crafting_features
+        return self.crafting_features | (self.pruning.state() if self.pruning else {})
 
     def deployed_weights(self) -> list[np.ndarray]:
         """The network's weights as they are evaluated and saved: the average, if one is kept."""
@@ -261,10 +266,11 @@ class RobustClassifier(keras.Model):
             fit = (terms["ce_clean"] + w * terms["ce_adversarial"]) / (1.0 + w)
         kernels = self._kernels()
         terms["weight_decay"] = objective.weight_decay * losses.squared_norm(kernels)
-        weight_loss = fit + terms["weight_decay"]
         if self.method.bayesian:
             terms["kl"] = tf.add_n([layer.kl() for layer in bayesian.layers_of(self.network)])
-            weight_loss += objective.kl_scale * terms["kl"] / objective.train_examples
+        if self.pruning is not None:
+            terms["pruning_penalty"] = self.pruning.penalty()
+        weight_loss = fit + self._of_weights_alone(terms)
         if self.method.vulnerability:
             names = [name for name in outputs if name != "logits"]
             latents = [tf.split(outputs[name], copies) for name in names]
@@ -284,6 +290,15 @@ class RobustClassifier(keras.Model):
         hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
         terms["train_accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
         return weight_loss, gate_loss, terms
+
+    def _of_weights_alone(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The part of the weights' loss that does not depend on the images."""
+        total = terms["weight_decay"]
+        if self.method.bayesian:
+            total += self.objective.kl_scale * terms["kl"] / self.objective.train_examples
+        if self.pruning is not None:
+            total += terms["pruning_penalty"]
+        return total
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Keras's training step: `update`, and the means of its terms over the epoch so far."""
@@ -322,6 +337,8 @@ class RobustClassifier(keras.Model):
         if gate_loss is not None:
             gradients += tape.gradient(gate_objective, gate_variables)
         del tape
+        if self.pruning is not None:
+            gradients = self.pruning.mask_gradients(gradients, weights + gate_variables)
         self.optimizer.apply(gradients, weights + gate_variables)
         return terms
 
@@ -357,8 +374,8 @@ class RobustClassifier(keras.Model):
         with tf.GradientTape() as tape, noise.scope(*scope):
             outputs = self._outputs(images, [], update_statistics=False)
             weight_loss, _, terms = self.loss_terms(outputs, labels)
-            # Weight decay is no part of what an attack on the weights maximises.
-            ascended = self.optimizer.scale_loss(weight_loss - terms["weight_decay"])
+            # What does not depend on the images is no part of what the shift maximises.
+            ascended = self.optimizer.scale_loss(weight_loss - self._of_weights_alone(terms))
         gradients = tape.gradient(ascended, kernels)
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
