@@ -214,6 +214,7 @@ def train_batches(
     epochs: int,
     steps_per_epoch: int | None = None,
     first_epoch: int = 0,
+    first_step: int = 0,
 ) -> tf.data.Dataset:
     """Batches of (float32 images, int64 labels) of all epochs from `first_epoch` on.
 
@@ -222,6 +223,9 @@ def train_batches(
 
     Args:
         steps_per_epoch: at most this many batches an epoch; None for all.
+        first_epoch: epochs that are done.
+        first_step: steps that are done of the epoch after those; their batches are
+            left out, and not read.
     """
     images, labels = tf.constant(dataset.train.images), tf.constant(dataset.train.labels)
     examples = len(dataset.train)
@@ -232,10 +236,10 @@ def train_batches(
             tf.range(examples), seed=noise.seed_of(seed, "order", epoch)
         )
         batches = tf.reshape(order[: steps * batch_size], [steps, batch_size])
-        step_numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((batches, step_numbers))
+        done = tf.where(tf.equal(epoch, first_epoch), first_step, 0)
+        return tf.data.Dataset.from_tensor_slices(batches[done:])
 
-    def batch(indices, step):
+    def batch(step, indices):
         pixels = tf.gather(images, indices)
         if dataset.augment:
             pixels = random_crop_and_flip(pixels, noise.seed_of(seed, "augment", step))
@@ -244,6 +248,7 @@ def train_batches(
     return (
         tf.data.Dataset.range(first_epoch, epochs)
         .flat_map(epoch_indices)
+        .enumerate(first_epoch * steps + first_step)
         .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )

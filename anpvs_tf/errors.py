@@ -1,9 +1,37 @@
-"""The errors that a program reports in one line, without a traceback."""
+"""How a program ends early: one line without a traceback, and an exit code."""
+
+import signal
 
 
 class UsageError(ValueError):
     """A setting or an input that cannot be used; the message says what to do instead."""
 
+    code = 2
+
 
 class TrainingError(RuntimeError):
     """A run that had to stop; the message names the step, the cause and what is kept."""
+
+    code = 1
+
+
+class WorkerLost(TrainingError):
+    """Another worker is gone. The same command, started on all workers, goes on."""
+
+    # Kubeflow starts a container again if it ends with a code from 128 on; 138 is its own advice.
+    code = 138
+
+
+class Interrupted(RuntimeError):
+    """A signal asked for the end; the message says what is kept."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.code = 128 + number
+        self.signal = signal.Signals(number).name
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, or its kind, in at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -3,14 +3,17 @@
 Reads from top to bottom; every file goes through `runs.RunDirectory`.
 """
 
+import dataclasses
+import json
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import datasets, efficiency, records, runs, shrinking, warm_start
-from anpvs_tf.errors import TrainingError, UsageError
+from anpvs_tf import datasets, efficiency, interruption, records, runs, shrinking, warm_start
+from anpvs_tf.checkpoints import Checkpoints, Position
+from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
@@ -23,6 +26,7 @@ from anpvs_tf.training import Objective, RobustClassifier
 
 VALIDATION_EXAMPLES = 1_000
 EVALUATION_BATCH = 250
+CHECKPOINT_MINUTES = 15.0
 
 
 def train(
@@ -32,6 +36,7 @@ def train(
     download: bool = True,
     command: list[str] = (),
     overwrite: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> list[dict[str, Any]]:
     """Trains a run to its end, or continues it, and evaluates it on the test set.
 
@@ -41,6 +46,7 @@ def train(
         data_dir, download: as in `datasets.load`.
         command: the command line, kept in config.json.
         overwrite: start anew, deleting the run that is in `run`.
+        checkpoint_minutes: save within an epoch too, after this time.
 
     Returns:
         The records of results.json.
@@ -48,13 +54,15 @@ def train(
     Raises:
         UsageError: something cannot be used; nothing was written.
         TrainingError: training had to stop; the message says what is kept.
+        Interrupted: a signal asked for it (`interruption`); the state is saved.
     """
     # ---- Everything that can be refused, before anything is written ----
     run.check(settings, overwrite)
     if run.finished and not overwrite:
         return run.results()
     runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
-    base = warm_start.base_run(settings, run)
+    # What goes on from a checkpoint needs no base any more.
+    base = None if run.begun and not overwrite else warm_start.base_run(settings, run)
     data = datasets.load(settings.dataset, data_dir, download, settings.train_examples)
     if settings.batch_size > len(data.train):
         raise UsageError(
@@ -68,9 +76,9 @@ def train(
         begun = base.config_path.exists()
         of_base = base.settings() if begun else warm_start.base_settings(settings)
         print(f"Warm start: training the {of_base.method} network in {base.path}")
-        train(of_base, base, data_dir, download, command)
+        train(of_base, base, data_dir, download, command, False, checkpoint_minutes)
     with run.owned():
-        return _train(settings, run, data, base, list(command), overwrite)
+        return _train(settings, run, data, base, list(command), overwrite, checkpoint_minutes)
 
 
 def _train(
@@ -80,6 +88,7 @@ def _train(
     base: RunDirectory | None,
     command: list[str],
     overwrite: bool,
+    checkpoint_minutes: float,
 ) -> list[dict[str, Any]]:
     """`train`, when nothing stands against it."""
     if base is not None:
@@ -140,97 +149,114 @@ def _train(
     if overwrite:
         run.clear()
     run.begin(settings, command, str(base.path) if base is not None else None)
-    epochs_done = tf.Variable(0, dtype=tf.int64, trainable=False)
-    checkpoint = tf.train.Checkpoint(
+    position = Position(json.loads(json.dumps(dataclasses.asdict(settings))))
+    checkpoints = Checkpoints(
+        run.checkpoints,
+        position,
         network=network,
         optimizer=whole.optimizer,
-        epochs_done=epochs_done,
         method_state=tf.train.Checkpoint(**whole.state()),
         removal=removal.checkpoint(),
         best=best.checkpoint(),
     )
-    manager = tf.train.CheckpointManager(checkpoint, str(run.checkpoints), max_to_keep=2)
-    if manager.latest_checkpoint:
-        restore(checkpoint, manager.latest_checkpoint)
-        print(f"Continuing {run.path} after epoch {int(epochs_done)}")
-    rows: list[dict[str, Any]] = list(run.metrics())[: int(epochs_done)]
+    number = checkpoints.good()
+    if number is not None:
+        checkpoints.restore(number)
+        print(f"Continuing {run.path} after {position}")
+        run.write_metrics(position.rows, position.timings)
+    elif run.metrics_path.exists():
+        raise UsageError(
+            f"the checkpoints of {run.path} are gone, its metrics.csv is not: it cannot go on; "
+            "start anew with --overwrite or another --run_dir"
+        )
 
     # ---- Epochs ----
-    first = int(epochs_done)
     batches = iter(
         datasets.train_batches(
-            data, settings.batch_size, settings.seed, settings.epochs, steps, first
+            data,
+            settings.batch_size,
+            settings.seed,
+            settings.epochs,
+            steps,
+            position.epoch,
+            position.step,
         )
     )
     writer = tf.summary.create_file_writer(str(run.tensorboard))
     update = None
-    for epoch in range(first + 1, settings.epochs + 1):
-        if (settings.shrink and removal.advance(settings.shrink_after)) or update is None:
+    while position.epoch < settings.epochs:
+        epoch = position.epoch + 1
+        # What is done at the beginning of an epoch is not done again by a run that goes on in it.
+        begins = position.step == 0
+        if (begins and settings.shrink and removal.advance(settings.shrink_after)) or not update:
             classifier, copies = shrinking.working_copy(whole, removal, classifier_of)
             update = None
-        if classifier.begin_epoch(epoch) or update is None:
+        if (begins and classifier.begin_epoch(epoch)) or not update:
             update = tf.function(classifier.update, autograph=False)
+
         progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
-        sums: dict[str, float] = {}
-        for step in range(1, steps + 1):
+        before = position.seconds
+        while position.step < steps:
             terms = {name: float(value) for name, value in update(next(batches)).items()}
-            check_finite(terms, epoch, step, manager.latest_checkpoint)
-            sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
-            progress.update(step, f"loss {sums['loss'] / step:.3f}")
-        seconds = progress.seconds()
-        for copy in copies:
-            copy.store()
+            check_finite(terms, epoch, position.step + 1, checkpoints)
+            position.add(terms)
+            position.seconds = before + progress.seconds()
+            progress.update(position.step, f"loss {position.sums['loss'] / position.step:.3f}")
+            if interruption.asked() or checkpoints.minutes() >= checkpoint_minutes:
+                shrinking.store(copies)
+                stop_if_asked(checkpoints)
+                checkpoints.save()
+        shrinking.store(copies)
         evaluated.set_weights(whole.deployed_weights())
-        removal.observe(evaluated)
         # The losses above were those before the last update.
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
-        check_finite(spoiled, epoch, steps, manager.latest_checkpoint)
+        check_finite(spoiled, epoch, steps, checkpoints)
         check_not_collapsed(evaluated, epoch, run)
-        result = evaluate(validation, settings.seed)
-        means = {name: total / steps for name, total in sums.items()}
+        result = evaluate(validation, settings.seed, lambda *_: stop_if_asked(checkpoints))
+        removal.observe(evaluated)
+        means = {name: total / steps for name, total in position.sums.items()}
         row = records.epoch_row(epoch, epoch * steps, means, result, evaluated)
-        row |= {"seconds": round(seconds, 3)}
-        row |= {"images_per_second": round(steps * settings.batch_size / seconds, 1)}
-        rows.append(row)
-        progress.done(records.epoch_summary(settings, row))
-        records.write_tensorboard(writer, row)
+        timing = records.epoch_timing(epoch, position.seconds, steps * settings.batch_size)
+        progress.done(records.epoch_summary(settings, row, timing))
+        records.write_tensorboard(writer, row | timing)
         if settings.select == "best":
             best.offer(epoch, result.robust_accuracy)
-        epochs_done.assign(epoch)
-        # metrics.csv first: a checkpoint without its row could not be made whole again.
-        run.write_metrics(rows)
-        manager.save()
+        position.end_epoch(row, timing)
+        stop_if_asked(checkpoints)
+        checkpoints.save()
+        run.write_metrics(position.rows, position.timings)
 
     # ---- The result ----
     evaluated.set_weights(whole.deployed_weights())
     best.restore()
     run.write_weights(evaluated)
     progress = Progress("test set: image", len(test))
+
+    def count(done: int, total: int) -> None:
+        progress.update(done, total)
+        stop_if_asked(checkpoints)
+
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, prune=True)
-    result = evaluate(test, settings.seed, progress.update)
+    result = evaluate(test, settings.seed, count)
     progress.done()
     record = records.result_record(settings, attack, "test", result, evaluated)
     record["epoch"] = int(best.epoch) or settings.epochs
-    record["training_seconds"] = round(sum(float(row["seconds"]) for row in rows), 1)
-    record["evaluation_seconds"] = round(progress.seconds(), 1)
     record["efficiency"] = efficiency.report(evaluated)
+    record["timing"] = {
+        "training_seconds": round(sum(row["seconds"] for row in position.timings), 1),
+        "evaluation_seconds": round(progress.seconds(), 1),
+    }
     run.write_results([record])
     return [record]
 
 
-def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Reads a checkpoint.
-
-    Raises:
-        UsageError: it is not of this run as this version of the package would train it.
-    """
-    try:
-        checkpoint.restore(path).assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise UsageError(
-            f"checkpoint {path} cannot be continued: it is damaged, or of another version of "
-            "anpvs_tf; start anew with --overwrite or another --run_dir"
-        ) from error
+def stop_if_asked(checkpoints: Checkpoints) -> None:
+    """Saves and raises Interrupted if a signal asked for the end."""
+    if number := interruption.asked():
+        checkpoints.save()
+        raise Interrupted(
+            number, f"{checkpoints.kept()}; the same command, or --run_dir alone, goes on"
+        )
 
 
 def first_selectable_epoch(settings: Settings) -> int:
@@ -258,14 +284,13 @@ def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Opt
     return optimizer
 
 
-def check_finite(terms: dict[str, float], epoch: int, step: int, kept: str | None) -> None:
+def check_finite(terms: dict[str, float], epoch: int, step: int, checkpoints: Checkpoints) -> None:
     """Raises TrainingError if a loss term is not finite."""
     # The sum last: a term that spoils it is the better name.
     for name, value in sorted(terms.items(), key=lambda item: item[0] == "loss"):
         if not np.isfinite(value):
-            keeps = f"the last good checkpoint is {kept}" if kept else "no checkpoint exists yet"
             raise TrainingError(
-                f"{name} became {value} in epoch {epoch}, step {step}; {keeps}; "
+                f"{name} became {value} in epoch {epoch}, step {step}; {checkpoints.kept()}; "
                 "a lower --learning_rate or --precision=float32 may help"
             )
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from anpvs_tf.errors import TrainingError, UsageError
+from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs `main`.
 
-    A misuse ends with one line on standard error and exit code 2, a run that had
-    to stop with 1, an interruption with 130.
+    What ends early ends with one line on standard error and the exit code of its error:
+    a misuse with 2, a run that had to stop with 1, a signal with 128 and its number.
     """
 
     def parse(arguments):
@@ -32,10 +32,11 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_):
         try:
             main()
-        except UsageError as error:
-            sys.exit(_complain(error, 2))
-        except TrainingError as error:
-            sys.exit(_complain(error, 1))
+        except (UsageError, TrainingError) as error:
+            sys.exit(_complain(error, error.code))
+        except Interrupted as error:
+            print(f"{error.signal}: {error}", file=sys.stderr)
+            sys.exit(error.code)
         except KeyboardInterrupt:
             sys.exit(_complain("interrupted; the same command goes on or begins again", 130))
 

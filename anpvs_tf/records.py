@@ -30,14 +30,23 @@ def epoch_row(
     }
 
 
-def epoch_summary(settings: Settings, row: dict[str, Any]) -> str:
+def epoch_timing(epoch: int, seconds: float, images: int) -> dict[str, Any]:
+    """The row of timings.csv of an epoch: of its steps, without the validation."""
+    return {
+        "epoch": epoch,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1),
+    }
+
+
+def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any]) -> str:
     """The line that stays on the screen after an epoch."""
     return (
         f"epoch {row['epoch']}/{settings.epochs}  loss {row['loss']:.3f}  "
         f"validation: clean {row['validation_clean_accuracy']:.1%}  "
         f"PGD {row['validation_robust_accuracy']:.1%}  "
         f"V {row['validation_vulnerability']:.4f}  sparsity {row['sparsity']:.1%}  "
-        f"{duration(row['seconds'])}  {row['images_per_second']:.0f} images/s"
+        f"{duration(timing['seconds'])}  {timing['images_per_second']:.0f} images/s"
     )
 
 
@@ -171,7 +180,7 @@ def result_table(record: dict[str, Any]) -> str:
         ("active features", features or "all (no gates)"),
     ]
     lines += _efficiency_lines(record["efficiency"])
-    spent = (duration(record[f"{what}_seconds"]) for what in ("training", "evaluation"))
+    spent = (duration(record["timing"][f"{what}_seconds"]) for what in ("training", "evaluation"))
     lines.append(("time", "training {}, test {}".format(*spent)))
     head = (
         f"{record['method']} on {record['dataset']} ({record['network']}, seed {record['seed']}), "

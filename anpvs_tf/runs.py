@@ -2,9 +2,10 @@
 
 config.json              every setting, resolved; package versions; the command
 metrics.csv              a row an epoch
+timings.csv              how long each took
 results.json             a list of evaluation records; present when training is finished
 evaluation/              what bin/evaluate.py knows of each example, a file an attack
-checkpoints/             training state after each of the last epochs
+checkpoints/             the last two training states
 checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
 """
@@ -28,10 +29,10 @@ import tensorflow as tf
 
 from anpvs_tf import __version__, bayesian
 from anpvs_tf.datasets import SOURCES
-from anpvs_tf.errors import UsageError
+from anpvs_tf.errors import UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
-from anpvs_tf.settings import Settings, defaults
+from anpvs_tf.settings import Settings, defaults, validated
 
 
 def versions() -> dict[str, str]:
@@ -71,6 +72,7 @@ class RunDirectory:
         self.path = pathlib.Path(path)
         self.config_path = self.path / "config.json"
         self.metrics_path = self.path / "metrics.csv"
+        self.timings_path = self.path / "timings.csv"
         self.results_path = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -79,6 +81,11 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         return self.results_path.exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.checkpoints.glob("ckpt-*.index"))
 
     def check(self, settings: Settings, overwrite: bool = False) -> None:
         """Raises UsageError unless a run with these settings can begin or go on here.
@@ -122,7 +129,7 @@ class RunDirectory:
         for directory in (self.checkpoints, self.tensorboard, self.path / "evaluation"):
             if directory.exists():
                 shutil.rmtree(directory)
-        for path in (self.metrics_path, self.config_path):
+        for path in (self.metrics_path, self.timings_path, self.config_path):
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -173,11 +180,11 @@ class RunDirectory:
         try:
             values = json.loads(self.config_path.read_text())["settings"]
             # A run of an older version lacks what was added since.
-            values = defaults(values["dataset"], method=values["method"]) | values
-            lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
-            return Settings(**(values | lists))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{self.path} holds no readable config.json: {error}") from error
+            return validated(defaults(values["dataset"], method=values["method"]) | values)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UsageError(
+                f"{self.path} holds no readable config.json: {one_line(error)}"
+            ) from error
 
     def metrics(self) -> list[dict[str, str]]:
         """The rows of metrics.csv, as text."""
@@ -186,11 +193,12 @@ class RunDirectory:
         with open(self.metrics_path, newline="") as file:
             return list(csv.DictReader(file))
 
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Replaces metrics.csv."""
-        lines = [",".join(rows[0])] if rows else []
-        lines += [",".join(str(value) for value in row.values()) for row in rows]
-        write_atomically(self.metrics_path, "\n".join(lines) + "\n")
+    def write_metrics(self, rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
+        """Replaces metrics.csv and timings.csv."""
+        for path, table in ((self.metrics_path, rows), (self.timings_path, timings)):
+            lines = [",".join(table[0])] if table else []
+            lines += [",".join(str(value) for value in row.values()) for row in table]
+            write_atomically(path, "\n".join(lines) + "\n")
 
     def results(self) -> list[dict[str, Any]]:
         """The records of results.json; none before the run is finished."""

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import textwrap
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -233,14 +235,29 @@ def resolve(overrides: Mapping[str, Any], recipe: str = "published") -> Settings
     values |= given
     if values["norm"] in BY_NORM:
         values |= _of_norm(values, given) | given
-    values["decay_at"] = _shares(values["decay_at"])
-    values["layer_beta"] = tuple(values["layer_beta"])
     if values["base_epochs"] is None:
         values["base_epochs"] = values["epochs"]
     if values["precision"] == "auto":
         values["precision"] = fast_precision()
-    settings = Settings(**values)
+    return validated(values)
+
+
+def validated(values: Mapping[str, Any]) -> Settings:
+    """Settings from a value for each, whoever gave them.
+
+    Raises:
+        UsageError: a name that is unknown or missing, a value of another kind or out of range.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    if unknown := sorted(set(values) - set(names)):
+        raise UsageError(f"unknown setting {', '.join(map(repr, unknown))}")
+    if missing := sorted(set(names) - set(values)):
+        raise UsageError(f"missing setting {', '.join(missing)}")
+    if isinstance(values["layer_beta"], list):
+        values = values | {"layer_beta": tuple(values["layer_beta"])}
+    settings = Settings(**values | {"decay_at": _shares(values["decay_at"])})
     for field in dataclasses.fields(Settings):
+        _check_kind(field, getattr(settings, field.name))
         _check(field, getattr(settings, field.name))
     shares = list(settings.decay_at)
     if not shares or shares != sorted(set(shares)):
@@ -340,8 +357,30 @@ def _show(name: str, value: Any) -> str:
 def _shares(values) -> tuple[float, ...]:
     try:
         return tuple(float(value) for value in values)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError(f"--decay_at must be numbers between commas; got {values}") from None
+
+
+def kind_of(field: dataclasses.Field) -> type:
+    """The kind of a setting's values, besides None: bool, int, float, str or tuple."""
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    return typing.get_origin(kind) or kind
+
+
+def _check_kind(field: dataclasses.Field, value: Any) -> None:
+    kind = kind_of(field)
+    good = isinstance(value, kind) or (value is None and isinstance(field.type, types.UnionType))
+    if kind is float:
+        good |= isinstance(value, int)  # An integer is a number too,
+    if isinstance(value, bool):
+        good = kind is bool  # but True is neither.
+    if good and kind is tuple:
+        item = typing.get_args(field.type)[0]
+        good = all(isinstance(one, item) for one in value)
+    if not good:
+        raise UsageError(f"--{field.name} must be of kind {kind.__name__}; got {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices) -> None:
@@ -357,7 +396,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         if not isinstance(number, int | float):
             continue
         bounds = []
-        good = math.isfinite(number)
+        good = abs(number) < math.inf  # Any integer is comparable; not any is a float.
         if "at_least" in limits:
             good &= number >= limits["at_least"]
             bounds.append(f"at least {limits['at_least']:g}")

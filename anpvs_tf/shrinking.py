@@ -331,3 +331,9 @@ def working_copy(
         pair.load()
     small.restore_crafting()
     return small, pairs
+
+
+def store(pairs: list[Pair]) -> None:
+    """Brings the full network up to date with the small one that is trained."""
+    for pair in pairs:
+        pair.store()

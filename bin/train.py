@@ -4,20 +4,19 @@
   python bin/train.py --dataset=cifar10 --method=anpvs   the published recipe
   python bin/train.py --method=help                      the methods and their flags
 
-An interrupted run continues when the same command is given again.
+An interrupted run continues when the same command is given again, or --run_dir alone.
+SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once.
 """
 
 import dataclasses
 import os
 import sys
-import types
-import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import loop, programs, records, runs, settings
+from anpvs_tf import interruption, loop, programs, records, runs, settings
 
 RUNS = "runs"
 DEFINE = {
@@ -30,10 +29,7 @@ DEFINE = {
 
 def _define_flags() -> None:
     for field in dataclasses.fields(settings.Settings):
-        kind = field.type
-        if isinstance(kind, types.UnionType):
-            kind = typing.get_args(kind)[0]
-        define = DEFINE.get(kind, flags.DEFINE_list)
+        define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
         define(field.name, None, settings.describe(field))
     flags.DEFINE_string(
         "recipe", "published", f"named set of defaults: {', '.join(settings.RECIPES)}"
@@ -45,7 +41,27 @@ def _define_flags() -> None:
         "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
     )
     flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
+    flags.DEFINE_float(
+        "checkpoint_minutes",
+        loop.CHECKPOINT_MINUTES,
+        "save this often within an epoch, besides at its end",
+        lower_bound=0.0,
+    )
     flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
+
+
+def _chosen() -> settings.Settings:
+    """The settings that the flags give; what they leave open, an existing --run_dir says."""
+    values = flags.FLAGS
+    given = {f.name: values[f.name].value for f in dataclasses.fields(settings.Settings)}
+    run = runs.RunDirectory(values.run_dir or "")
+    of_flags = values.overwrite or values["recipe"].present or not values.run_dir
+    if of_flags or not run.config_path.exists():
+        return settings.resolve(given, values.recipe)
+    held = dataclasses.asdict(run.settings())
+    if given["precision"] == "auto":
+        del given["precision"]  # It was chosen when the run began.
+    return settings.validated(held | {name: v for name, v in given.items() if v is not None})
 
 
 def main() -> None:
@@ -53,13 +69,19 @@ def main() -> None:
     if values.method == "help":
         print(settings.describe_methods(values.dataset or "digits", values.recipe))
         return
-    chosen = settings.resolve(
-        {f.name: values[f.name].value for f in dataclasses.fields(settings.Settings)},
-        values.recipe,
-    )
+    chosen = _chosen()
     run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
     finished = run.finished and not values.overwrite
-    found = loop.train(chosen, run, values.data_dir, values.download, sys.argv, values.overwrite)
+    with interruption.deferred():
+        found = loop.train(
+            chosen,
+            run,
+            values.data_dir,
+            values.download,
+            sys.argv,
+            values.overwrite,
+            values.checkpoint_minutes,
+        )
     if finished:
         print(
             f"{run.path} holds this run, finished; nothing was trained. To train on from its "

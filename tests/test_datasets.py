@@ -1,5 +1,7 @@
 """Splits, order, augmentation, and what happens without data."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -54,6 +56,33 @@ def test_order_and_augmentation_are_functions_of_seed_and_epoch():
     all_epochs = pixels(seed=3, epochs=3)
     np.testing.assert_array_equal(all_epochs[4:], pixels(seed=3, epochs=3, first_epoch=2))
     assert not np.array_equal(all_epochs, pixels(seed=4, epochs=3))
+
+
+def digest(batches):
+    found = hashlib.sha256()
+    for images, labels in batches:
+        found.update(images.numpy().tobytes() + labels.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def test_batches_are_the_ones_of_earlier_versions():
+    """A run that an earlier version began goes on with the batches that it would have seen."""
+    plain = datasets.train_batches(toy(40), 8, seed=3, epochs=2)
+    augmented = datasets.train_batches(toy(40, augment=True), 8, seed=3, epochs=2)
+    assert (digest(plain), digest(augmented)) == ("0785e4a9bc250d53", "783a42b5bd66e70c")
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 3), (1, 4), (2, 0)])
+def test_what_is_left_of_an_epoch_is_the_tail_of_the_whole(epoch, step):
+    choice = {"batch_size": 4, "seed": 3, "epochs": 3, "steps_per_epoch": 4}
+    whole = list(datasets.train_batches(toy(20, augment=True), **choice))
+    left = list(
+        datasets.train_batches(toy(20, augment=True), **choice, first_epoch=epoch, first_step=step)
+    )
+    assert len(left) == 12 - 4 * epoch - step
+    for expected, found in zip(whole[-len(left) :], left, strict=True):
+        np.testing.assert_array_equal(expected[0], found[0])
+        np.testing.assert_array_equal(expected[1], found[1])
 
 
 def test_incomplete_batches_are_dropped_and_steps_are_limited():
