@@ -29,6 +29,12 @@ COMMON: dict[str, Any] = {
     "initial_rho": -3.0,
     "kl_scale": 1.0,
     "crafting_draws": 0,
+    "prune_ratio": 0.8,
+    "prune_structure": "irregular",
+    "admm_epochs": 100,
+    "admm_interval": 3,
+    "admm_rho": 1e-2,
+    "admm_rho_growth": 1.1,
     "awp": 0.0,
     "weight_average": 0.0,
     "select": "last",
@@ -72,6 +78,8 @@ BY_DATASET: dict[str, dict[str, Any]] = {
         "eval_step_size": 0.02,
         "eval_attack_steps": 20,
         "base_epochs": 15,
+        "admm_epochs": 14,
+        "admm_interval": 1,
     },
     "mnist": {
         "network": "lenet5",
@@ -107,6 +115,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "step_size": 0.1,
             "attack_steps": 5,
             "base_epochs": 2,
+            "admm_epochs": 8,
+            "admm_interval": 1,
         }
     },
 }

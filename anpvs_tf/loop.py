@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf import datasets, efficiency, interruption, records, runs, shrinking, warm_start
+from anpvs_tf.admm import WeightPruning
 from anpvs_tf.checkpoints import Checkpoints, Position
 from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
@@ -101,29 +102,11 @@ def _train(
         warm_start.copy_weights(base.load_network(), network)
     steps = len(data.train) // settings.batch_size
     steps = min(steps, settings.steps_per_epoch or steps)
-    objective = Objective(
-        epsilon=settings.epsilon,
-        step_size=settings.step_size,
-        attack_steps=settings.attack_steps,
-        train_examples=len(data.train),
-        norm=settings.norm,
-        adversarial_weight=settings.adversarial_weight,
-        trades_beta=settings.trades_beta,
-        weight_decay=settings.weight_decay,
-        lambda_vs=settings.lambda_vs,
-        vulnerability_reduction=settings.vulnerability_reduction,
-        beta=settings.beta,
-        layer_beta=layer_betas(settings),
-        kl_warmup_steps=settings.kl_warmup_epochs * steps,
-        kl_ramp_steps=settings.kl_ramp_epochs * steps,
-        epsilon_warmup_steps=settings.epsilon_warmup_epochs * steps,
-        kl_scale=settings.kl_scale,
-        crafting_draws=settings.crafting_draws,
-        awp=settings.awp,
-    )
+    objective = objective_of(settings, len(data.train), steps)
 
     def classifier_of(network: keras.Model, shares: dict[str, float] | None) -> RobustClassifier:
-        made = RobustClassifier(network, method, objective, settings.seed, shares)
+        pruning = weight_pruning(settings, network) if method.weight_pruning else None
+        made = RobustClassifier(network, method, objective, settings.seed, shares, pruning)
         optimizer = make_optimizer(settings, settings.epochs * steps)
         # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
         made.compile(optimizer=optimizer, jit_compile=False)
@@ -259,6 +242,33 @@ def stop_if_asked(checkpoints: Checkpoints) -> None:
         )
 
 
+def objective_of(settings: Settings, train_examples: int, steps: int) -> Objective:
+    """What a step of a run minimises, for epochs of `steps` steps."""
+    names = [field.name for field in dataclasses.fields(Objective)]
+    own = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    own |= {
+        "train_examples": train_examples,
+        "layer_beta": layer_betas(settings),
+        "kl_warmup_steps": settings.kl_warmup_epochs * steps,
+        "kl_ramp_steps": settings.kl_ramp_epochs * steps,
+        "epsilon_warmup_steps": settings.epsilon_warmup_epochs * steps,
+    }
+    return Objective(**own)
+
+
+def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:
+    """ADMM on the kernels of a network, as the settings say."""
+    return WeightPruning(
+        network,
+        settings.prune_ratio,
+        settings.prune_structure,
+        admm_epochs=settings.admm_epochs,
+        interval=settings.admm_interval,
+        rho=settings.admm_rho,
+        rho_growth=settings.admm_rho_growth,
+    )
+
+
 def first_selectable_epoch(settings: Settings) -> int:
     """The first epoch whose network is what was asked for: all warm-ups are over."""
     method = METHODS[settings.method]
@@ -267,6 +277,8 @@ def first_selectable_epoch(settings: Settings) -> int:
         begins = settings.epsilon_warmup_epochs
     if method.learned_gates:
         begins = max(begins, settings.kl_warmup_epochs + settings.kl_ramp_epochs)
+    if method.weight_pruning:
+        begins = max(begins, settings.admm_epochs)
     return min(begins + 1, settings.epochs)
 
 

@@ -5,7 +5,7 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -225,13 +225,7 @@ def resolve(overrides: Mapping[str, Any], recipe: str = "published") -> Settings
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     values = defaults(given.get("dataset", "digits"), recipe, given.get("method"))
-    for name in given:
-        if not used(METHODS[values["method"]], name):
-            users = [method.name for method in METHODS.values() if used(method, name)]
-            raise UsageError(
-                f"--{name} is not used by --method={values['method']}; methods that use it: "
-                f"{', '.join(users)}"
-            )
+    check_used(values["method"], given)
     values |= given
     if values["norm"] in BY_NORM:
         values |= _of_norm(values, given) | given
@@ -267,8 +261,24 @@ def validated(values: Mapping[str, Any]) -> Settings:
     for name in ("epsilon", "step_size", "eval_step_size"):
         if settings.norm == "linf" and (value := getattr(settings, name)) > 1:
             raise UsageError(f"--{name} must be at most 1, the range of a pixel; got {value}")
+    if METHODS[settings.method].weight_pruning and settings.admm_epochs >= settings.epochs:
+        raise UsageError(
+            f"--admm_epochs must leave epochs of --epochs={settings.epochs} to retrain; got "
+            f"{settings.admm_epochs}"
+        )
     layer_betas(settings)
     return settings
+
+
+def check_used(method: str, given: Iterable[str]) -> None:
+    """Raises UsageError if the method does not use a setting that was given."""
+    for name in given:
+        if not used(METHODS[method], name):
+            users = [row.name for row in METHODS.values() if used(row, name)]
+            raise UsageError(
+                f"--{name} is not used by --method={method}; methods that use it: "
+                f"{', '.join(users)}"
+            )
 
 
 def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:

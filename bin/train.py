@@ -58,10 +58,12 @@ def _chosen() -> settings.Settings:
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
         return settings.resolve(given, values.recipe)
-    held = dataclasses.asdict(run.settings())
+    held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
-    return settings.validated(held | {name: v for name, v in given.items() if v is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    settings.check_used(given.get("method", held.method), given)
+    return settings.validated(dataclasses.asdict(held) | given)
 
 
 def main() -> None:
