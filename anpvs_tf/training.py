@@ -9,7 +9,7 @@ import tensorflow as tf
 from anpvs_tf import losses, noise
 from anpvs_tf.attacks import pgd
 from anpvs_tf.freezing import FrozenNetwork
-from anpvs_tf.gates import gates_of
+from anpvs_tf.gates import Gate, gates_of
 from anpvs_tf.methods import Method
 from anpvs_tf.optimization import is_gate_variable
 
@@ -89,9 +89,14 @@ class RobustClassifier(keras.Model):
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["vulnerability"] if method.vulnerability else []
-        terms += ["kl"] if self.gates else []
+        terms += ["kl"] if self.learned_gates else []
         terms += ["weight_decay", "train_accuracy"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
+
+    @property
+    def learned_gates(self) -> list[Gate]:
+        """The gates that training moves: those that are not frozen."""
+        return [gate for gate in self.gates if gate.trainable]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -173,7 +178,7 @@ class RobustClassifier(keras.Model):
     def loss_terms(
         self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor | None, dict[str, tf.Tensor]]:
-        """The weights' loss (Eq. 6), the gates' loss (Eq. 5; None without gates), and the terms.
+        """The weights' loss (Eq. 6), the gates' (Eq. 5; None if no gate learns), and the terms.
 
         Args:
             outputs: the network's, on [clean; adversarial] for an adversarial
@@ -205,9 +210,9 @@ class RobustClassifier(keras.Model):
             weight_loss += objective.lambda_vs * terms["vulnerability"]
         terms["loss"] = weight_loss
         gate_loss = None
-        if self.gates:
+        if self.learned_gates:
             # From the gates, not from `losses`: a user's network may have regularisers there.
-            terms["kl"] = tf.add_n([gate.kl() for gate in self.gates])
+            terms["kl"] = tf.add_n([gate.kl() for gate in self.learned_gates])
             attacked = terms["ce_adversarial" if self.method.adversarial else "ce_clean"]
             gate_loss = attacked + self.beta() * terms["kl"] / objective.train_examples
         hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
@@ -237,19 +242,19 @@ class RobustClassifier(keras.Model):
         # Gradients are summed over replicas.
         share = 1.0 / replica.num_replicas_in_sync
         with (
-            tf.GradientTape(persistent=bool(self.gates)) as tape,
+            tf.GradientTape(persistent=bool(self.learned_gates)) as tape,
             noise.scope(noise.fold(seed, "network"), copies, *place),
         ):
             outputs = self.network(images, training=True)
             weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
             weight_objective = self.optimizer.scale_loss(weight_loss * share)
-            if self.gates:
+            if gate_loss is not None:
                 gate_objective = self.optimizer.scale_loss(gate_loss * share)
         variables = self.network.trainable_variables
         gate_variables = [v for v in variables if is_gate_variable(v)]
         weights = [v for v in variables if not is_gate_variable(v)]
         gradients = tape.gradient(weight_objective, weights)
-        if self.gates:
+        if gate_loss is not None:
             gradients += tape.gradient(gate_objective, gate_variables)
         del tape
         self.optimizer.apply(gradients, weights + gate_variables)
