@@ -115,7 +115,7 @@ class FrozenNetwork:
             open_gates = {
                 gate.name: np.asarray(gate.mean_mask()) > 0
                 if prune
-                else np.ones(gate.a_raw.shape[0], bool)
+                else np.ones(gate.features, bool)
                 for gate in gates_of(network)
             }
         self.open_gates = open_gates

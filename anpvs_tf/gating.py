@@ -3,11 +3,18 @@
 import keras
 
 from anpvs_tf import liveness
+from anpvs_tf.bottleneck import InformationBottleneckGate
 from anpvs_tf.errors import UsageError
-from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
+from anpvs_tf.gates import BetaBernoulliGate, Gate
 from anpvs_tf.liveness import LINEAR, Node
+from anpvs_tf.paired import PairedDropout
 
-GATE_KINDS = {"beta_bernoulli": BetaBernoulliGate}
+GATE_KINDS: dict[str, type[Gate]] = {
+    "beta_bernoulli": BetaBernoulliGate,
+    "information_bottleneck": InformationBottleneckGate,
+}
+# The rank of the features that are gated: maps [batch, H, W, C], or flat [batch, features].
+GATE_SCOPES: dict[str, tuple[int, ...]] = {"all": (2, 4), "conv": (4,), "dense": (2,)}
 
 # What a gated feature may pass on its way to a convolution or dense layer.
 _CHANNELWISE = liveness.IDENTITY + liveness.AFFINE + liveness.POOLING + liveness.GLOBAL_POOLING
@@ -21,7 +28,40 @@ _NOISY = (
 )
 
 
-def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.Model:
+def make_gate(kind: str, name: str, dtype, initial_a_raw: float) -> Gate:
+    """A gate as a network begins with it.
+
+    Args:
+        kind: a key of `GATE_KINDS`.
+        initial_a_raw: of a beta-Bernoulli gate, whose published initial value goes by the
+            layer; an information-bottleneck gate begins everywhere alike.
+
+    Raises:
+        UsageError: unknown kind.
+    """
+    _check("kind", kind, GATE_KINDS)
+    chosen = {"initial_a_raw": initial_a_raw} if kind == "beta_bernoulli" else {}
+    return GATE_KINDS[kind](name=name, dtype=dtype, **chosen)
+
+
+def in_scope(shape: tuple, scope: str) -> bool:
+    """Whether features of a shape, (None, H, W, C) or (None, features), are gated in `scope`.
+
+    Raises:
+        UsageError: not a key of `GATE_SCOPES`.
+    """
+    _check("scope", scope, GATE_SCOPES)
+    return len(shape) in GATE_SCOPES[scope]
+
+
+def _check(what: str, name: str, known: dict) -> None:
+    if name not in known:
+        raise UsageError(f"unknown gate {what} {name!r}; choose one of {', '.join(known)}")
+
+
+def add_gates(
+    model: keras.Model, kind: str | None = "beta_bernoulli", scope: str = "all"
+) -> keras.Model:
     """Returns a copy of a classifier that is ready for `RobustClassifier`.
 
     The copy has the model's weights in variables of its own, dropout that the copies
@@ -35,16 +75,18 @@ def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.
         model: functional, images [batch, H, W, C] in [0, 1] -> logits [batch, classes];
             made of the layers that `FrozenNetwork` supports.
         kind: a key of `GATE_KINDS`; None adds the outputs only.
+        scope: a key of `GATE_SCOPES`: gates on feature maps and flat features ("all"),
+            or on one of them only.
 
     Returns:
         A functional model: images -> {"logits": ..., "<activation's layer>": ...}.
 
     Raises:
-        UsageError: unknown kind, a layer that could not be frozen later, a model
+        UsageError: unknown kind or scope, a layer that could not be frozen later, a model
             without a place for a gate, or one that calls a layer twice.
     """
-    if kind is not None and kind not in GATE_KINDS:
-        raise UsageError(f"unknown gate kind {kind!r}; choose one of {', '.join(GATE_KINDS)}")
+    if kind is not None:
+        _check("kind", kind, GATE_KINDS)
     nodes = liveness.nodes_of(model, model.outputs[0])
     names = [node.layer.name for node in nodes]
     for name in names:
@@ -57,9 +99,14 @@ def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.
                 "share; use Dropout instead"
             )
     activations = [node for node in nodes[:-1] if _activates(node.layer)]
-    gated = {node.layer.name for node in activations if kind and _removable(node.output, nodes)}
+    gated = set()
+    for node in activations if kind else ():
+        if in_scope(node.output_shape, scope) and _removable(node.output, nodes):
+            gated.add(node.layer.name)
     if kind is not None and not gated:
-        raise UsageError(f"{model.name} has no activation whose features could be removed")
+        raise UsageError(
+            f"{model.name} has no activation whose features could be removed (scope {scope!r})"
+        )
     latents = dict.fromkeys(node.layer.name for node in activations)
 
     def call(layer, *args, **kwargs):
@@ -70,10 +117,7 @@ def add_gates(model: keras.Model, kind: str | None = "beta_bernoulli") -> keras.
         if layer.name in gated:
             # Published: 2 for convolutions, -1 for dense layers.
             initial = 2.0 if len(outputs.shape) == 4 else -1.0
-            gate = GATE_KINDS[kind]
-            outputs = gate(
-                initial_a_raw=initial, name=f"{layer.name}_gate", dtype=layer.dtype_policy
-            )(outputs)
+            outputs = make_gate(kind, f"{layer.name}_gate", layer.dtype_policy, initial)(outputs)
         if layer.name in latents:
             latents[layer.name] = outputs
         return outputs

@@ -15,12 +15,13 @@ import tensorflow as tf
 
 from anpvs_tf import bayesian
 from anpvs_tf.errors import UsageError
-from anpvs_tf.gates import BetaBernoulliGate, PairedDropout
+from anpvs_tf.gates import Gate
+from anpvs_tf.paired import PairedDropout
 
 layers = keras.layers
 LINEAR = (layers.Conv2D, layers.Dense)
 DEPTHWISE = (layers.DepthwiseConv2D,)
-AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling, BetaBernoulliGate)
+AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling, Gate)
 IDENTITY = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise)
 IDENTITY += (layers.Identity, PairedDropout)
 POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
@@ -90,7 +91,7 @@ def _node(call) -> Node:
     supported += (layers.Flatten, layers.ZeroPadding2D, layers.Add, layers.Concatenate)
     supported += bayesian.LAYERS  # As their parents, with the posterior means.
     reason = None
-    if type(layer) not in supported:
+    if type(layer) not in supported and not isinstance(layer, Gate):
         reason = f"layers of type {type(layer).__name__} are not supported"
     elif getattr(layer, "data_format", "channels_last") != "channels_last":
         reason = "only data_format='channels_last' is supported"
@@ -171,7 +172,7 @@ def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarra
         else:
             constant = inputs[0].zero
             value = _then(_bias_of(layer, width), layer.activation)
-    elif isinstance(layer, BetaBernoulliGate):
+    elif isinstance(layer, Gate):
         shut = ~open_gates.get(layer.name, np.ones(width, bool))
         constant, zero = constant | shut, zero | shut
         value = _product(value, layer.mean_mask)
@@ -223,7 +224,7 @@ def affine_of(
     layer: keras.layers.Layer, width: int
 ) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor] | None]:
     """An AFFINE layer in inference as functions that return (scale, shift), float32 [channels]."""
-    if isinstance(layer, BetaBernoulliGate):
+    if isinstance(layer, Gate):
         return layer.mean_mask, None
     if isinstance(layer, layers.Rescaling):
         return (

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import keras
 
 from anpvs_tf.errors import UsageError
-from anpvs_tf.gates import PairedDropout
-from anpvs_tf.gating import GATE_KINDS, add_gates
+from anpvs_tf.gating import add_gates, in_scope, make_gate
+from anpvs_tf.paired import PairedDropout
 
 # Per-channel mean and standard deviation of CIFAR-10's training pixels in [0, 1].
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -22,11 +22,12 @@ CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-    """Makes layers that agree on dtype policy, gate kind and seeds."""
+    """Makes layers that agree on dtype policy, gates and seeds."""
 
     seed: int
     dtype: str
-    gate: str | None
+    gate: str | None = None
+    gate_scope: str = "all"
 
     def initializer(self, name: str) -> keras.initializers.Initializer:
         # Keyed by the layer's name, so that the same seed starts gated and
@@ -67,11 +68,13 @@ class _Layers:
     def dropout(self, x, rate: float, name: str):
         return PairedDropout(rate, name=name, dtype=self.dtype)(x)
 
-    def gated(self, x, name: str, initial_a_raw: float):
-        if self.gate is None:
+    def gates(self, x) -> bool:
+        return self.gate is not None and in_scope(x.shape, self.gate_scope)
+
+    def gated(self, x, name: str, initial_a_raw: float = -1.0):
+        if not self.gates(x):
             return x
-        layer = GATE_KINDS[self.gate]
-        return layer(initial_a_raw=initial_a_raw, name=f"{name}_gate", dtype=self.dtype)(x)
+        return make_gate(self.gate, f"{name}_gate", self.dtype, initial_a_raw)(x)
 
     def logits(self, x, classes: int):
         # float32: cross-entropy and attacks need its resolution.
@@ -89,6 +92,7 @@ def lenet5(
     gate: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
+    gate_scope: str = "all",
 ) -> keras.Model:
     """LeNet-5-Caffe: conv 20@5x5, pool, conv 50@5x5, pool, dense 500, dense classes.
 
@@ -99,22 +103,23 @@ def lenet5(
             both convolutions' channels, the flattened features and the hidden 500.
         seed: of the initial weights.
         dtype: Keras dtype policy of all layers but the logits.
+        gate_scope: a key of `GATE_SCOPES`: which of these are gated.
 
     Raises:
-        UsageError: for images that are too small.
+        UsageError: for images that are too small, or an unknown gate kind or scope.
     """
     if min(image_shape[:2]) < 16:
         raise UsageError(f"network lenet5 needs images of at least 16 x 16; got {image_shape}")
-    make = _Layers(seed, dtype, gate)
+    make = _Layers(seed, dtype, gate, gate_scope)
     latents = {}
     images = x = keras.Input(image_shape, name="images")
     for i, filters in enumerate((20, 50), start=1):
         x = make.relu(make.conv(x, filters, 5, f"conv{i}"), f"conv{i}_relu")
-        latents[f"conv{i}"] = x = make.gated(x, f"conv{i}", -1.0)
+        latents[f"conv{i}"] = x = make.gated(x, f"conv{i}")
         x = make.pool(x, f"pool{i}")
-    x = make.gated(make.flatten(x), "flatten", -1.0)
+    x = make.gated(make.flatten(x), "flatten")
     x = make.relu(make.dense(x, 500, "dense1"), "dense1_relu")
-    latents["dense1"] = x = make.gated(x, "dense1", -1.0)
+    latents["dense1"] = x = make.gated(x, "dense1")
     return keras.Model(images, {"logits": make.logits(x, classes), **latents}, name="lenet5")
 
 
@@ -124,6 +129,7 @@ def vgg16(
     gate: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
+    gate_scope: str = "all",
 ) -> keras.Model:
     """VGG-16 for 32 x 32 images: 13 convolutions with batch normalisation, dense 512.
 
@@ -131,11 +137,11 @@ def vgg16(
         and the hidden 512.
 
     Raises:
-        UsageError: for images that are not 32 x 32 x 3.
+        UsageError: for images that are not 32 x 32 x 3, or an unknown gate kind or scope.
     """
     if tuple(image_shape) != (32, 32, 3):
         raise UsageError(f"network vgg16 needs images of 32 x 32 x 3; got {image_shape}")
-    make = _Layers(seed, dtype, gate)
+    make = _Layers(seed, dtype, gate, gate_scope)
     latents = {}
     images = keras.Input(image_shape, name="images")
     x = make.normalization(images)
@@ -148,13 +154,13 @@ def vgg16(
             if i < len(widths):
                 x = make.dropout(x, 0.3 if block == 1 else 0.4, f"{name}_dropout")
         x = make.pool(x, f"pool{block}")
-    x = make.gated(make.flatten(x), "flatten", -1.0)
-    if gate is None:
+    x = make.gated(make.flatten(x), "flatten")
+    if not make.gates(x):
         x = make.dropout(x, 0.5, "flatten_dropout")
     x = make.batch_norm(make.dense(x, 512, "dense1", use_bias=False), "dense1_bn")
     x = make.relu(x, "dense1_relu")
-    latents["dense1"] = x = make.gated(x, "dense1", -1.0)
-    if gate is None:
+    latents["dense1"] = x = make.gated(x, "dense1")
+    if not make.gates(x):
         x = make.dropout(x, 0.5, "dense1_dropout")
     return keras.Model(images, {"logits": make.logits(x, classes), **latents}, name="vgg16")
 
@@ -165,6 +171,7 @@ def resnet18(
     gate: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
+    gate_scope: str = "all",
 ) -> keras.Model:
     """ResNet-18 for 32 x 32 images (He et al. 2016): 3x3 stem, four stages of two basic blocks.
 
@@ -172,11 +179,11 @@ def resnet18(
         and between stages, where only convolutions read the sum.
 
     Raises:
-        UsageError: for images that are not 32 x 32 x 3.
+        UsageError: for images that are not 32 x 32 x 3, or an unknown gate kind or scope.
     """
     if tuple(image_shape) != (32, 32, 3):
         raise UsageError(f"network resnet18 needs images of 32 x 32 x 3; got {image_shape}")
-    make = _Layers(seed, dtype, None)
+    make = _Layers(seed, dtype)
 
     def conv_bn(x, filters, size, strides, name):
         x = make.conv(x, filters, size, name, strides=strides, padding="same", use_bias=False)
@@ -196,7 +203,7 @@ def resnet18(
             x = make.relu(x, f"{name}_relu2")
     x = keras.layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)
     model = keras.Model(images, make.logits(x, classes), name="resnet18")
-    return add_gates(model, gate)
+    return add_gates(model, gate, gate_scope)
 
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {

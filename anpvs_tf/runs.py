@@ -236,7 +236,12 @@ def build_network(settings: Settings, dtype: str) -> keras.Model:
     """
     source, method = SOURCES[settings.dataset], METHODS[settings.method]
     network = NETWORKS[settings.network](
-        source.image_shape, source.classes, gate=method.gate, seed=settings.seed, dtype=dtype
+        source.image_shape,
+        source.classes,
+        gate=method.gate,
+        gate_scope=settings.gate_scope,
+        seed=settings.seed,
+        dtype=dtype,
     )
     if method.bayesian:
         return bayesian.convert(network, settings.prior_stddev, settings.initial_rho)

@@ -15,6 +15,7 @@ from anpvs_tf.attacks.norms import NORMS
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.defaults import BY_DATASET, BY_METHOD, BY_NORM, COMMON, RECIPES
 from anpvs_tf.errors import UsageError
+from anpvs_tf.gating import GATE_SCOPES
 from anpvs_tf.losses import REDUCTIONS
 from anpvs_tf.methods import METHODS, Method
 from anpvs_tf.networks import NETWORKS
@@ -26,7 +27,6 @@ PRECISIONS = {
     "float16": "mixed_float16",
 }
 SELECTIONS = ("last", "best")
-GATE_SCOPES = ("all", "conv", "dense")
 
 
 def _setting(help: str, used_by: str | None = None, weights: str | bool = True, **range_) -> Any:
@@ -64,7 +64,7 @@ class Settings:
     layer_beta: tuple[str, ...] = _setting(
         "other factors for some layers, as layer=factor between commas", "learned_gates"
     )
-    gate_scope: str = _setting("which layers get gates", "gate", choices=GATE_SCOPES)
+    gate_scope: str = _setting("which layers get gates", "gate", choices=tuple(GATE_SCOPES))
     kl_warmup_epochs: int = _setting("epochs with beta = 0", "learned_gates", at_least=0)
     kl_ramp_epochs: int = _setting(
         "epochs over which beta then grows to its value", "learned_gates", at_least=0

@@ -26,8 +26,6 @@ Features = dict[str, np.ndarray]
 
 # A smaller training network pays for its compilation if it saves this share of the work.
 WORTHWHILE = 0.1
-# A gate's parameters for which E[pi] is 4.5e-5, below any threshold in use.
-CLOSED_A_RAW, CLOSED_B_RAW = -10.0, 0.5413
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +160,7 @@ def _kept(
         left[gate.name] = ~removed[gate.name]
         if not left[gate.name].any():
             # Not one that left before and has not been trained since.
-            likely = np.where(gone.get(gate.name, False), -1.0, gate.probability())
+            likely = np.where(gone.get(gate.name, False), -1.0, gate.importance())
             left[gate.name][np.argmax(likely)] = True
     image = network.inputs[0]
     known = liveness.analyse(nodes, id(image), image.shape, left, zeros=True)
@@ -278,9 +276,7 @@ class Removal:
             return False
         for gate in gates_of(self.network):
             self.removed[gate.name].assign(gone[gate.name])
-            unreachable = gone[gate.name] & ~due[gate.name]
-            gate.a_raw.assign(np.where(unreachable, CLOSED_A_RAW, gate.a_raw))
-            gate.b_raw.assign(np.where(unreachable, CLOSED_B_RAW, gate.b_raw))
+            gate.close(gone[gate.name] & ~due[gate.name])
         return True
 
     def shrunk(self) -> Shrunk | None:
@@ -298,7 +294,7 @@ class Removal:
 
 def _per_gate(network: keras.Model, dtype: tf.DType) -> dict[str, tf.Variable]:
     return {
-        gate.name: tf.Variable(tf.zeros(gate.a_raw.shape, dtype), trainable=False)
+        gate.name: tf.Variable(tf.zeros([gate.features], dtype), trainable=False)
         for gate in gates_of(network)
     }
 

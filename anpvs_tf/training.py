@@ -12,7 +12,7 @@ from anpvs_tf.admm import WeightPruning
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
-from anpvs_tf.gates import gates_of
+from anpvs_tf.gates import Gate, gates_of
 from anpvs_tf.methods import Method
 from anpvs_tf.optimization import GroupedAdam, is_gate_variable
 
@@ -101,8 +101,9 @@ class RobustClassifier(keras.Model):
         self.shares = shares or {}
         self.pruning = pruning
         self.gates = gates_of(network)
-        for gate in self.gates:
-            gate.trainable = not method.frozen_gates
+        if method.frozen_gates:
+            for gate in self.gates:
+                gate.trainable = False
         self._check_layer_beta()
         # Dense until `refreeze`: exact whatever the gates do meanwhile.
         self.frozen = self._freeze(prune=False)
@@ -115,10 +116,15 @@ class RobustClassifier(keras.Model):
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["prediction_shift"] if method.trades else []
         terms += ["vulnerability"] if method.vulnerability else []
-        terms += ["kl"] if method.learned_gates or method.bayesian else []
+        terms += ["kl"] if self.learned_gates or method.bayesian else []
         terms += ["pruning_penalty"] if pruning else []
         terms += ["weight_decay", "train_accuracy"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
+
+    @property
+    def learned_gates(self) -> list[Gate]:
+        """The gates that training moves: those that are not frozen."""
+        return [gate for gate in self.gates if gate.trainable]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -226,7 +232,7 @@ class RobustClassifier(keras.Model):
         # From the gates, not from `losses`: a user's network may have regularisers there.
         terms = [
             objective.layer_beta.get(_layer_of(gate), objective.beta) * gate.kl()
-            for gate in self.gates
+            for gate in self.learned_gates
         ]
         ramp = self._progress(objective.kl_warmup_steps, objective.kl_ramp_steps)
         return ramp * tf.add_n(terms)
@@ -243,7 +249,7 @@ class RobustClassifier(keras.Model):
     def loss_terms(
         self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor | None, dict[str, tf.Tensor]]:
-        """The weights' loss (Eq. 6), the gates' loss (Eq. 5; None without gates), and the terms.
+        """The weights' loss (Eq. 6), the gates' (Eq. 5; None if no gate learns), and the terms.
 
         Args:
             outputs: the network's, on [clean; adversarial] for an adversarial
@@ -283,8 +289,8 @@ class RobustClassifier(keras.Model):
             weight_loss += objective.lambda_vs * terms["vulnerability"]
         terms["loss"] = weight_loss
         gate_loss = None
-        if self.method.learned_gates:
-            terms["kl"] = tf.add_n([gate.kl() for gate in self.gates])
+        if self.learned_gates:
+            terms["kl"] = tf.add_n([gate.kl() for gate in self.learned_gates])
             attacked = terms["ce_adversarial" if self.method.adversarial else "ce_clean"]
             gate_loss = attacked + self.weighted_kl() / objective.train_examples
         hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
@@ -324,7 +330,7 @@ class RobustClassifier(keras.Model):
         replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
         # Gradients are summed over replicas.
         share = 1.0 / replica.num_replicas_in_sync
-        with tf.GradientTape(persistent=self.method.learned_gates) as tape, noise.scope(*scope):
+        with tf.GradientTape(persistent=bool(self.learned_gates)) as tape, noise.scope(*scope):
             outputs = self._outputs(images, [(v, v + shift) for v, shift in replaced])
             weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
             weight_objective = self.optimizer.scale_loss(weight_loss * share)

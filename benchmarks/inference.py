@@ -25,7 +25,6 @@ from absl import flags, logging
 from anpvs_tf import compact, efficiency, networks, programs, runs
 from anpvs_tf.gates import gates_of
 
-SHUT, OPEN = -12.0, 5.0  # Raw a of a gate with E[pi] near 0, and of one near 1.
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, *[512] * 8)
 # Features that stay: 1,232 of 5,248.
 PATTERNS = {
@@ -39,8 +38,7 @@ def vgg16(kept: tuple[int, ...]) -> keras.Model:
     network = networks.vgg16((32, 32, 3), 10, gate="beta_bernoulli")
     rng = np.random.default_rng(0)
     for gate, count in zip(gates_of(network), kept, strict=True):
-        closed = rng.permutation(gate.a_raw.shape[0]) >= count
-        gate.a_raw.assign(np.where(closed, SHUT, OPEN))
+        gate.close(rng.permutation(gate.features) >= count)
     return network
 
 

@@ -39,8 +39,6 @@ from benchmarks import timing
 from benchmarks.timing import Variant
 
 PRECISIONS = ("float32", "bfloat16")
-# Raw gate parameters whose E[pi] is 4.5e-5, below the threshold, and 0.83.
-SHUT, OPEN = -10.0, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +156,10 @@ def _compiled(classifier: RobustClassifier, chosen: settings.Settings) -> Robust
 
 
 def prune(classifier: RobustClassifier, share: float) -> None:
-    """Shuts a random `share` of every gate's features, opens the rest, and refreezes."""
+    """Closes a random `share` of every gate's features, and refreezes."""
     generator = np.random.default_rng(0)
     for gate in classifier.gates:
-        features = gate.a_raw.shape[0]
-        raw = np.full(features, OPEN, np.float32)
-        raw[generator.permutation(features)[: round(share * features)]] = SHUT
-        gate.a_raw.assign(raw)
+        gate.close(generator.permutation(gate.features) < round(share * gate.features))
     classifier.refreeze()
 
 

@@ -4,48 +4,53 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gate_states import KINDS, set_random
 
 from anpvs_tf.compact import freeze
 from anpvs_tf.errors import UsageError
-from anpvs_tf.gates import BetaBernoulliGate, gates_of
+from anpvs_tf.gates import gates_of
+from anpvs_tf.gating import GATE_KINDS
 from anpvs_tf.networks import lenet5, resnet18, vgg16
+from anpvs_tf.optimization import is_gate_variable
 
 layers = keras.layers
 
 
-def plain_convolutions():
+def plain_convolutions(kind="beta_bernoulli"):
     """Normalisation before padding, a gate through a pool, batch normalisation after a gate."""
+    gate = GATE_KINDS[kind]
     images = x = keras.Input((12, 12, 3))
     x = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.1, 0.2, 0.3])(x)
     x = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
-    x = BetaBernoulliGate(name="a")(x)
+    x = gate(name="a")(x)
     x = layers.MaxPooling2D()(x)
     x = layers.BatchNormalization()(x)
     x = layers.Conv2D(5, 3, strides=2, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization()(x)
     x = layers.LeakyReLU(negative_slope=0.1)(x)
-    x = BetaBernoulliGate(name="b")(x)
-    x = BetaBernoulliGate(name="c")(layers.Flatten()(x))
+    x = gate(name="b")(x)
+    x = gate(name="c")(layers.Flatten()(x))
     x = layers.BatchNormalization()(x)
     x = layers.Dense(7, activation="relu")(x)
-    x = layers.Dropout(0.5)(BetaBernoulliGate(name="d")(x))
+    x = layers.Dropout(0.5)(gate(name="d")(x))
     return keras.Model(images, {"logits": layers.Dense(4)(x)})
 
 
-def branches():
+def branches(kind="beta_bernoulli"):
     """Residual and concatenated branches, depthwise, padding, average and global pools."""
+    gate = GATE_KINDS[kind]
     images = keras.Input((10, 10, 2))
     x = layers.Rescaling(2.0, offset=-1.0)(images)
     x = stem = layers.ReLU()(layers.Conv2D(6, 3, padding="same")(x))
-    x = BetaBernoulliGate(name="a")(x)
+    x = gate(name="a")(x)
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(5, 3, padding="same")(x)))
-    x = BetaBernoulliGate(name="b")(x)
+    x = gate(name="b")(x)
     x = layers.DepthwiseConv2D(3, padding="same", activation="relu")(x)
     x = layers.Conv2D(6, 1)(x)
-    x = BetaBernoulliGate(name="c")(layers.Add()([x, stem]))
+    x = gate(name="c")(layers.Add()([x, stem]))
     x = layers.AveragePooling2D(2)(x)
     left = layers.Conv2D(4, 3, activation="tanh")(layers.ZeroPadding2D(1)(x))
-    left = BetaBernoulliGate(name="d")(left)
+    left = gate(name="d")(left)
     x = layers.Concatenate()([left, layers.Activation("sigmoid")(x)])
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, layers.Dense(3)(x))
@@ -54,32 +59,25 @@ def branches():
 NETWORKS = {
     "plain": plain_convolutions,
     "branches": branches,
-    "lenet5": lambda: lenet5((16, 16, 1), 10, gate="beta_bernoulli"),
-    "lenet5_ungated": lambda: lenet5((16, 16, 1), 10),
+    "lenet5": lambda kind="beta_bernoulli": lenet5((16, 16, 1), 10, gate=kind),
+    "lenet5_ungated": lambda kind=None: lenet5((16, 16, 1), 10),
 }
 
 
 def randomise(network, rng):
-    """Random weights, batch statistics and open gates."""
+    """Random weights and batch statistics."""
     for variable in network.weights:
         shape = variable.shape
         if variable.name in ("moving_variance", "variance"):
             variable.assign(rng.uniform(0.2, 2.0, shape))
-        elif variable.name in ("gate_a_raw", "gate_b_raw"):
-            variable.assign(rng.uniform(0.5, 2.0, shape))
-        elif variable.dtype == "float32" and len(shape):
+        elif variable.dtype == "float32" and len(shape) and not is_gate_variable(variable):
             variable.assign(rng.normal(0.0, 0.5 / np.sqrt(max(shape[0], 1)), shape))
 
 
-def close_gates(network, closed):
-    """Prunes the features where `closed` ({gate's name: bool}) holds."""
+def close_gates(network, closed, rng):
+    """Prunes the features where `closed` ({gate's name: bool}) holds; the others are open."""
     for gate in gates_of(network):
-        a_raw = gate.a_raw.numpy()
-        a_raw[closed.get(gate.name, np.zeros(a_raw.shape, bool))] = -12.0
-        gate.a_raw.assign(a_raw)
-        b_raw = gate.b_raw.numpy()
-        b_raw[a_raw < -10] = 1.0
-        gate.b_raw.assign(b_raw)
+        set_random(gate, ~closed.get(gate.name, np.zeros(gate.features, bool)), rng)
 
 
 def assert_same_function(network, compact, rng):
@@ -98,15 +96,17 @@ def assert_same_function(network, compact, rng):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
-def test_random_pruning(name, share):
-    rng = np.random.default_rng([17, int(100 * share)])
-    network = NETWORKS[name]()
+@pytest.mark.parametrize(
+    ("share", "kind"), [(0.0, KINDS[0]), (0.3, KINDS[0]), *((0.6, kind) for kind in KINDS)]
+)
+def test_random_pruning(name, share, kind):
+    rng = np.random.default_rng([18, int(100 * share)])
+    network = NETWORKS[name](kind)
     randomise(network, rng)
-    closed = {g.name: rng.uniform(size=g.a_raw.shape) < share for g in gates_of(network)}
+    closed = {g.name: rng.uniform(size=g.features) < share for g in gates_of(network)}
     for shut in closed.values():
         shut[rng.integers(len(shut))] = False
-    close_gates(network, closed)
+    close_gates(network, closed, rng)
     assert_same_function(network, freeze(network), rng)
     assert_same_function(network, freeze(network, prune=False), rng)
 
@@ -119,9 +119,9 @@ def test_all_but_one_feature_pruned(name, kept):
     randomise(network, rng)
     closed = {}
     for gate in gates_of(network):
-        closed[gate.name] = np.ones(gate.a_raw.shape, bool)
+        closed[gate.name] = np.ones(gate.features, bool)
         closed[gate.name][kept] = False
-    close_gates(network, closed)
+    close_gates(network, closed, rng)
     if name == "branches":
         # A ReLU that is off for good would make the comparison empty.
         network.layers[2].bias.assign(np.ones(6))
@@ -137,9 +137,9 @@ def test_pruned_weights_are_gone():
     rng = np.random.default_rng(0)
     closed = {}
     for gate, active in zip(gates_of(network), (2, 32, 252, 108), strict=True):
-        closed[gate.name] = np.ones(gate.a_raw.shape, bool)
-        closed[gate.name][rng.permutation(gate.a_raw.shape[0])[:active]] = False
-    close_gates(network, closed)
+        closed[gate.name] = np.ones(gate.features, bool)
+        closed[gate.name][rng.permutation(gate.features)[:active]] = False
+    close_gates(network, closed, rng)
     # The flattened positions of a pruned channel of conv2 are gone with it.
     positions = ~closed["flatten_gate"].reshape(16, 50) & ~closed["conv2_gate"]
     channels = positions.any(axis=0).sum()
@@ -151,8 +151,8 @@ def test_pruned_weights_are_gone():
 @pytest.mark.parametrize("gate", ["conv1", "conv2", "flatten", "dense1"])
 def test_a_layer_without_features_is_refused(gate):
     network = lenet5((16, 16, 1), 10, gate="beta_bernoulli")
-    units = network.get_layer(f"{gate}_gate").a_raw.shape
-    close_gates(network, {f"{gate}_gate": np.ones(units, bool)})
+    units = network.get_layer(f"{gate}_gate").features
+    close_gates(network, {f"{gate}_gate": np.ones(units, bool)}, np.random.default_rng(0))
     with pytest.raises(UsageError, match="pruned"):
         freeze(network)
 
@@ -179,8 +179,8 @@ def test_saves_and_loads(tmp_path):
     network = NETWORKS["plain"]()
     rng = np.random.default_rng(5)
     randomise(network, rng)
-    closed = {"c": rng.uniform(size=network.get_layer("c").a_raw.shape) < 0.5}
-    close_gates(network, closed)
+    closed = {"c": rng.uniform(size=network.get_layer("c").features) < 0.5}
+    close_gates(network, closed, rng)
     compact = freeze(network)
     compact.save(tmp_path / "compact.keras")
     assert_same_function(network, keras.models.load_model(tmp_path / "compact.keras"), rng)
@@ -194,8 +194,8 @@ def test_vgg16_folds_exactly():
             variable.assign(rng.uniform(0.5, 2.0, variable.shape))
         elif variable.name == "moving_mean":
             variable.assign(rng.normal(0, 0.1, variable.shape))
-    closed = {g.name: rng.uniform(size=g.a_raw.shape) < 0.7 for g in gates_of(network)}
-    close_gates(network, closed)
+    closed = {g.name: rng.uniform(size=g.features) < 0.7 for g in gates_of(network)}
+    close_gates(network, closed, rng)
     assert_same_function(network, freeze(network), rng)
 
 
@@ -204,15 +204,15 @@ def test_a_pruned_branch_leaves_its_constant(gate):
     network = NETWORKS["branches"]()
     rng = np.random.default_rng(7)
     randomise(network, rng)
-    close_gates(network, {gate: np.ones(network.get_layer(gate).a_raw.shape, bool)})
+    close_gates(network, {gate: np.ones(network.get_layer(gate).features, bool)}, rng)
     assert_same_function(network, freeze(network), rng)
 
 
 def test_resnet18():
     network = resnet18((32, 32, 3), 10, gate="beta_bernoulli")
     rng = np.random.default_rng(11)
-    closed = {g.name: rng.uniform(size=g.a_raw.shape) < 0.7 for g in gates_of(network)}
-    close_gates(network, closed)
+    closed = {g.name: rng.uniform(size=g.features) < 0.7 for g in gates_of(network)}
+    close_gates(network, closed, rng)
     compact = freeze(network)
     assert compact.count_params() < network.count_params() / 2
     assert_same_function(network, compact, rng)

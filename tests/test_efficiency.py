@@ -15,9 +15,7 @@ layers = keras.layers
 def keep(network, active):
     """Prunes all but the first `active[i]` features of gate i."""
     for gate, count in zip(gates_of(network), active, strict=True):
-        closed = np.arange(gate.a_raw.shape[0]) >= count
-        gate.a_raw.assign(np.where(closed, -12.0, 2.0))
-        gate.b_raw.assign(np.where(closed, 1.0, 0.5413))
+        gate.close(np.arange(gate.features) >= count)
 
 
 def costs_of(network):

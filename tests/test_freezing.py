@@ -4,51 +4,56 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gate_states import KINDS, set_random
 
 from anpvs_tf import networks
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
-from anpvs_tf.gates import BetaBernoulliGate, PairedDropout, gates_of
+from anpvs_tf.gates import BetaBernoulliGate, Gate, gates_of
+from anpvs_tf.gating import GATE_KINDS
+from anpvs_tf.paired import PairedDropout
 
 layers = keras.layers
 
 
-def residual():
+def residual(kind="beta_bernoulli"):
     """Every supported layer, residual branches, gates before and after normalisation."""
+    gate = GATE_KINDS[kind]
     images = x = keras.Input((16, 16, 3))
     x = layers.Rescaling(2.0, -1.0)(x)
     x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
     for block in range(2):
-        y = BetaBernoulliGate(name=f"inner{block}")(layers.ReLU()(layers.BatchNormalization()(x)))
+        y = gate(name=f"inner{block}")(layers.ReLU()(layers.BatchNormalization()(x)))
         y = layers.Conv2D(12, 3, padding="same")(y)
-        y = layers.BatchNormalization()(BetaBernoulliGate(name=f"outer{block}")(y))
+        y = layers.BatchNormalization()(gate(name=f"outer{block}")(y))
         y = layers.LeakyReLU()(y)
         y = layers.DepthwiseConv2D(3, padding="same")(y)
         y = layers.Dropout(0.5)(layers.Conv2D(8, 3, padding="same")(y))
         x = layers.Add()([x, y])
-    gated = BetaBernoulliGate(name="last")(layers.ReLU()(x))
+    gated = gate(name="last")(layers.ReLU()(x))
     x = layers.Concatenate()([x, gated, layers.AveragePooling2D(3, 1, "same")(gated)])
     x = layers.Conv2D(9, 3, strides=2)(layers.ZeroPadding2D(1)(x))
     x = layers.Activation("sigmoid")(x)
     return keras.Model(images, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def small_vgg():
+def small_vgg(kind="beta_bernoulli"):
     """Same layers as vgg16: normalisation, batch normalisation, same padding, two pools."""
+    gate = GATE_KINDS[kind]
     images = x = keras.Input((8, 8, 3))
     x = layers.Normalization(mean=[0.5, 0.4, 0.3], variance=[0.1, 0.2, 0.3])(x)
     for i, filters in enumerate((6, 9)):
         x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization()(x))
-        x = PairedDropout(0.3)(BetaBernoulliGate(name=f"gate{i}")(x))
+        x = PairedDropout(0.3)(gate(name=f"gate{i}")(x))
         x = layers.MaxPooling2D()(x)
-    x = BetaBernoulliGate(name="flatten_gate")(layers.Flatten()(x))
+    x = gate(name="flatten_gate")(layers.Flatten()(x))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(20, use_bias=False)(x)))
-    return keras.Model(images, layers.Dense(10)(BetaBernoulliGate(name="dense_gate")(x)))
+    return keras.Model(images, layers.Dense(10)(gate(name="dense_gate")(x)))
 
 
-def lenet():
-    return networks.lenet5((28, 28, 1), 10, "beta_bernoulli")
+def lenet(kind="beta_bernoulli"):
+    return networks.lenet5((28, 28, 1), 10, kind)
 
 
 NETWORKS = {"lenet": lenet, "small_vgg": small_vgg, "residual": residual}
@@ -60,13 +65,12 @@ def randomise(network, share, rng):
     A share of None leaves one feature of each gate, the first.
     """
     for layer in network.layers:
-        if isinstance(layer, BetaBernoulliGate):
-            size = layer.a_raw.shape[0]
+        if isinstance(layer, Gate):
+            size = layer.features
             shut = np.ones(size, bool) if share is None else rng.random(size) < share
             # Feature 0 stays: of the flattened map it is a place of channel 0.
             shut[0] = False
-            layer.a_raw.assign(np.where(shut, -9.0, rng.normal(1, 1, size)))
-            layer.b_raw.assign(np.where(shut, 5.0, rng.normal(0.5, 0.3, size)))
+            set_random(layer, ~shut, rng)
         elif isinstance(layer, layers.BatchNormalization):
             size = layer.gamma.shape
             layer.gamma.assign(rng.uniform(-1.5, 1.5, size))
@@ -93,11 +97,14 @@ def assert_same(network, frozen, rng, tolerance=1e-5):
         assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, None])
+@pytest.mark.parametrize(
+    ("share", "kind"),
+    [*((share, KINDS[0]) for share in (0.0, 0.3, 0.9, None)), *((0.6, kind) for kind in KINDS)],
+)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_logits_and_input_gradient(name, share):
+def test_same_logits_and_input_gradient(name, share, kind):
     rng = np.random.default_rng(int(100 * (share or 1.7)))
-    network = NETWORKS[name]()
+    network = NETWORKS[name](kind)
     randomise(network, share, rng)
     frozen = FrozenNetwork(network)
     assert_same(network, frozen, rng)
@@ -110,9 +117,8 @@ def test_same_logits_and_input_gradient(name, share):
 def test_removal_is_real():
     network = lenet()
     for gate, kept in zip(gates_of(network), (5, 10, 800, 40), strict=True):
-        shut = np.arange(gate.a_raw.shape[0]) >= kept
-        gate.a_raw.assign(np.where(shut, -9.0, 1.0))
-        gate.b_raw.assign(np.where(shut, 5.0, 0.5))
+        shut = np.arange(gate.features) >= kept
+        gate.close(shut)
     frozen = FrozenNetwork(network)
     shapes = [tuple(weights[0].shape) for weights in frozen.fold() if weights]
     assert shapes == [(5, 5, 1, 5), (5, 5, 5, 10), (160, 40), (40, 10)]
@@ -154,14 +160,10 @@ def test_bfloat16_is_close():
         assert np.linalg.norm(found - wanted) < limit * np.linalg.norm(wanted)
 
 
-def prune_all(gate):
-    gate.a_raw.assign(tf.fill(gate.a_raw.shape, -9.0))
-    gate.b_raw.assign(tf.fill(gate.b_raw.shape, 5.0))
-
-
 def test_a_whole_layer_pruned():
     network = lenet()
-    prune_all(gates_of(network)[1])
+    gate = gates_of(network)[1]
+    gate.close(np.ones(gate.features, bool))
     with pytest.raises(UsageError, match="every path from the image to the logits is pruned"):
         FrozenNetwork(network)
     # Around a residual branch there is another path: the branch becomes a constant.
@@ -171,7 +173,8 @@ def test_a_whole_layer_pruned():
     y = layers.Conv2D(4, 3, padding="same", bias_initializer="ones")(y)
     x = layers.Dense(3)(layers.Flatten()(layers.Add()([images, y])))
     network = keras.Model(images, x)
-    prune_all(gates_of(network)[0])
+    gate = gates_of(network)[0]
+    gate.close(np.ones(gate.features, bool))
     frozen = FrozenNetwork(network)
     assert_same(network, frozen, np.random.default_rng(0))
     assert frozen.multiplications == 8 * 8 * 4 * 3

@@ -1,17 +1,20 @@
-"""The gate layer: theory of the mask, inference, randomness, precision, serialisation."""
+"""What all gates have in common, and the beta-Bernoulli gate: theory of its mask, inference."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gate_states import KINDS
 from scipy import integrate, special
 
 from anpvs_tf import noise
-from anpvs_tf.gates import BetaBernoulliGate, PairedDropout, gates_of
+from anpvs_tf.gates import BetaBernoulliGate, gates_of
+from anpvs_tf.gating import GATE_KINDS
+from anpvs_tf.paired import PairedDropout
 
 
-def built(features=8, **kwargs):
-    gate = BetaBernoulliGate(name="gate", **kwargs)
+def built(features=8, kind="beta_bernoulli", **kwargs):
+    gate = GATE_KINDS[kind](name="gate", **kwargs)
     gate.build((None, features))
     return gate
 
@@ -55,12 +58,13 @@ def test_inference_multiplies_by_the_mean_and_zeroes_what_is_pruned():
     gate.b_raw.assign([0.5413, 0.5413, 3.0])
     outputs = gate(tf.ones([2, 3]), training=False).numpy()
     np.testing.assert_allclose(outputs[0, :2], [0.2385, 0.6802], atol=5e-5)
-    assert 0 < gate.probability()[2] < 1e-3
+    assert 0 < gate.mean()[2] < 1e-3
     np.testing.assert_array_equal(outputs[:, 2], 0.0)
 
 
-def test_channels_of_an_image_share_their_mask():
-    gate = BetaBernoulliGate(initial_a_raw=0.0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_of_an_image_share_their_mask(kind):
+    gate = GATE_KINDS[kind]()
     outputs = gate(tf.ones([4, 5, 6, 7]), training=True).numpy()
     np.testing.assert_array_equal(outputs, np.broadcast_to(outputs[:, :1, :1], outputs.shape))
     assert len(np.unique(outputs[:, 0, 0])) > 4
@@ -72,12 +76,13 @@ def test_kl_is_added_to_the_losses_with_its_weight():
     assert float(gate.losses[0]) == pytest.approx(0.5 * 10 * 7.050, rel=1e-4)
 
 
-def test_noise_is_a_function_of_the_scope_and_the_layers_name():
-    gate, other = built(50), BetaBernoulliGate(name="other")
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_is_a_function_of_the_scope_and_the_layers_name(kind):
+    gate, other = built(50, kind), GATE_KINDS[kind](name="other")
     other.build((None, 50))
 
-    def draw(layer, seed, copies=1, batch=6):
-        with noise.scope(noise.seed_of(seed), copies):
+    def draw(layer, seed, copies=1, batch=6, place=(0, 1)):
+        with noise.scope(noise.seed_of(seed), copies, *place):
             return layer.sample_mask(batch).numpy()
 
     first = draw(gate, 7)
@@ -86,6 +91,9 @@ def test_noise_is_a_function_of_the_scope_and_the_layers_name():
     assert not np.array_equal(first, draw(other, 7))
     pairs = draw(gate, 7, copies=2)
     np.testing.assert_array_equal(pairs[:3], pairs[3:])
+    assert not np.array_equal(first[0], first[1])
+    # The replicas' parts of the global batch.
+    np.testing.assert_array_equal(draw(gate, 7, 1, 3, (1, 2)), first[3:])
     # Outside a scope: Keras's convention, a seed that advances.
     assert not np.array_equal(gate.sample_mask(6), gate.sample_mask(6))
 
@@ -108,14 +116,59 @@ def test_extremes_give_finite_outputs_and_gradients_in_every_precision(dtype):
             tf.debugging.assert_all_finite(gradient, "gradient")
 
 
-def test_saves_and_loads(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("beta_bernoulli", {"prior": 1e-3}), ("information_bottleneck", {"initial_mu": 2.0})],
+)
+def test_saves_and_loads(kind, own, tmp_path):
     images = keras.Input((4,))
-    model = keras.Model(images, BetaBernoulliGate(prior=1e-3, name="g")(PairedDropout(0.2)(images)))
-    model.layers[-1].a_raw.assign([0.0, 1, 2, 3])
+    gate = GATE_KINDS[kind](name="g", prune_threshold=0.5, **own)
+    gate.trainable = False
+    model = keras.Model(images, gate(PairedDropout(0.2)(images)))
+    gate.close(np.array([False, True, False, True]))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(tf.ones([1, 4])), model(tf.ones([1, 4])))
-    assert gates_of(loaded)[0].prior == 1e-3
+    assert gates_of(loaded)[0].get_config() == gate.get_config()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_gate_acts_with_its_mean_and_adds_no_kl(kind):
+    gate = built(60, kind)
+    gate.close(np.arange(60) == 2)
+    images = tf.ones([4, 60])
+    assert gate(images, training=True).numpy().std(axis=0).max() > 0
+    gate.trainable = False
+    outputs = gate(images, training=True).numpy()
+    np.testing.assert_array_equal(outputs, np.tile(gate.mean_mask(), [4, 1]))
+    np.testing.assert_array_equal(outputs == 0, np.tile(np.arange(60) == 2, [4, 1]))
+    assert gate.losses == [] and gate.trainable_variables == []
+    gate.trainable = True
+    gate(images, training=True)
+    assert float(gate.losses[0]) == float(gate.kl())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_features_stay_closed(kind):
+    gate = built(400, kind)
+    shut = np.arange(400) % 2 == 1
+    before = gate.mean().numpy()
+    gate.close(shut)
+    np.testing.assert_array_equal(np.asarray(gate.mean_mask()) == 0, shut)
+    np.testing.assert_array_equal(gate.mean().numpy()[~shut], before[~shut])
+    optimizer = keras.optimizers.Adam(0.05)
+    for step in range(60):
+        with noise.scope(noise.seed_of(step)), tf.GradientTape() as tape:
+            outputs = gate(tf.ones([4, 400]), training=True)
+            # Every feature gains by being open.
+            loss = gate.kl() - 10 * tf.reduce_sum(outputs)
+        # A relaxed Bernoulli of probability 1e-4 may open once in thousands of draws.
+        assert np.abs(outputs.numpy()[:, shut]).max() < 1e-6 or kind == "beta_bernoulli"
+        assert np.mean(np.abs(outputs.numpy()[:, shut]) < 1e-6) > 0.99
+        gradients = tape.gradient(loss, gate.trainable_variables)
+        optimizer.apply(gradients, gate.trainable_variables)
+    assert not np.any(gate.mean_mask().numpy()[shut])
+    assert gate.mean().numpy()[~shut].mean() > 1.2 * before[~shut].mean()
 
 
 @pytest.mark.parametrize(
@@ -124,15 +177,3 @@ def test_saves_and_loads(tmp_path):
 def test_bad_arguments_are_named(argument, value):
     with pytest.raises(ValueError, match=f"{argument}.*{value}"):
         BetaBernoulliGate(**{argument: value})
-
-
-def test_dropout_keeps_the_expectation_and_pairs_share_it():
-    layer = PairedDropout(0.3, name="dropout")
-    with noise.scope(noise.seed_of(0), copies=2):
-        outputs = layer(tf.ones([200, 100]), training=True).numpy()
-    np.testing.assert_array_equal(outputs[:100], outputs[100:])
-    # 10,000 Bernoulli(0.7) / 0.7: standard error sqrt(0.3 / 0.7) / 100.
-    assert outputs[:100].mean() == pytest.approx(1.0, abs=5 * (0.3 / 0.7) ** 0.5 / 100)
-    np.testing.assert_array_equal(layer(tf.ones([2, 3]), training=False), np.ones([2, 3]))
-    with pytest.raises(ValueError, match="rate"):
-        PairedDropout(1.0)

@@ -42,8 +42,8 @@ def test_the_copy_has_the_models_weights_and_its_own_variables():
     model = users_network()
     network = gating.add_gates(model)
     for gate in gates_of(network):
-        gate.a_raw.assign(tf.fill(gate.a_raw.shape, 100.0))  # E[pi] = 0.99
-        gate.b_raw.assign(tf.fill(gate.b_raw.shape, -8.0))  # and nearer to 1
+        gate.a_raw.assign(tf.fill([gate.features], 100.0))  # E[pi] = 0.99
+        gate.b_raw.assign(tf.fill([gate.features], -8.0))  # and nearer to 1
     images = np.random.default_rng(0).random((2, 12, 12, 3), np.float32)
     np.testing.assert_allclose(network(images)["logits"], model(images), rtol=1e-3, atol=1e-4)
     before = model.get_weights()
@@ -52,8 +52,9 @@ def test_the_copy_has_the_models_weights_and_its_own_variables():
     assert isinstance(gating.add_gates(model, None).output, dict)
 
 
-def test_it_trains_and_freezes():
-    network = gating.add_gates(users_network())
+@pytest.mark.parametrize("kind", gating.GATE_KINDS)
+def test_it_trains_and_freezes(kind):
+    network = gating.add_gates(users_network(), kind)
     objective = Objective(epsilon=0.1, step_size=0.05, attack_steps=2, train_examples=10)
     classifier = RobustClassifier(network, METHODS["anpvs"], objective)
     classifier.compile(optimizer=GroupedAdam(1e-3), jit_compile=False)
@@ -92,7 +93,7 @@ def test_dropout_and_batch_statistics_are_shared_by_the_copies():
 
 def test_resnet18_gates_blocks_and_stage_ends():
     network = networks.resnet18((32, 32, 3), 10, "beta_bernoulli")
-    gated = {gate.name.removesuffix("_gate"): gate.a_raw.shape[0] for gate in gates_of(network)}
+    gated = {gate.name.removesuffix("_gate"): gate.features for gate in gates_of(network)}
     inside = {f"block{s}_{b}_relu1": 32 * 2**s for s in range(1, 5) for b in (1, 2)}
     between = {f"block{s}_2_relu2": 32 * 2**s for s in range(1, 5)}
     assert gated == inside | between
@@ -104,10 +105,19 @@ def test_resnet18_gates_blocks_and_stage_ends():
     assert dense == pytest.approx(0.5556e9, rel=0.01)
     gate = gates_of(network)[0]
     shut = np.arange(64) % 2 == 0
-    gate.a_raw.assign(np.where(shut, -9.0, 2.0))
-    gate.b_raw.assign(np.where(shut, 5.0, 0.5))
+    gate.close(shut)
     block = 2 * 32 * 32 * 9 * 64 * 64
     assert FrozenNetwork(network).multiplications == dense - block // 2
+
+
+@pytest.mark.parametrize(
+    ("scope", "gated"),
+    [("conv", {"inner_gate", "sum_gate"}), ("dense", {"dense_relu_gate"})],
+)
+def test_scope_of_a_users_network(scope, gated):
+    network = gating.add_gates(users_network(), "information_bottleneck", scope)
+    assert {gate.name for gate in gates_of(network)} == gated
+    assert list(network.output) == ["logits", "first", "inner", "sum", "dense_relu"]
 
 
 def test_what_cannot_be_gated_is_named():
@@ -125,6 +135,8 @@ def test_what_cannot_be_gated_is_named():
         gating.add_gates(plain)
     with pytest.raises(UsageError, match="unknown gate kind 'magic'"):
         gating.add_gates(users_network(), "magic")
+    with pytest.raises(UsageError, match="unknown gate scope 'flat'; choose one of all, conv"):
+        gating.add_gates(users_network(), scope="flat")
     twice = layers.Dense(192, activation="relu", name="twice")
     flat = layers.Flatten()(images)
     shared = keras.Model(images, layers.Dense(2)(twice(twice(flat))))

@@ -29,13 +29,30 @@ def test_vgg_gates_the_published_features():
     assert by_name["dense1_gate"].initial_a_raw == -1.0
 
 
-def test_dense_dropout_belongs_to_the_ungated_network_alone():
+@pytest.mark.parametrize(
+    ("scope", "gated"), [("conv", ["conv1", "conv2"]), ("dense", ["flatten", "dense1"])]
+)
+def test_gate_scope(scope, gated):
+    network = networks.lenet5((16, 16, 1), 10, "information_bottleneck", gate_scope=scope)
+    assert list(efficiency.active_features(network)) == gated
+
+
+def test_gate_scope_of_resnet18():
+    with pytest.raises(UsageError, match=r"resnet18 has no activation.*'dense'"):
+        networks.resnet18((32, 32, 3), 10, "beta_bernoulli", gate_scope="dense")
+
+
+def test_dense_dropout_belongs_where_no_gate_is():
     def rates(network):
         return [layer.rate for layer in network.layers if hasattr(layer, "rate")]
 
     between_convolutions = [0.3, 0.4] + [0.4] * 6
     assert rates(networks.vgg16((32, 32, 3), 10)) == [*between_convolutions, 0.5, 0.5]
-    assert rates(networks.vgg16((32, 32, 3), 10, "beta_bernoulli")) == between_convolutions
+    gated = networks.vgg16((32, 32, 3), 10, "beta_bernoulli")
+    assert rates(gated) == between_convolutions
+    partly = networks.vgg16((32, 32, 3), 10, "beta_bernoulli", gate_scope="conv")
+    assert rates(partly) == [*between_convolutions, 0.5, 0.5]
+    assert len(efficiency.active_features(partly)) == 13
 
 
 def test_normalisation_is_inside():

@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gate_states import KINDS, set_certain
 from test_freezing import NETWORKS, logits_and_gradient, randomise
 
 from anpvs_tf import loop, networks, runs, settings, shrinking
-from anpvs_tf.gates import BetaBernoulliGate, gates_of
+from anpvs_tf.gates import gates_of
+from anpvs_tf.gating import GATE_KINDS
 from anpvs_tf.methods import METHODS
 from anpvs_tf.optimization import GroupedAdam
 from anpvs_tf.runs import RunDirectory
@@ -24,17 +26,18 @@ def with_latents(network):
     return keras.Model(network.inputs, {"logits": network.outputs[0], **latents})
 
 
-def plain():
+def plain(kind="beta_bernoulli"):
     """Batch normalisation, pooling, flatten, gates; no dropout, whose draws have a shape."""
+    gate = GATE_KINDS[kind]
     images = x = keras.Input((8, 8, 3))
     for i, filters in enumerate((6, 9)):
         x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"conv{i}")(x)
         x = layers.ReLU()(layers.BatchNormalization(name=f"bn{i}")(x))
-        x = BetaBernoulliGate(name=f"gate{i}")(x)
+        x = gate(name=f"gate{i}")(x)
         x = layers.MaxPooling2D()(x)
-    x = BetaBernoulliGate(name="flatten_gate")(layers.Flatten()(x))
+    x = gate(name="flatten_gate")(layers.Flatten()(x))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(20, use_bias=False)(x)))
-    x = BetaBernoulliGate(name="dense_gate")(x)
+    x = gate(name="dense_gate")(x)
     return with_latents(keras.Model(images, layers.Dense(4, name="logits")(x)))
 
 
@@ -43,19 +46,20 @@ def pruned(network):
 
 
 @pytest.mark.parametrize(
-    ("name", "share"),
+    ("name", "share", "kind"),
     [
-        *((name, share) for name in NETWORKS for share in (0.3, 0.9)),
-        ("vgg16", 0.6),
-        ("resnet18", 0.6),
+        *((name, share, KINDS[0]) for name in NETWORKS for share in (0.3, 0.9)),
+        ("vgg16", 0.6, KINDS[0]),
+        ("resnet18", 0.6, KINDS[0]),
+        *((name, 0.6, kind) for name in NETWORKS for kind in KINDS[1:]),
     ],
 )
-def test_computes_what_the_whole_network_computes(name, share):
+def test_computes_what_the_whole_network_computes(name, share, kind):
     rng = np.random.default_rng(3)
     if name in NETWORKS:
-        network = with_latents(NETWORKS[name]())
+        network = with_latents(NETWORKS[name](kind))
     else:
-        network = networks.NETWORKS[name]((32, 32, 3), 10, "beta_bernoulli")
+        network = networks.NETWORKS[name]((32, 32, 3), 10, kind)
     randomise(network, share, rng)
     shrunk = shrinking.shrink(network, pruned(network))
     # The gates of `residual` sit where a sum or a normalisation needs every channel.
@@ -83,7 +87,7 @@ def test_widths_of_lenet_by_hand():
     network = networks.lenet5((28, 28, 1), 10, "beta_bernoulli")
     removed = {}
     for gate, kept in zip(gates_of(network), (5, 10, 800, 40), strict=True):
-        removed[gate.name] = np.arange(gate.a_raw.shape[0]) >= kept
+        removed[gate.name] = np.arange(gate.features) >= kept
     # Of the flattened map only every other channel; a channel goes when all its places go.
     removed["flatten_gate"] = np.arange(800) % 50 % 2 == 1
     removed["flatten_gate"][0] = True
@@ -96,13 +100,9 @@ def test_a_gate_keeps_its_most_probable_feature():
     network = networks.lenet5((28, 28, 1), 10, "beta_bernoulli")
     gate = network.get_layer("dense1_gate")
     gate.a_raw.assign(np.where(np.arange(500) == 77, 1.0, -1.0))
-    removed = {g.name: np.zeros(g.a_raw.shape, bool) for g in gates_of(network)}
+    removed = {g.name: np.zeros(g.features, bool) for g in gates_of(network)}
     removed["dense1_gate"][:] = True
     np.testing.assert_array_equal(shrinking.shrink(network, removed).gates["dense1_gate"], [77])
-
-
-# Masks of training that are exactly 1 or 0 whatever is drawn.
-OPEN, SHUT = (50.0, -10.0), (-10.0, 0.5413)
 
 
 def classifier_of(network, shares=None):
@@ -114,15 +114,15 @@ def classifier_of(network, shares=None):
     return made
 
 
-def test_an_update_is_the_whole_networks_update():
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_is_the_whole_networks_update(kind):
     rng = np.random.default_rng(0)
-    network = plain()
+    network = plain(kind)
     randomise(network, 0.0, rng)
     for gate in gates_of(network):
-        shut = rng.random(gate.a_raw.shape[0]) < 0.5
+        shut = rng.random(gate.features) < 0.5
         shut[0] = False
-        gate.a_raw.assign(np.where(shut, SHUT[0], OPEN[0]))
-        gate.b_raw.assign(np.where(shut, SHUT[1], OPEN[1]))
+        set_certain(gate, ~shut)
     whole = classifier_of(network)
     whole.optimizer.build(network.trainable_variables)
     batch = tf.constant(rng.random((8, 8, 8, 3)), tf.float32), tf.constant(np.arange(8) % 4)
@@ -178,8 +178,7 @@ def test_features_leave_after_so_many_epochs_in_a_row():
     gate = network.get_layer("conv2_gate")
 
     def shut(features):
-        closed = np.isin(np.arange(50), features)
-        gate.a_raw.assign(np.where(closed, SHUT[0], 1.0))
+        gate.a_raw.assign(np.where(np.isin(np.arange(50), features), -10.0, 1.0))
         removal.observe(removal.network)
 
     shut(range(30))
@@ -205,10 +204,10 @@ def half_closed(monkeypatch):
     def built(chosen, dtype):
         network = build(chosen, dtype)
         for gate in gates_of(network):
-            size = gate.a_raw.shape[0]
+            size = gate.features
             # Of the flattened map the places of the closed channels.
             closed = np.arange(size) % 50 >= 25 if size == 800 else np.arange(size) >= size // 2
-            gate.a_raw.assign(np.where(closed, SHUT[0], 1.0))
+            gate.close(closed)
         return network
 
     monkeypatch.setattr(runs, "build_network", built)

@@ -30,7 +30,7 @@ with strategy.scope():
     network = networks.lenet5((16, 16, 1), 4, "beta_bernoulli", seed=1)
     for gate in network.layers:
         if gate.name.endswith("_gate"):
-            shut = (rng.random(gate.a_raw.shape[0]) < 0.5) & (np.arange(gate.a_raw.shape[0]) > 2)
+            shut = (rng.random(gate.features) < 0.5) & (np.arange(gate.features) > 2)
             gate.a_raw.assign(np.where(shut, -9.0, 1.0))
     classifier = RobustClassifier(network, METHODS["anpvs"], objective, seed=5)
     classifier.compile(optimizer=GroupedAdam(1e-3), jit_compile=False)

@@ -1,5 +1,7 @@
 """The training step against independent calculations on a fixed batch."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 from anpvs_tf import networks, noise, optimization
 from anpvs_tf.attacks import pgd
+from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import METHODS
 from anpvs_tf.optimization import GroupedAdam
 from anpvs_tf.training import Objective, RobustClassifier
@@ -18,10 +21,15 @@ OBJECTIVE = Objective(
 )
 
 
-def classifier_of(method, objective=OBJECTIVE, dtype="float32", optimizer=None):
-    gate = METHODS[method].gate
-    network = networks.lenet5((16, 16, 1), 4, gate, seed=1, dtype=dtype)
-    classifier = RobustClassifier(network, METHODS[method], objective, seed=5)
+VIB = dataclasses.replace(METHODS["anpvs"], name="anpvs_vib", gate="information_bottleneck")
+
+
+def classifier_of(method, objective=OBJECTIVE, dtype="float32", optimizer=None, frozen=False):
+    row = METHODS[method] if isinstance(method, str) else method
+    network = networks.lenet5((16, 16, 1), 4, row.gate, seed=1, dtype=dtype)
+    for gate in gates_of(network):
+        gate.trainable = not frozen
+    classifier = RobustClassifier(network, row, objective, seed=5)
     classifier.compile(optimizer=optimizer or GroupedAdam(1e-3), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
     return classifier
@@ -82,7 +90,7 @@ def test_each_method_has_its_terms_and_trains(method):
     assert ("kl" in terms) == (row.gate is not None) == (method in ("bp", "anp", "anpvs"))
     # Open gates and images whose class is their brightest quarter: learned in a few steps.
     for gate in classifier.gates:
-        gate.a_raw.assign(tf.fill(gate.a_raw.shape, 4.0))
+        gate.a_raw.assign(tf.fill([gate.features], 4.0))
     images = IMAGES.numpy() * 0.2
     for i, label in enumerate(LABELS.numpy()):
         images[i, 4 * label : 4 * label + 4] += 0.7
@@ -167,8 +175,9 @@ def test_without_displacement_there_is_no_vulnerability():
     assert float(terms["vulnerability"]) < 1e-9
 
 
-def test_gates_move_at_their_own_rate():
-    classifier = classifier_of("anpvs", optimizer=GroupedAdam(1e-3, gate_rate_multiple=7.0))
+@pytest.mark.parametrize("method", [METHODS["anpvs"], VIB], ids=lambda row: row.gate)
+def test_gates_move_at_their_own_rate(method):
+    classifier = classifier_of(method, optimizer=GroupedAdam(1e-3, gate_rate_multiple=7.0))
     variables = classifier.network.trainable_variables
     before = [v.numpy() for v in variables]
     classifier.train_step((IMAGES, LABELS))
@@ -177,6 +186,32 @@ def test_gates_move_at_their_own_rate():
         largest = np.abs(variable.numpy() - old).max()
         expected = 7e-3 if "gate" in variable.name else 1e-3
         assert largest == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("method", [METHODS["anpvs"], VIB], ids=lambda row: row.gate)
+def test_frozen_gates_stay_and_the_weights_train(method):
+    classifier = classifier_of(method, frozen=True)
+    rng = np.random.default_rng(0)
+    for gate in classifier.gates:
+        gate.close((rng.random(gate.features) < 0.5) & (np.arange(gate.features) > 2))
+    assert classifier.refreeze()
+    masks = [gate.mean_mask().numpy() for gate in classifier.gates]
+    weights = [v.numpy() for v in classifier.network.trainable_variables]
+    outputs = replayed(classifier)
+    terms = {k: float(v) for k, v in classifier.train_step((IMAGES, LABELS)).items()}
+    assert "kl" not in terms
+    # The masks of training are those of inference: no noise at all.
+    clean = classifier_of(method, frozen=True).network
+    clean.set_weights(classifier.network.get_weights())
+    for variable, value in zip(clean.trainable_variables, weights, strict=True):
+        variable.assign(value)
+    inference = clean(IMAGES, training=False)["logits"]
+    np.testing.assert_allclose(outputs["logits"][0], inference, rtol=1e-4, atol=1e-6)
+    for gate, mask in zip(classifier.gates, masks, strict=True):
+        np.testing.assert_array_equal(gate.mean_mask(), mask)
+        assert 0 < np.count_nonzero(mask) < mask.size
+    for variable, value in zip(classifier.network.trainable_variables, weights, strict=True):
+        assert np.any(variable.numpy() != value), variable.path
 
 
 def test_the_step_is_a_function_of_seed_and_step():
@@ -286,7 +321,7 @@ def test_crafting_on_the_frozen_network_is_crafting_on_the_network():
     gates = classifier.gates
     rng = np.random.default_rng(0)
     for gate in gates:
-        shut = rng.random(gate.a_raw.shape[0]) < 0.5
+        shut = rng.random(gate.features) < 0.5
         shut[:3] = False
         gate.a_raw.assign(np.where(shut, -9.0, 1.0))
         gate.b_raw.assign(np.where(shut, 5.0, 0.5))
@@ -315,7 +350,7 @@ def test_crafting_on_the_frozen_network_is_crafting_on_the_network():
 def test_a_resumed_run_crafts_on_the_same_network(tmp_path):
     def shut(classifier, share):
         for gate in classifier.gates:
-            size = gate.a_raw.shape[0]
+            size = gate.features
             closed = np.arange(size) >= round((1 - share) * size)
             gate.a_raw.assign(np.where(closed, -9.0, 1.0))
             gate.b_raw.assign(np.where(closed, 5.0, 0.5))
