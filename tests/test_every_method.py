@@ -1,0 +1,109 @@
+"""Every method through the same doors: trained, interrupted, continued, frozen, compacted."""
+
+import itertools
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from anpvs_tf import compact, datasets, evaluation, interruption, loop, runs, settings
+from anpvs_tf.errors import Interrupted
+from anpvs_tf.freezing import FrozenNetwork
+from anpvs_tf.methods import METHODS
+from anpvs_tf.runs import RunDirectory
+
+# Short, and against a small ball, so that a few seconds tell the methods from `standard`.
+SHORT = {
+    "dataset": "digits",
+    "epochs": 3,
+    "steps_per_epoch": 30,
+    "epsilon": 0.1,
+    "step_size": 0.05,
+    "attack_steps": 3,
+    "epsilon_warmup_epochs": 0,
+    "kl_warmup_epochs": 1,
+    "kl_ramp_epochs": 1,
+    "base_epochs": 2,
+    "admm_epochs": 1,
+    "lambda_vs": 1.0,
+    "eval_attack_steps": 10,
+}
+EXAMPLES = 200
+
+
+def short(method, **changes):
+    given = {n: v for n, v in SHORT.items() if settings.used(METHODS[method], n)}
+    return settings.resolve(given | {"method": method} | changes)
+
+
+def robust_accuracy(run):
+    chosen = run.settings()
+    attack = evaluation.Attack(chosen.epsilon, chosen.eval_step_size, chosen.eval_attack_steps)
+    split = datasets.load("digits").test.take(EXAMPLES)
+    return evaluation.Evaluator(run.load_network(), attack, EXAMPLES)(split).robust_accuracy
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where the runs lie, with the standard run that others start from."""
+    home = tmp_path_factory.mktemp("runs")
+    chosen = short("standard", epochs=2)
+    loop.train(chosen, RunDirectory(home / runs.default_name(chosen)))
+    return home
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "standard"])
+def test_a_method_beats_standard_and_goes_through_every_door(home, method, tmp_path, monkeypatch):
+    chosen = short(method)
+    run = RunDirectory(home / runs.default_name(chosen))
+    base = METHODS[method].base
+    if base not in (None, "standard"):
+        # Trained without interruption first; `train` would do the same.
+        of_base = short(base)
+        loop.train(of_base, RunDirectory(home / runs.default_name(of_base)))
+
+    # An interruption within the second epoch, and the way on from there.
+    asked = itertools.count()
+    monkeypatch.setattr(interruption, "asked", lambda: signal.SIGTERM * (next(asked) in (40, 41)))
+    with pytest.raises(Interrupted):
+        loop.train(chosen, run)
+    (record,) = loop.train(chosen, run)
+    assert len(run.metrics()) == 3
+
+    # The claim of each: robust if adversarial; plain pruning is not.
+    standard = robust_accuracy(RunDirectory(home / "digits-lenet5-standard-seed0"))
+    own = robust_accuracy(run)
+    # Two standard errors of a difference of two accuracies over the examples.
+    margin = 2 * (0.5 / EXAMPLES) ** 0.5
+    assert (own > standard + margin) == METHODS[method].adversarial, (own, standard)
+
+    # The trained, the frozen and the compact network agree.
+    network = run.load_network()
+    images = tf.constant(np.random.default_rng(0).random((20, 28, 28, 1)), tf.float32)
+    logits = network(images, training=False)["logits"].numpy()
+    scale = np.abs(logits).max()
+    np.testing.assert_allclose(FrozenNetwork(network)(images), logits, atol=1e-4 * scale)
+    small = compact.freeze(network)
+    np.testing.assert_allclose(small(images), logits, atol=1e-4 * scale)
+    assert small.count_params() <= network.count_params()
+    assert record["method"] == method
+
+
+@pytest.mark.parametrize("method", ["at_bnn", "admm", "trades_anpvs", "anpvs_vib"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_step_in_mixed_precision(method, precision):
+    chosen = short(method, precision=precision, awp=0.01, weight_average=0.5)
+    network = runs.build_network(chosen, settings.PRECISIONS[precision])
+    pruning = loop.weight_pruning(chosen, network) if method == "admm" else None
+    objective = loop.objective_of(chosen, 100, 10)
+    classifier = loop.RobustClassifier(network, METHODS[method], objective, pruning=pruning)
+    classifier.compile(optimizer=loop.make_optimizer(chosen, 10), jit_compile=False)
+    classifier.optimizer.build(network.trainable_variables)
+    images = tf.constant(np.random.default_rng(0).random((4, 28, 28, 1)), tf.float32)
+    before = network.get_weights()
+    for _ in range(2):
+        terms = classifier.update((images, tf.constant([0, 1, 2, 3])))
+    assert all(np.isfinite(float(value)) for value in terms.values())
+    assert all(np.all(np.isfinite(w)) for w in classifier.deployed_weights())
+    assert any(np.any(a != b) for a, b in zip(before, network.get_weights(), strict=True))
