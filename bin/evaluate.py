@@ -53,11 +53,15 @@ def _define_flags() -> None:
         "Default: the network of the posterior means",
     )
     flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(assessment.ATTACKS)}")
-    flags.DEFINE_list("epsilons", None, "radii in pixel units of [0, 1]. Default: the run's, or the dataset's")
+    flags.DEFINE_list(
+        "epsilons", None, "radii in pixel units of [0, 1]. Default: the run's, or the dataset's"
+    )
     flags.DEFINE_list(
         "attack_steps", None, "gradient steps. Default: pgd the dataset's, others 100"
     )
-    flags.DEFINE_float("step_size", None, "of pgd. Default: the run's or dataset's, or 2.5 epsilon / steps")
+    flags.DEFINE_float(
+        "step_size", None, "of pgd. Default: the run's or dataset's, or 2.5 epsilon / steps"
+    )
     flags.DEFINE_integer("restarts", 1, "of attacks with a random start")
     flags.DEFINE_integer("eot", None, "draws of a stochastic model that gradients average over")
     flags.DEFINE_integer("targets", 9, "classes that targeted attacks aim at")
