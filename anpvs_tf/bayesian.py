@@ -36,12 +36,12 @@ class BayesianLayer:
 
     In training every example has weights of its own, a draw from the posterior that
     all its copies in a `noise.scope` share: the clean and the adversarial image go
-    through the same network, and only the attack tells their features apart. Biases,
-    scales and offsets are drawn for each example; kernels by flipout (Wen et al. 2018):
-    the batch shares one perturbation, whose signs each example flips for its own
-    input and output features. That costs a second convolution or product, and spares
-    the gradient the variance of one draw for the whole batch. (Local reparametrisation
-    costs the same, but its noise belongs to no weights that two images could share.)
+    through the same network, and only the attack tells their features apart. Kernels and
+    biases are drawn by flipout (Wen et al. 2018): the batch shares one perturbation, whose
+    signs each example flips for its own input and output features. That costs a second
+    convolution or product, and spares the gradient the variance of one draw for the whole
+    batch. (Local reparametrisation costs the same, but its noise belongs to no weights
+    that two images could share.) Scales and offsets are drawn for each example.
 
     Args:
         prior_stddev: of the prior N(0, prior_stddev^2) of every weight, positive.
@@ -129,8 +129,8 @@ class BayesianLayer:
     ) -> tf.Tensor:
         """linear(inputs, kernel) plus bias, activated, with weights of each example's own.
 
-        The kernel of example i is mean + deviation * (r_i s_i^T), with signs r_i over its
-        input features and s_i over its output features.
+        Example i has the kernel mean + deviation * (r_i s_i^T) and the bias mean +
+        deviation * s_i, with signs r_i of its input features and s_i of its output features.
         """
         seed = noise.layer_seed(self.name, self.seed_generator)
         dtype = inputs.dtype
@@ -142,12 +142,15 @@ class BayesianLayer:
 
             return tf.cast(_beside(noise.per_example(draw, tf.shape(inputs)[0]), inputs), dtype)
 
-        kernel = tf.cast(self.kernel, dtype)
-        deviation = tf.cast(self._deviation("kernel", seed), dtype)
-        flipped = linear(inputs * signs("input", inputs.shape[-1]), deviation)
-        outputs = linear(inputs, kernel) + flipped * signs("output", kernel.shape[-1])
-        if self.use_bias:
-            outputs += tf.cast(self._of_each_example("bias", seed, inputs), dtype)
+        def affine(x, weights):
+            y = linear(x, tf.cast(weights["kernel"], dtype))
+            return tf.nn.bias_add(y, tf.cast(weights["bias"], dtype)) if self.use_bias else y
+
+        means = self.means()
+        deviations = {name: self._deviation(name, seed) for name in means}
+        flipped = affine(inputs * signs("input", inputs.shape[-1]), deviations)
+        outputs = affine(inputs, means)
+        outputs += flipped * signs("output", outputs.shape[-1])
         return outputs if self.activation is None else self.activation(outputs)
 
     def get_config(self) -> dict:

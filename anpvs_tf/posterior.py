@@ -22,7 +22,8 @@ def sampled_logits(
         network: functional, of layers that `FrozenNetwork` supports, some Bayesian.
         draws: number of networks, at least 1; draw i does not depend on it.
         seed: int32, shape [2].
-        frozen: a `FrozenNetwork` of `network`, if there is one.
+        frozen: a `FrozenNetwork` of `network`; needed inside a `tf.function`, where none can
+            be made.
 
     Returns:
         images [batch, H, W, C] -> logits, float32 [draws, batch, classes].
