@@ -9,14 +9,16 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.errors import UsageError, WorkerLost, one_line
+from anpvs_tf.runs import RunDirectory
+from anpvs_tf.settings import Settings
 
 STRATEGIES = ("auto", "default", "mirrored", "multi_worker")
 # What a collective operation raises when the process at its other end is gone.
@@ -93,7 +95,8 @@ class Devices:
         def of_replica(batch, wishes):
             terms = update(batch)
             names[:] = terms
-            return tf.concat([tf.stack([tf.cast(t, tf.float32) for t in terms.values()]), wishes], 0)
+            values = [tf.cast(value, tf.float32) for value in terms.values()]
+            return tf.concat([tf.stack(values), wishes], axis=0)
 
         @tf.function(autograph=False)
         def of_all(batch, wishes):
@@ -107,38 +110,52 @@ class Devices:
 
         return step
 
-    def barrier(self) -> None:
-        """Waits for the other workers."""
-        if self.workers > 1:
-            self.agree(0)
+    def scatter(self, values: list) -> tf.distribute.DistributedValues:
+        """Gives each replica its own of `values`, as many as there are replicas in all."""
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: values[context.replica_id_in_sync_group]
+        )
 
-    def agree(self, number: int) -> None:
-        """Raises TrainingError if a number is not the same on all workers."""
-        numbers = self.gather(tf.constant([number], tf.int32))
-        if len(set(numbers.tolist())) > 1:
-            raise WorkerLost(f"the workers see different states of the run: {numbers.tolist()}")
+    def gather(self, rows: list[np.ndarray]) -> np.ndarray:
+        """The rows of all replicas in order, from a row for each replica of this worker."""
+        if self.workers == 1:
+            return np.stack(rows)
+        first = self.worker * len(rows)
+        places = dict(enumerate(rows, first))
+        mine = self.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(places[context.replica_id_in_sync_group][None])
+        )
+        return self.strategy.gather(mine, axis=0).numpy()
 
-    def gather(self, value: tf.Tensor) -> np.ndarray:
-        """`value`, [n, ...] of each replica of each worker, one after the other."""
+    def of_chief(self, number: int) -> int:
+        """The chief's number, on every worker; waits for all."""
+        if self.workers == 1:
+            return number
+        rows = [np.array([number])] * (self.replicas // self.workers)
+        return int(self.gather(rows)[0, 0])
 
-        @tf.function(autograph=False)
-        def all_of(value):
-            held = self.strategy.run(tf.identity, (value,))
-            return self.strategy.gather(held, axis=0)
-
-        return all_of(value).numpy()
+    def agree(self, settings: Settings) -> None:
+        """Waits for all workers; raises UsageError if this one's settings are not the chief's."""
+        number = zlib.crc32(repr(settings).encode())
+        if self.of_chief(number) != number:
+            raise UsageError(
+                "this worker has other settings than the chief; start all with the same flags, "
+                "and with --precision where their processors differ"
+            )
 
     @contextlib.contextmanager
-    def home(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
-        """Where this worker writes: `path`, or a directory that is thrown away.
+    def home(self, run: RunDirectory) -> Iterator[RunDirectory]:
+        """Where this worker writes: `run`, held against other processes, or a place of its own.
 
-        Every worker saves, because reading a variable may need all of them.
+        Only the chief writes the run directory. The others do the same elsewhere, because
+        to read a variable may need all workers; what they write is thrown away.
         """
         if self.is_chief:
-            yield path
+            with run.owned():
+                yield run
             return
         with tempfile.TemporaryDirectory(prefix="anpvs_tf") as scratch:
-            yield pathlib.Path(scratch)
+            yield RunDirectory(scratch)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -152,6 +169,11 @@ class Devices:
                 f"another worker is gone ({one_line(error)}); start all workers again with the "
                 "same command: they go on from the last checkpoint"
             ) from error
+
+
+def local() -> Devices:
+    """What TensorFlow takes by itself: one device."""
+    return Devices(tf.distribute.get_strategy())
 
 
 def choose(name: str = "auto", logical_cpus: int | None = None) -> Devices:
@@ -179,7 +201,7 @@ def choose(name: str = "auto", logical_cpus: int | None = None) -> Devices:
         if "TF_CONFIG" in os.environ:
             name = "multi_worker"
     if name == "default":
-        return Devices(tf.distribute.get_strategy())
+        return local()
     if name == "mirrored":
         if logical_cpus is not None or not gpus:
             cpus = [f"CPU:{i}" for i in range(logical_cpus or 1)]
