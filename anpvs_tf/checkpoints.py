@@ -139,25 +139,25 @@ class Checkpoints:
         self._sweep()
         self.saved_at = time.monotonic()
 
-    def restore(self, number: int) -> None:
-        """Reads a checkpoint.
+    def restore(self, directory: pathlib.Path, number: int) -> None:
+        """Reads a checkpoint; `directory` is another than that of `save` for some workers.
 
         Raises:
             UsageError: it is not of this run as this version of the package trains it.
         """
-        wanted = self.position.settings
+        path, wanted = directory / f"ckpt-{number}", self.position.settings
         try:
-            self.checkpoint.read(str(self.path(number))).assert_existing_objects_matched()
+            self.checkpoint.read(str(path)).assert_existing_objects_matched()
         except (AssertionError, TypeError, *_UNREADABLE) as error:
             raise UsageError(
-                f"checkpoint {self.path(number)} is of another version of anpvs_tf, or of "
+                f"checkpoint {path} is of another version of anpvs_tf, or of "
                 "another network; start anew with --overwrite or another --run_dir"
             ) from error
         held = self.position.settings
         for name in sorted(set(held) & set(wanted)):
             if held[name] != wanted[name]:
                 raise UsageError(
-                    f"config.json says {name}={wanted[name]!r}, checkpoint {self.path(number)} "
+                    f"config.json says {name}={wanted[name]!r}, checkpoint {path} "
                     f"{name}={held[name]!r}: config.json was changed; set it right, or start "
                     "anew with --overwrite"
                 )

@@ -17,6 +17,7 @@ COMMON: dict[str, Any] = {
     "vulnerability_reduction": "mean",
     "adversarial_weight": 2.0,
     "weight_decay": 1e-4,
+    "sync_batch_norm": False,
     "shrink": False,
     "shrink_after": 2,
     "seed": 0,

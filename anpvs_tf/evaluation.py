@@ -1,6 +1,7 @@
 """Accuracy, robust accuracy and vulnerability of a network over a whole split."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from anpvs_tf import datasets, noise
 from anpvs_tf.attacks import norms, pgd
+from anpvs_tf.devices import Devices, local
 from anpvs_tf.freezing import FrozenNetwork
 
 
@@ -43,6 +45,8 @@ class Result:
 class Evaluator:
     """Evaluates one network again and again with one compilation.
 
+    Every replica takes whole batches, so the figures do not depend on how many there are.
+
     The attack runs on the frozen network, which is what is deployed.
 
     Args:
@@ -51,13 +55,23 @@ class Evaluator:
         batch_size: examples attacked at a time.
         prune: leave out what is pruned now, which is faster; the gates must then
             not change any more.
+        devices: that share the batches; None for one.
     """
 
-    def __init__(self, network: keras.Model, attack: Attack, batch_size: int, prune: bool = False):
+    def __init__(
+        self,
+        network: keras.Model,
+        attack: Attack,
+        batch_size: int,
+        prune: bool = False,
+        devices: Devices | None = None,
+    ):
         self.network = network
         self.frozen = FrozenNetwork(network, prune)
         self.attack = attack
         self.batch_size = batch_size
+        self.devices = devices or local()
+        self.layers = [name for name in network.output if name != "logits"]
         self._batch = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
 
     def _evaluate_batch(self, images, labels, seed):
@@ -81,10 +95,11 @@ class Evaluator:
             survived &= self._hits(adversarial["logits"], labels)
         distances = {
             name: tf.reduce_sum(
-                tf.reduce_mean(tf.abs(value - adversarial[name]), axis=range(1, value.shape.rank))
+                tf.reduce_mean(
+                    tf.abs(clean[name] - adversarial[name]), axis=range(1, clean[name].shape.rank)
+                )
             )
-            for name, value in clean.items()
-            if name != "logits"
+            for name in self.layers
         }
         return clean_hit, survived, distances, adversarial_images
 
@@ -107,22 +122,14 @@ class Evaluator:
         Raises:
             AssertionError: an adversarial example left the ball or [0, 1].
         """
-        clean = robust = done = 0
-        distances: dict[str, float] = {}
-        for i, (images, labels) in enumerate(datasets.evaluation_batches(split, self.batch_size)):
-            clean_hit, survived, moved, attacked = self._batch(
-                images, labels, noise.seed_of(seed, "evaluation", i)
-            )
-            for adversarial in attacked:
-                norms.assert_in_threat_model(
-                    images.numpy(), adversarial.numpy(), self.attack.epsilon, self.attack.norm
-                )
-            clean += int(np.sum(clean_hit))
-            robust += int(np.sum(survived))
-            for name, value in moved.items():
-                distances[name] = distances.get(name, 0.0) + float(value)
-            done += len(labels)
-            progress(done, len(split))
+        batches = enumerate(datasets.evaluation_batches(split, self.batch_size))
+        totals = 0.0
+        while group := list(itertools.islice(batches, self.devices.replicas)):
+            for row in self._group(group, seed):
+                totals = totals + row
+            progress(int(totals[0]), len(split))
+        done, clean, robust = (int(total) for total in totals[:3])
+        distances = dict(zip(self.layers, totals[3:].tolist(), strict=True))
         by_layer = {name: total / done for name, total in distances.items()}
         return Result(
             examples=done,
@@ -131,3 +138,31 @@ class Evaluator:
             vulnerability=float(np.mean(list(by_layer.values()))),
             layer_vulnerability=by_layer,
         )
+
+    def _group(self, group: list, seed: int) -> np.ndarray:
+        """Rows (examples, clean hits, robust hits, distance of each layer) of a batch a replica.
+
+        Args:
+            group: (number, (images, labels)) of successive batches; if there are fewer than
+                replicas, rows of zeros follow.
+        """
+        replicas = self.devices.replicas
+        padded = group + group[:1] * (replicas - len(group))
+        seeds = [noise.seed_of(seed, "evaluation", number) for number, _ in padded]
+        images, labels = zip(*(batch for _, batch in padded), strict=True)
+        arguments = [self.devices.scatter(values) for values in (images, labels, seeds)]
+        found = self.devices.strategy.run(self._batch, arguments)
+        of_replica = self.devices.strategy.experimental_local_results
+        clean_hits, survived = (of_replica(hits) for hits in found[:2])
+        distances = [of_replica(found[2][name]) for name in self.layers]
+        attacked = [of_replica(adversarial) for adversarial in found[3]]
+        rows, first = [], self.devices.worker * len(clean_hits)
+        for i, hits in enumerate(clean_hits):
+            clean = images[first + i].numpy()
+            for adversarial in attacked:
+                norms.assert_in_threat_model(
+                    clean, adversarial[i].numpy(), self.attack.epsilon, self.attack.norm
+                )
+            row = [len(hits), np.sum(hits), np.sum(survived[i]), *(float(d[i]) for d in distances)]
+            rows.append(np.array(row, np.float64) * (first + i < len(group)))
+        return self.devices.gather(rows)

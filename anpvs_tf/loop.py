@@ -5,6 +5,7 @@ Reads from top to bottom; every file goes through `runs.RunDirectory`.
 
 import dataclasses
 import json
+import signal
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 from anpvs_tf import datasets, efficiency, interruption, records, runs, shrinking, warm_start
 from anpvs_tf.admm import WeightPruning
 from anpvs_tf.checkpoints import Checkpoints, Position
+from anpvs_tf.devices import Devices, local
 from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.freezing import FrozenNetwork
@@ -38,6 +40,7 @@ def train(
     command: list[str] = (),
     overwrite: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    devices: Devices | None = None,
 ) -> list[dict[str, Any]]:
     """Trains a run to its end, or continues it, and evaluates it on the test set.
 
@@ -48,6 +51,7 @@ def train(
         command: the command line, kept in config.json.
         overwrite: start anew, deleting the run that is in `run`.
         checkpoint_minutes: save within an epoch too, after this time.
+        devices: what to train on; None for one device.
 
     Returns:
         The records of results.json.
@@ -58,6 +62,7 @@ def train(
         Interrupted: a signal asked for it (`interruption`); the state is saved.
     """
     # ---- Everything that can be refused, before anything is written ----
+    devices = devices or local()
     run.check(settings, overwrite)
     if run.finished and not overwrite:
         return run.results()
@@ -70,6 +75,8 @@ def train(
             f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
             f"examples of {settings.dataset}"
         )
+    devices.check(settings.batch_size)
+    devices.agree(settings)  # And all workers have looked before the chief writes.
 
     # ---- The run that training starts from ----
     if base is not None and not base.finished:
@@ -77,27 +84,36 @@ def train(
         begun = base.config_path.exists()
         of_base = base.settings() if begun else warm_start.base_settings(settings)
         print(f"Warm start: training the {of_base.method} network in {base.path}")
-        train(of_base, base, data_dir, download, command, False, checkpoint_minutes)
-    with run.owned():
-        return _train(settings, run, data, base, list(command), overwrite, checkpoint_minutes)
+        train(of_base, base, data_dir, download, command, False, checkpoint_minutes, devices)
+    with devices.watched(), devices.home(run) as home:
+        return _train(
+            settings, run, home, data, base, list(command), overwrite, checkpoint_minutes, devices
+        )
 
 
 def _train(
     settings: Settings,
     run: RunDirectory,
+    home: RunDirectory,
     data: datasets.Dataset,
     base: RunDirectory | None,
     command: list[str],
     overwrite: bool,
     checkpoint_minutes: float,
+    devices: Devices,
 ) -> list[dict[str, Any]]:
-    """`train`, when nothing stands against it."""
+    """`train`, when nothing stands against it.
+
+    Args:
+        home: where this worker writes: the chief in `run`.
+    """
     if base is not None:
         print(f"Starting from the weights of {base.path}")
 
     # ---- Network, objective, optimizer ----
     method = METHODS[settings.method]
-    network = runs.build_network(settings, PRECISIONS[settings.precision])
+    with devices.strategy.scope():
+        network = runs.build_network(settings, PRECISIONS[settings.precision])
     if base is not None:
         warm_start.copy_weights(base.load_network(), network)
     steps = len(data.train) // settings.batch_size
@@ -114,27 +130,28 @@ def _train(
 
     # What is evaluated and saved is always the whole network; what is trained may be a
     # smaller one, that is loaded from it and stored back into it.
-    whole = classifier_of(network, None)
-    whole.optimizer.build(network.trainable_variables)
+    with devices.strategy.scope():
+        whole = classifier_of(network, None)
+        whole.optimizer.build(network.trainable_variables)
+        evaluated = runs.build_network(settings, "float32")
     removal = shrinking.Removal(network)
 
     # ---- Evaluation: in float32, on the network as it is deployed ----
-    evaluated = runs.build_network(settings, "float32")
     attack = Attack(
         settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
     )
-    evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH)
+    evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, devices=devices)
     validation = data.validation.take(settings.eval_examples or VALIDATION_EXAMPLES)
     test = data.test.take(settings.eval_examples)
     best = Best(evaluated, first_selectable_epoch(settings))
 
     # ---- Resume: the newest checkpoint of this run, else the start ----
     if overwrite:
-        run.clear()
-    run.begin(settings, command, str(base.path) if base is not None else None)
+        home.clear()
+    home.begin(settings, command, str(base.path) if base is not None else None)
     position = Position(json.loads(json.dumps(dataclasses.asdict(settings))))
     checkpoints = Checkpoints(
-        run.checkpoints,
+        home.checkpoints,
         position,
         network=network,
         optimizer=whole.optimizer,
@@ -142,19 +159,25 @@ def _train(
         removal=removal.checkpoint(),
         best=best.checkpoint(),
     )
-    number = checkpoints.good()
-    if number is not None:
-        checkpoints.restore(number)
+    # The chief's choice, which holds for the other workers too.
+    if number := devices.of_chief(checkpoints.good() or 0):
+        checkpoints.restore(run.checkpoints, number)
         print(f"Continuing {run.path} after {position}")
-        run.write_metrics(position.rows, position.timings)
-    elif run.metrics_path.exists():
+        home.write_metrics(position.rows, position.timings)
+    elif home.metrics_path.exists():
         raise UsageError(
             f"the checkpoints of {run.path} are gone, its metrics.csv is not: it cannot go on; "
             "start anew with --overwrite or another --run_dir"
         )
 
     # ---- Epochs ----
-    batches = iter(
+    def stop_if_asked() -> None:
+        """Within evaluations. Workers, which must stop together, stop after the next step."""
+        if interruption.asked() and devices.workers == 1:
+            checkpoints.save()
+            raise Interrupted(interruption.asked(), kept_for_later(checkpoints))
+
+    batches = devices.distribute(
         datasets.train_batches(
             data,
             settings.batch_size,
@@ -163,39 +186,45 @@ def _train(
             steps,
             position.epoch,
             position.step,
-        )
+        ),
+        settings.batch_size,
     )
-    writer = tf.summary.create_file_writer(str(run.tensorboard))
+    writer = tf.summary.create_file_writer(str(home.tensorboard))
     update = None
     while position.epoch < settings.epochs:
         epoch = position.epoch + 1
         # What is done at the beginning of an epoch is not done again by a run that goes on in it.
         begins = position.step == 0
         if (begins and settings.shrink and removal.advance(settings.shrink_after)) or not update:
-            classifier, copies = shrinking.working_copy(whole, removal, classifier_of)
+            with devices.strategy.scope():
+                classifier, copies = shrinking.working_copy(whole, removal, classifier_of)
             update = None
         if (begins and classifier.begin_epoch(epoch)) or not update:
-            update = tf.function(classifier.update, autograph=False)
+            update = devices.step(classifier.update)
 
         progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
         before = position.seconds
         while position.step < steps:
-            terms = {name: float(value) for name, value in update(next(batches)).items()}
+            due = checkpoints.minutes() >= checkpoint_minutes and devices.is_chief
+            terms, (leave, due) = update(next(batches), [bool(interruption.asked()), due])
             check_finite(terms, epoch, position.step + 1, checkpoints)
             position.add(terms)
             position.seconds = before + progress.seconds()
             progress.update(position.step, f"loss {position.sums['loss'] / position.step:.3f}")
-            if interruption.asked() or checkpoints.minutes() >= checkpoint_minutes:
+            if leave or due:
                 shrinking.store(copies)
-                stop_if_asked(checkpoints)
                 checkpoints.save()
+            if leave:
+                raise Interrupted(
+                    interruption.asked() or signal.SIGTERM, kept_for_later(checkpoints)
+                )
         shrinking.store(copies)
         evaluated.set_weights(whole.deployed_weights())
         # The losses above were those before the last update.
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
         check_finite(spoiled, epoch, steps, checkpoints)
         check_not_collapsed(evaluated, epoch, run)
-        result = evaluate(validation, settings.seed, lambda *_: stop_if_asked(checkpoints))
+        result = evaluate(validation, settings.seed, lambda *_: stop_if_asked())
         removal.observe(evaluated)
         means = {name: total / steps for name, total in position.sums.items()}
         row = records.epoch_row(epoch, epoch * steps, means, result, evaluated)
@@ -205,41 +234,38 @@ def _train(
         if settings.select == "best":
             best.offer(epoch, result.robust_accuracy)
         position.end_epoch(row, timing)
-        stop_if_asked(checkpoints)
         checkpoints.save()
-        run.write_metrics(position.rows, position.timings)
+        home.write_metrics(position.rows, position.timings)
 
     # ---- The result ----
     evaluated.set_weights(whole.deployed_weights())
     best.restore()
-    run.write_weights(evaluated)
+    home.write_weights(evaluated)
     progress = Progress("test set: image", len(test))
 
     def count(done: int, total: int) -> None:
         progress.update(done, total)
-        stop_if_asked(checkpoints)
+        stop_if_asked()
 
-    evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, prune=True)
+    evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, True, devices)
     result = evaluate(test, settings.seed, count)
     progress.done()
     record = records.result_record(settings, attack, "test", result, evaluated)
     record["epoch"] = int(best.epoch) or settings.epochs
-    record["efficiency"] = efficiency.report(evaluated)
+    if devices.is_chief:
+        record["efficiency"] = efficiency.report(evaluated)
     record["timing"] = {
         "training_seconds": round(sum(row["seconds"] for row in position.timings), 1),
         "evaluation_seconds": round(progress.seconds(), 1),
     }
-    run.write_results([record])
+    home.write_results([record])
+    devices.of_chief(0)  # The other workers may read what the chief has written.
     return [record]
 
 
-def stop_if_asked(checkpoints: Checkpoints) -> None:
-    """Saves and raises Interrupted if a signal asked for the end."""
-    if number := interruption.asked():
-        checkpoints.save()
-        raise Interrupted(
-            number, f"{checkpoints.kept()}; the same command, or --run_dir alone, goes on"
-        )
+def kept_for_later(checkpoints: Checkpoints) -> str:
+    """What an interrupted run says last."""
+    return f"{checkpoints.kept()}; the same command, or --run_dir alone, goes on"
 
 
 def objective_of(settings: Settings, train_examples: int, steps: int) -> Objective:

@@ -243,6 +243,9 @@ def build_network(settings: Settings, dtype: str) -> keras.Model:
         seed=settings.seed,
         dtype=dtype,
     )
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = settings.sync_batch_norm
     if method.bayesian:
         return bayesian.convert(network, settings.prior_stddev, settings.initial_rho)
     return network

@@ -147,6 +147,10 @@ class Settings:
         "which epoch's network is saved: the last, or the best on validation (PGD)",
         choices=SELECTIONS,
     )
+    sync_batch_norm: bool = _setting(
+        "with several devices: normalise by the statistics of the global batch, not by those of "
+        "each device's part"
+    )
     shrink: bool = _setting(
         "take features out of the training network for good once they stay pruned", "gate"
     )

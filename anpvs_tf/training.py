@@ -346,7 +346,27 @@ class RobustClassifier(keras.Model):
         if self.pruning is not None:
             gradients = self.pruning.mask_gradients(gradients, weights + gate_variables)
         self.optimizer.apply(gradients, weights + gate_variables)
+        self._agree_on_statistics(replica)
         return terms
+
+    def _agree_on_statistics(self, replica: tf.distribute.ReplicaContext) -> None:
+        """Gives all replicas the mean of the moving statistics that each took of its own part.
+
+        Keras would let them drift apart; then a checkpoint, which has the first replica's,
+        would be no exact state, and every replica would craft on another network.
+        """
+        own = [
+            variable
+            for layer in self.network.layers
+            if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+            for variable in layer.non_trainable_variables
+        ]
+        if own and replica.num_replicas_in_sync > 1:
+            means = replica.all_reduce(
+                tf.distribute.ReduceOp.MEAN, [tf.convert_to_tensor(v) for v in own]
+            )
+            for variable, mean in zip(own, means, strict=True):
+                variable.assign(mean)
 
     def _kernels(self) -> list[keras.Variable]:
         variables = self.network.trainable_variables

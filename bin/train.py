@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import interruption, loop, programs, records, runs, settings
+from anpvs_tf import devices, interruption, loop, programs, records, runs, settings
 
 RUNS = "runs"
 DEFINE = {
@@ -41,6 +41,15 @@ def _define_flags() -> None:
         "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
     )
     flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        devices.STRATEGIES,
+        "auto: multi_worker if TF_CONFIG is set, mirrored with several GPUs, else default",
+    )
+    flags.DEFINE_integer(
+        "logical_cpus", None, "cut the CPU into this many devices, to try strategies without GPUs"
+    )
     flags.DEFINE_float(
         "checkpoint_minutes",
         loop.CHECKPOINT_MINUTES,
@@ -71,6 +80,10 @@ def main() -> None:
     if values.method == "help":
         print(settings.describe_methods(values.dataset or "digits", values.recipe))
         return
+    # First: TensorFlow fixes its devices when they are first used.
+    used = devices.choose(values.strategy, values.logical_cpus)
+    if not used.is_chief:
+        sys.stdout = open(os.devnull, "w")  # Every worker would say the same.
     chosen = _chosen()
     run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
     finished = run.finished and not values.overwrite
@@ -83,7 +96,10 @@ def main() -> None:
             sys.argv,
             values.overwrite,
             values.checkpoint_minutes,
+            used,
         )
+    if not used.is_chief:
+        return
     if finished:
         print(
             f"{run.path} holds this run, finished; nothing was trained. To train on from its "
