@@ -64,7 +64,14 @@ def train(
     runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
     # What goes on from a checkpoint needs no base any more.
     base = None if run.begun and not overwrite else warm_start.base_run(settings, run)
-    data = datasets.load(settings.dataset, data_dir, download, settings.train_examples)
+    data = datasets.load(
+        settings.source,
+        data_dir,
+        download,
+        settings.train_examples,
+        settings.stream,
+        check=not run.begun,
+    )
     if settings.batch_size > len(data.train):
         raise UsageError(
             f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
@@ -154,7 +161,7 @@ def _train(
         )
 
     # ---- Epochs ----
-    batches = iter(
+    batches = datasets.readable(
         datasets.train_batches(
             data,
             settings.batch_size,
@@ -163,7 +170,8 @@ def _train(
             steps,
             position.epoch,
             position.step,
-        )
+        ),
+        data.train,
     )
     writer = tf.summary.create_file_writer(str(run.tensorboard))
     update = None
