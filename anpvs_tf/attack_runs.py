@@ -24,6 +24,9 @@ from anpvs_tf.subjects import Subject, check_logits
 
 Progress = Callable[[str, int, int], None]
 
+# Images of a split that may stay on disk.
+HASHED_AT_ONCE = 1_000
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -91,8 +94,9 @@ def fingerprint(subjects: list[Subject], split: datasets.Split, what: dict) -> s
     """A digest of the models involved, the examples and `what`: the identity of an attack."""
     what = what | {"models": [subject.digest for subject in subjects]}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for array in (split.images, split.labels):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for begin in range(0, len(split), HASHED_AT_ONCE):
+        digest.update(np.ascontiguousarray(split.images[begin : begin + HASHED_AT_ONCE]).tobytes())
+    digest.update(np.ascontiguousarray(split.labels).tobytes())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ squirrel streetcar sunflower sweet_pepper table tank telephone television tiger 
 trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
-CLASS_NAMES: dict[str, list[str]] = {
-    "cifar10": _CIFAR10.split(),
-    "cifar100": _CIFAR100.split(),
+CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "cifar10": tuple(_CIFAR10.split()),
+    "cifar100": tuple(_CIFAR100.split()),
 }

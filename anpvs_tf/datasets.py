@@ -1,185 +1,171 @@
-"""Named datasets: uint8 images in memory, and tf.data pipelines over them.
+"""Datasets with their splits, in memory or on disk, and tf.data pipelines over them.
 
 The order of the training examples and their augmentation are functions of
 (seed, epoch) and (seed, step); a run that is continued sees what it would have
-seen. Images leave the pipelines as float32 in [0, 1].
+seen, in memory or streamed. Images leave the pipelines as float32 in [0, 1].
 """
 
 import dataclasses
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import noise
-from anpvs_tf.errors import UsageError
+from anpvs_tf import folders, noise, tfds_data
+from anpvs_tf.errors import TrainingError, UsageError, one_line
+from anpvs_tf.sources import SOURCES, Source, describe
+from anpvs_tf.splits import Split, StoredSplit
 
-DIGITS_SIZE = 28
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """images: uint8 [examples, H, W, C]; labels: int64 [examples]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, examples: int | None) -> "Split":
-        """The first `examples` (all if None)."""
-        return Split(self.images[:examples], self.labels[:examples])
+# Examples held out of a training set that has no validation split, at most a tenth of it.
+VALIDATION_EXAMPLES = 5_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits; `validation` was taken from the published training set.
+    """Three disjoint splits, in memory or to be read from disk.
 
     Attributes:
-        augment: random crop (pad 4) and horizontal flip in training.
+        augment: as in `Source`.
     """
 
     name: str
     classes: int
-    train: Split
-    validation: Split
-    test: Split
+    train: Split | StoredSplit
+    validation: Split | StoredSplit
+    test: Split | StoredSplit
     augment: bool
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.train.images.shape[1:]
+        return self.train.image_shape
 
 
-def _digits(data_dir: str | None, download: bool) -> tuple[Split, Split]:
+def load(
+    source: Source | str,
+    data_dir: str | None = None,
+    download: bool = True,
+    train_examples: int | None = None,
+    stream: bool = False,
+    check: bool = True,
+) -> Dataset:
+    """Loads a dataset into memory, or opens it.
+
+    A dataset without a validation split gives the end of its training set, which is in
+    a mixed order: `VALIDATION_EXAMPLES`, and at most a tenth.
+
+    Args:
+        source: the dataset, or its name, as for `sources.describe`.
+        data_dir: where TFDS keeps its data; None for `TFDS_DATA_DIR` or its default.
+        download: let TFDS fetch a dataset that is absent.
+        train_examples: keep only the first of the training split.
+        stream: leave the images on disk, but for `digits`.
+        check: of what stays on disk: read it once, so that damaged files are found now.
+
+    Raises:
+        UsageError: unknown name, absent or damaged data, too many `train_examples`.
+    """
+    if isinstance(source, str):
+        source = describe(source, data_dir=data_dir)
+    found = _splits(source, {"train", "validation", "test"}, data_dir, download, stream, check)
+    train, validation, held_out = found["train"], found.get("validation"), 0
+    if validation is None:
+        held_out = min(VALIDATION_EXAMPLES, len(train) // 10)
+        available = len(train) - held_out
+        train, validation = train.part(0, available), train.part(available)
+    if train_examples is not None and train_examples > len(train):
+        raise UsageError(
+            f"--train_examples={train_examples} is more than the {len(train)} training "
+            f"examples of {source.name} ({held_out} are held out for validation)"
+        )
+    return Dataset(
+        name=source.name,
+        classes=source.classes,
+        train=train.take(train_examples),
+        validation=validation,
+        test=found["test"],
+        augment=source.augment,
+    )
+
+
+def load_test(
+    source: Source | str, data_dir: str | None = None, download: bool = True, stream: bool = False
+) -> Split | StoredSplit:
+    """The test split alone; else as `load`."""
+    if isinstance(source, str):
+        source = describe(source, data_dir=data_dir)
+    return _splits(source, {"test"}, data_dir, download, stream, True)["test"]
+
+
+def _splits(
+    source: Source,
+    wanted: set[str],
+    data_dir: str | None,
+    download: bool,
+    stream: bool,
+    check: bool,
+) -> dict[str, Split | StoredSplit]:
+    if source.name == "digits":
+        return _digits()
+    kind, _, rest = source.name.partition(":")
+    if kind == "folder":
+        folder = folders.survey(rest)
+        # Whoever trains wants the very files; whoever evaluates, the classes.
+        if folder.class_names != source.class_names or (
+            "train" in wanted and folder.version != source.version
+        ):
+            raise UsageError(f"folder {rest} has other files now than when it was first looked at")
+        kind, parts = folders, folder.files
+    else:
+        kind, parts = tfds_data, tfds_data.survey(rest or kind, data_dir, download)
+    found, errors = {}, []
+    for role in sorted(wanted & parts.keys()):
+        try:
+            if stream:
+                found[role] = kind.stored(parts[role], source.image_shape)
+                if check:
+                    found[role].check()
+            else:
+                found[role] = kind.in_memory(parts[role], source.image_shape)
+            if not len(found[role]):
+                raise UsageError(f"dataset {source.name} has no examples to {role} on")
+        except UsageError as error:
+            errors.append(str(error))
+    if errors:
+        raise UsageError("; ".join(errors))
+    return found
+
+
+def _digits() -> dict[str, Split]:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8; a fifth is the test set."""
-    del data_dir, download  # The images come with scikit-learn.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8, 1) / 16.0
-    images = tf.image.resize(images, [DIGITS_SIZE, DIGITS_SIZE], "bicubic").numpy()
+    images = tf.image.resize(images, SOURCES["digits"].image_shape[:2], "bicubic").numpy()
     images = np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     # The file is ordered by writer; the published order would put writers apart.
     order = np.random.default_rng(0).permutation(len(labels))
-    images, labels = images[order], labels[order].astype(np.int64)
-    test = len(labels) // 5
-    return Split(images[test:], labels[test:]), Split(images[:test], labels[:test])
+    whole = Split(images[order], labels[order].astype(np.int64))
+    test = len(whole) // 5
+    return {"train": whole.part(test), "test": whole.part(0, test)}
 
 
-def _tfds(name: str) -> Callable[[str | None, bool], tuple[Split, Split]]:
-    def load_splits(data_dir: str | None, download: bool) -> tuple[Split, Split]:
-        import tensorflow_datasets as tfds
-
-        root = os.path.expanduser(data_dir or str(tfds.core.constants.DATA_DIR))
-        try:
-            existed = os.path.exists(root)
-            held_before = set(os.listdir(root)) if existed else set()
-            builder = tfds.builder(name, data_dir=root)
-            if not builder.data_path.exists():
-                if not download:
-                    raise UsageError(
-                        f"dataset {name} is not in {root}; pass --data_dir (or set TFDS_DATA_DIR) "
-                        "to a directory that TFDS prepared, or allow --download"
-                    )
-                _download(builder, root, existed, held_before)
-            return tuple(_arrays(builder, split) for split in ("train", "test"))
-        except UsageError:
-            raise
-        except Exception as error:  # Damaged files end in errors of TFDS, TensorFlow or the system.
-            raise UsageError(f"dataset {name} in {root} cannot be read: {_line(error)}") from error
-
-    return load_splits
-
-
-def _arrays(builder, split: str) -> Split:
-    batches = builder.as_dataset(split=split, as_supervised=True).batch(1000).as_numpy_iterator()
-    images, labels = zip(*batches, strict=True)
-    return Split(np.concatenate(images), np.concatenate(labels).astype(np.int64))
-
-
-def _download(builder, root: str, existed: bool, held_before: set[str]) -> None:
-    """Downloads and prepares; a failure leaves `root` as it was."""
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS raises many kinds: network, checksum, disk.
-        for entry in {builder.name, "downloads"} - held_before:
-            shutil.rmtree(os.path.join(root, entry), ignore_errors=True)
-        if not existed:
-            shutil.rmtree(root, ignore_errors=True)
-        raise UsageError(
-            f"dataset {builder.name} is not in {root} and could not be downloaded "
-            f"({_line(error)}); connect, or pass --data_dir (or set TFDS_DATA_DIR) to a directory "
-            "that TFDS prepared"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    image_shape: tuple[int, int, int]
-    classes: int
-    load: Callable[[str | None, bool], tuple[Split, Split]]
-    validation: int
-    augment: bool = False
-
-
-SOURCES: dict[str, _Source] = {
-    "digits": _Source((DIGITS_SIZE, DIGITS_SIZE, 1), 10, _digits, validation=143),
-    "mnist": _Source((28, 28, 1), 10, _tfds("mnist"), validation=5_000),
-    "cifar10": _Source((32, 32, 3), 10, _tfds("cifar10"), validation=5_000, augment=True),
-    "cifar100": _Source((32, 32, 3), 100, _tfds("cifar100"), validation=5_000, augment=True),
-}
-
-
-def load(
-    name: str,
-    data_dir: str | None = None,
-    download: bool = True,
-    train_examples: int | None = None,
-) -> Dataset:
-    """Loads a dataset into memory.
-
-    The validation split is the end of the published training set (TFDS's order
-    is shuffled): `SOURCES` says how many examples, and at most a tenth, should the
-    data directory hold a part of the dataset only.
-
-    Args:
-        name: a key of `SOURCES`.
-        data_dir: where TFDS keeps its data; None for `TFDS_DATA_DIR` or its default.
-        download: fetch a dataset that is absent.
-        train_examples: keep only the first of the training split.
+def readable(batches: Iterable, split: Split | StoredSplit) -> Iterator:
+    """`batches`, as long as the examples of `split`, which are behind them, can be read.
 
     Raises:
-        UsageError: unknown name, absent data, too many `train_examples`.
+        UsageError: with the names of files that cannot.
+        TrainingError: none of them is damaged now.
     """
-    if name not in SOURCES:
-        raise UsageError(f"unknown dataset {name!r}; choose one of {', '.join(SOURCES)}")
-    source = SOURCES[name]
-    published, test = source.load(data_dir, download)
-    held_out = min(source.validation, len(published) // 10)
-    available = len(published) - held_out
-    train = Split(published.images[:available], published.labels[:available])
-    if train_examples is not None and train_examples > available:
-        raise UsageError(
-            f"--train_examples={train_examples} is more than the {available} training "
-            f"examples of {name} ({held_out} are held out for validation)"
-        )
-    return Dataset(
-        name=name,
-        classes=source.classes,
-        train=train.take(train_examples),
-        validation=Split(published.images[available:], published.labels[available:]),
-        test=test,
-        augment=source.augment,
-    )
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        if isinstance(split, StoredSplit):
+            split.check()
+        raise TrainingError(
+            f"the training data could not be read for a moment: {one_line(error)}; give "
+            "the same command again to go on"
+        ) from error
 
 
 def to_float(images: tf.Tensor) -> tf.Tensor:
@@ -227,8 +213,7 @@ def train_batches(
         first_step: steps that are done of the epoch after those; their batches are
             left out, and not read.
     """
-    images, labels = tf.constant(dataset.train.images), tf.constant(dataset.train.labels)
-    examples = len(dataset.train)
+    read, examples = dataset.train.reader(), len(dataset.train)
     steps = min(examples // batch_size, steps_per_epoch or examples)
 
     def epoch_indices(epoch):
@@ -240,10 +225,10 @@ def train_batches(
         return tf.data.Dataset.from_tensor_slices(batches[done:])
 
     def batch(step, indices):
-        pixels = tf.gather(images, indices)
+        pixels, labels = read(indices)
         if dataset.augment:
             pixels = random_crop_and_flip(pixels, noise.seed_of(seed, "augment", step))
-        return to_float(pixels), tf.gather(labels, indices)
+        return to_float(pixels), labels
 
     return (
         tf.data.Dataset.range(first_epoch, epochs)
@@ -254,11 +239,12 @@ def train_batches(
     )
 
 
-def evaluation_batches(split: Split, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(split: Split | StoredSplit, batch_size: int) -> tf.data.Dataset:
     """Every example of a split once, in order; the last batch may be smaller."""
-    return (
-        tf.data.Dataset.from_tensor_slices((split.images, split.labels))
-        .batch(batch_size)
-        .map(lambda images, labels: (to_float(images), labels))
-        .prefetch(1)
-    )
+    read = split.reader()
+
+    def batch(indices):
+        images, labels = read(indices)
+        return to_float(images), labels
+
+    return tf.data.Dataset.range(len(split)).batch(batch_size).map(batch).prefetch(1)

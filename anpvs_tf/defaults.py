@@ -21,6 +21,7 @@ COMMON: dict[str, Any] = {
     "shrink": False,
     "shrink_after": 2,
     "seed": 0,
+    "stream": False,
     "precision": "auto",
     "norm": "linf",
     "gate_scope": "all",

@@ -69,7 +69,14 @@ def train(
     runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
     # What goes on from a checkpoint needs no base any more.
     base = None if run.begun and not overwrite else warm_start.base_run(settings, run)
-    data = datasets.load(settings.dataset, data_dir, download, settings.train_examples)
+    data = datasets.load(
+        settings.source,
+        data_dir,
+        download,
+        settings.train_examples,
+        settings.stream,
+        check=not run.begun,
+    )
     if settings.batch_size > len(data.train):
         raise UsageError(
             f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
@@ -177,18 +184,16 @@ def _train(
             checkpoints.save()
             raise Interrupted(interruption.asked(), kept_for_later(checkpoints))
 
-    batches = devices.distribute(
-        datasets.train_batches(
-            data,
-            settings.batch_size,
-            settings.seed,
-            settings.epochs,
-            steps,
-            position.epoch,
-            position.step,
-        ),
+    batches = datasets.train_batches(
+        data,
         settings.batch_size,
+        settings.seed,
+        settings.epochs,
+        steps,
+        position.epoch,
+        position.step,
     )
+    batches = datasets.readable(devices.distribute(batches, settings.batch_size), data.train)
     writer = tf.summary.create_file_writer(str(home.tensorboard))
     update = None
     while position.epoch < settings.epochs:

@@ -28,11 +28,11 @@ import keras
 import tensorflow as tf
 
 from anpvs_tf import __version__, bayesian
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
-from anpvs_tf.settings import Settings, defaults, validated
+from anpvs_tf.settings import Settings, defaults, source_of, validated
+from anpvs_tf.sources import file_name
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +49,7 @@ def now() -> str:
 
 def default_name(settings: Settings) -> str:
     """`<dataset>-<network>-<method>-seed<seed>`."""
-    return f"{settings.dataset}-{settings.network}-{settings.method}-seed{settings.seed}"
+    return f"{file_name(settings.dataset)}-{settings.network}-{settings.method}-seed{settings.seed}"
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -180,7 +180,7 @@ class RunDirectory:
         try:
             values = json.loads(self.config_path.read_text())["settings"]
             # A run of an older version lacks what was added since.
-            return validated(defaults(values["dataset"], method=values["method"]) | values)
+            return validated(defaults(source_of(values), method=values["method"]) | values)
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} holds no readable config.json: {one_line(error)}"
@@ -234,7 +234,7 @@ def build_network(settings: Settings, dtype: str) -> keras.Model:
     Raises:
         UsageError: the network does not fit the dataset.
     """
-    source, method = SOURCES[settings.dataset], METHODS[settings.method]
+    source, method = settings.source, METHODS[settings.method]
     network = NETWORKS[settings.network](
         source.image_shape,
         source.classes,

@@ -19,7 +19,6 @@ import keras
 import tensorflow as tf
 
 from anpvs_tf import compact, datasets, model_card, runs, signatures, verification
-from anpvs_tf.class_names import CLASS_NAMES
 from anpvs_tf.errors import UsageError
 
 FORMATS = ("saved_model", "tflite")
@@ -84,8 +83,8 @@ def export(
     version = choose_version(base, version, format)
     network = run.load_network()
     frozen = compact.freeze(network)
-    test = datasets.load(settings.dataset, data_dir, download).test
-    names = CLASS_NAMES.get(settings.dataset)
+    test = datasets.load_test(settings.source, data_dir, download)
+    names = settings.class_names
 
     # ---- Write beside, check, rename ----
     missing = [path for path in (base, *base.parents) if not path.exists()]

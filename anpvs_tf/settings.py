@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from anpvs_tf.admm import STRUCTURES
 from anpvs_tf.attacks.norms import NORMS
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.defaults import BY_DATASET, BY_METHOD, BY_NORM, COMMON, RECIPES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.gating import GATE_SCOPES
@@ -20,6 +19,8 @@ from anpvs_tf.losses import REDUCTIONS
 from anpvs_tf.methods import METHODS, Method
 from anpvs_tf.networks import NETWORKS
 from anpvs_tf.optimization import DECAYS
+from anpvs_tf.sources import KINDS, SOURCES, Source
+from anpvs_tf.sources import describe as describe_source
 
 PRECISIONS = {
     "float32": "float32",
@@ -46,7 +47,20 @@ def _setting(help: str, used_by: str | None = None, weights: str | bool = True, 
 class Settings:
     """The resolved settings of a run; see each field's `help`."""
 
-    dataset: str = _setting("the data to train on", choices=tuple(SOURCES))
+    dataset: str = _setting(f"the data to train on ({', '.join([*SOURCES, *KINDS])})")
+    image_size: tuple[int, int] = _setting(
+        "height,width, or one number for both, that images of folder: and tfds: are resized to; "
+        "without it 28 if they are grey, 32 in colour",
+        at_least=1,
+    )
+    channels: int = _setting(
+        "1 to take images of folder: and tfds: as grey, 3 as in colour; without it as they are"
+    )
+    augment: bool = _setting("random crop (pad 4) and horizontal flip in training")
+    stream: bool = _setting("leave the images on disk and read them batch by batch", weights=False)
+    classes: int = _setting("found in the data", found=True, at_least=2)
+    class_names: tuple[str, ...] | None = _setting("found in the data", found=True)
+    data_version: str | None = _setting("tells changed data", found=True)
     method: str = _setting("how to train; help lists them", weights=False, choices=tuple(METHODS))
     network: str = _setting("the architecture", choices=tuple(NETWORKS))
     epochs: int = _setting("passes over the training split", at_least=1)
@@ -180,6 +194,11 @@ class Settings:
         "evaluate on only the first of each split", weights=False, at_least=1
     )
 
+    @property
+    def source(self) -> Source:
+        """What the dataset held when the run began."""
+        return source_of(vars(self))
+
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
@@ -199,36 +218,87 @@ def decisive(method: Method) -> list[str]:
     return found
 
 
-def defaults(dataset: str, recipe: str = "published", method: str | None = None) -> dict[str, Any]:
+# The settings that a user chooses; the others are found out.
+CHOSEN = {name: field for name, field in FIELDS.items() if "found" not in field.metadata}
+
+
+def source_of(values: Mapping[str, Any]) -> Source:
+    """The dataset of a run as its settings describe it; by name, for those of older versions."""
+    if "classes" not in values:
+        return SOURCES[values["dataset"]]
+    return Source(
+        values["dataset"],
+        (*values["image_size"], values["channels"]),
+        values["classes"],
+        tuple(values["class_names"]) if values.get("class_names") else None,
+        values["augment"],
+        values.get("data_version"),
+    )
+
+
+def _like(source: Source) -> str:
+    """The dataset whose defaults hold: its own, or what is like it."""
+    if source.name in BY_DATASET:
+        return source.name
+    return "mnist" if source.image_shape[-1] == 1 else "cifar10"
+
+
+def defaults(
+    source: Source | str, recipe: str = "published", method: str | None = None
+) -> dict[str, Any]:
     """The settings of a dataset before the user's own.
 
+    A dataset of the user's has those of MNIST if it is grey, of CIFAR-10 in colour, and
+    LeNet-5 if images are not 32 x 32 x 3.
+
     Args:
+        source: the dataset, or its name.
         method: whose own defaults apply too; None for the dataset's default method.
 
     Raises:
         UsageError: unknown dataset, recipe or method, or a recipe that the dataset lacks.
     """
-    _check_choice("dataset", dataset, BY_DATASET)
+    if isinstance(source, str):
+        source = describe_source(source)
+    dataset = _like(source)
     _check_choice("recipe", recipe, RECIPES)
     if recipe != "published" and dataset not in RECIPES[recipe]:
         raise UsageError(
-            f"--recipe={recipe} exists for {', '.join(RECIPES[recipe])} only, not for {dataset}"
+            f"--recipe={recipe} exists for {', '.join(RECIPES[recipe])} only, not for {source.name}"
         )
-    values = COMMON | BY_DATASET[dataset] | RECIPES[recipe].get(dataset, {}) | {"dataset": dataset}
+    values = COMMON | BY_DATASET[dataset] | RECIPES[recipe].get(dataset, {})
+    if source.image_shape != (32, 32, 3):
+        values["network"] = "lenet5"
+    values |= {"dataset": source.name, "augment": source.augment, "data_version": source.version}
+    values |= {"image_size": source.image_shape[:2], "channels": source.image_shape[2]}
+    values |= {"classes": source.classes, "class_names": source.class_names}
     method = method or values["method"]
     _check_choice("method", method, METHODS)
     return values | {"method": method} | BY_METHOD.get(method, {}).get(dataset, {})
 
 
-def resolve(overrides: Mapping[str, Any], recipe: str = "published") -> Settings:
+def resolve(
+    overrides: Mapping[str, Any], recipe: str = "published", data_dir: str | None = None
+) -> Settings:
     """Settings from a user's choices; what is None or absent takes its default.
+
+    Args:
+        data_dir: where TFDS keeps its data, for what has to be found out of a dataset; nothing
+            is looked at if the choices have `classes`, as a run's own settings do.
 
     Raises:
         UsageError: a value that is unknown, not finite or out of range, or one that the
             method does not use.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    values = defaults(given.get("dataset", "digits"), recipe, given.get("method"))
+    if "image_size" in given:
+        given["image_size"] = parsed_size(given["image_size"])
+    if "classes" in given:
+        source = source_of(given)
+    else:
+        found = (given.get(name) for name in ("image_size", "channels"))
+        source = describe_source(given.get("dataset", "digits"), *found, data_dir)
+    values = defaults(source, recipe, given.get("method"))
     check_used(values["method"], given)
     values |= given
     if values["norm"] in BY_NORM:
@@ -251,8 +321,10 @@ def validated(values: Mapping[str, Any]) -> Settings:
         raise UsageError(f"unknown setting {', '.join(map(repr, unknown))}")
     if missing := sorted(set(names) - set(values)):
         raise UsageError(f"missing setting {', '.join(missing)}")
-    if isinstance(values["layer_beta"], list):
-        values = values | {"layer_beta": tuple(values["layer_beta"])}
+    for name in ("layer_beta", "class_names"):
+        if isinstance(values[name], list):
+            values = values | {name: tuple(values[name])}
+    values = values | {"image_size": parsed_size(values["image_size"])}
     settings = Settings(**values | {"decay_at": _shares(values["decay_at"])})
     for field in dataclasses.fields(Settings):
         _check_kind(field, getattr(settings, field.name))
@@ -287,7 +359,7 @@ def check_used(method: str, given: Iterable[str]) -> None:
 
 def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
     """The defaults of a threat model that is not the dataset's: steps go 2.5 radii in all."""
-    epsilon = given.get("epsilon", BY_NORM[values["norm"]][values["dataset"]])
+    epsilon = given.get("epsilon", BY_NORM[values["norm"]][_like(source_of(values))])
     return {
         "epsilon": epsilon,
         "step_size": 2.5 * epsilon / values["attack_steps"],
@@ -346,7 +418,7 @@ def describe_methods(dataset: str = "digits", recipe: str = "published") -> str:
         begins = f"; begins with a {method.base} run" if method.base else ""
         lines += [f"{method.name}: {method.summary} ({method.source}){begins}"]
         lines += textwrap.wrap(flags, 96, initial_indent="    ", subsequent_indent="    ")
-    shared = " ".join(f"--{n}" for n, f in FIELDS.items() if not f.metadata["used_by"])
+    shared = " ".join(f"--{n}" for n, f in CHOSEN.items() if not f.metadata["used_by"])
     lines += textwrap.wrap(f"All methods: {shared}", 100, subsequent_indent="    ")
     lines += [f"Defaults are those of --dataset={dataset} --recipe={recipe}."]
     return "\n".join(lines)
@@ -377,10 +449,12 @@ def _shares(values) -> tuple[float, ...]:
 
 def kind_of(field: dataclasses.Field) -> type:
     """The kind of a setting's values, besides None: bool, int, float, str or tuple."""
-    kind = field.type
-    if isinstance(kind, types.UnionType):
-        kind = typing.get_args(kind)[0]
-    return typing.get_origin(kind) or kind
+    return typing.get_origin(_declared(field)) or _declared(field)
+
+
+def _declared(field: dataclasses.Field) -> Any:
+    union = isinstance(field.type, types.UnionType)
+    return typing.get_args(field.type)[0] if union else field.type
 
 
 def _check_kind(field: dataclasses.Field, value: Any) -> None:
@@ -391,10 +465,25 @@ def _check_kind(field: dataclasses.Field, value: Any) -> None:
     if isinstance(value, bool):
         good = kind is bool  # but True is neither.
     if good and kind is tuple:
-        item = typing.get_args(field.type)[0]
+        item = typing.get_args(_declared(field))[0]
         good = all(isinstance(one, item) for one in value)
     if not good:
         raise UsageError(f"--{field.name} must be of kind {kind.__name__}; got {value!r}")
+
+
+def parsed_size(values) -> tuple[int, int]:
+    """(height, width) of --image_size.
+
+    Raises:
+        UsageError: other than one or two numbers.
+    """
+    try:
+        height, width = [int(value) for value in values] * (2 if len(values) == 1 else 1)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"--image_size must be height,width or one number for both; got {values}"
+        ) from None
+    return height, width
 
 
 def _check_choice(name: str, value: Any, choices) -> None:

@@ -13,10 +13,10 @@ import tensorflow as tf
 # Their layers may be in a model file: importing registers them.
 from anpvs_tf import bayesian, compact, gates, noise, posterior, runs  # noqa: F401
 from anpvs_tf.attacks import objectives
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.settings import Settings
+from anpvs_tf.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Subject:
 
     Attributes:
         name: where it comes from.
+        source: the data that it classifies.
         digest: of its weights: what tells it from others.
         logits: float32 images [batch, H, W, C] in [0, 1] -> logits [batch, classes], as
             deployed: what is attacked and what decides.
@@ -37,7 +38,7 @@ class Subject:
     """
 
     name: str
-    dataset: str
+    source: Source
     digest: str
     logits: Callable[[tf.Tensor], tf.Tensor]
     outputs: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
@@ -46,8 +47,12 @@ class Subject:
     posterior_draws: int | None = None
 
     @property
+    def dataset(self) -> str:
+        return self.source.name
+
+    @property
     def classes(self) -> int:
-        return SOURCES[self.dataset].classes
+        return self.source.classes
 
 
 def of_run(run: runs.RunDirectory, posterior_draws: int | None = None) -> Subject:
@@ -68,7 +73,7 @@ def of_run(run: runs.RunDirectory, posterior_draws: int | None = None) -> Subjec
     weights = frozen.fold()
     return Subject(
         str(run.path),
-        settings.dataset,
+        settings.source,
         _digest(array.tobytes() for array in network.get_weights()),
         logits=lambda images: frozen.apply(weights, images),
         outputs=lambda images: network(images, training=False),
@@ -90,7 +95,7 @@ def _ensemble(
     weights = [array.tobytes() for array in network.get_weights()]
     return Subject(
         f"{run.path} ({draws} posterior draws)",
-        settings.dataset,
+        settings.source,
         _digest([*weights, f"{settings.seed} {draws}".encode()]),
         logits=lambda images: objectives.logits_of(sampled, images),
         outputs=posterior.sampled_outputs(network, draws, seed),
@@ -100,20 +105,18 @@ def _ensemble(
     )
 
 
-def of_model(path: str, dataset: str) -> Subject:
+def of_model(path: str, source: Source) -> Subject:
     """A SavedModel directory (a version of an export, say) or a Keras model file.
 
     A SavedModel is called by its signature `serving_default`. Its logits are the output
     "logits", or its only output.
 
     Args:
-        dataset: the data that the model classifies.
+        source: the data that the model classifies.
 
     Raises:
         UsageError: no such model, or one that does not fit the dataset.
     """
-    if dataset not in SOURCES:
-        raise UsageError(f"unknown dataset {dataset!r}; choose one of {', '.join(SOURCES)}")
     if not pathlib.Path(path).exists():
         raise UsageError(f"--saved_model={path} does not exist")
     try:
@@ -123,8 +126,6 @@ def of_model(path: str, dataset: str) -> Subject:
     except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"--saved_model={path} cannot be loaded: {text}") from error
-
-    source = SOURCES[dataset]
 
     def logits(images):
         found = _logits_of(call(images), path)
@@ -138,15 +139,15 @@ def of_model(path: str, dataset: str) -> Subject:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"--saved_model={path} cannot classify images of {dataset}, "
+            f"--saved_model={path} cannot classify images of {source.name}, "
             f"{list(source.image_shape)}: {text}"
         ) from error
     if found.shape.as_list() != [2, source.classes]:
         raise UsageError(
             f"--saved_model={path} returns {found.shape.as_list()[1:]} values for an image; the "
-            f"{source.classes} classes of {dataset} were expected"
+            f"{source.classes} classes of {source.name} were expected"
         )
-    return Subject(path, dataset, _digest_of_files(pathlib.Path(path)), logits)
+    return Subject(path, source, _digest_of_files(pathlib.Path(path)), logits)
 
 
 def _digest(parts: Iterable[bytes]) -> str:

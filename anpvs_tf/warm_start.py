@@ -3,7 +3,6 @@
 import keras
 
 from anpvs_tf import runs
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
 from anpvs_tf.runs import RunDirectory
@@ -21,7 +20,7 @@ def base_settings(settings: Settings) -> Settings:
     `epochs`: it is the same run as if the user had asked for it.
     """
     base = METHODS[METHODS[settings.method].base]
-    own = {name: getattr(settings, name) for name in (*decisive(base), "eval_examples")}
+    own = {name: getattr(settings, name) for name in (*decisive(base), "eval_examples", "stream")}
     # The network that others start from is the last one, as it was trained.
     own |= {"method": base.name, "select": "last", "weight_average": 0.0}
     if base.base is None:
@@ -71,9 +70,7 @@ def _check_fits(base: RunDirectory, held: Settings, settings: Settings) -> None:
     """Raises UsageError unless a network can start from the base that the user named."""
     method, of_base = METHODS[settings.method], METHODS[held.method]
     wanted = {"network": (held.network, settings.network)}
-    wanted["image shape"] = tuple(
-        SOURCES[name].image_shape for name in (held.dataset, settings.dataset)
-    )
+    wanted["image shape"] = (held.source.image_shape, settings.source.image_shape)
     if method.frozen_gates:
         # Its mask is the base's.
         wanted["gate kind"] = (of_base.gate, method.gate)

@@ -29,9 +29,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import loop, programs, runs, settings, shrinking
+from anpvs_tf import loop, programs, runs, settings, shrinking, sources
 from anpvs_tf.attacks import pgd
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
 from anpvs_tf.training import Objective, RobustClassifier
@@ -179,7 +178,7 @@ def shrunk(network: str, precision: str, share: float) -> RobustClassifier:
 def batch_of(network: str) -> tuple[np.ndarray, np.ndarray]:
     """A batch of random images and labels: the time of a step does not depend on them."""
     load = WORKLOADS[network]
-    source = SOURCES[load.dataset]
+    source = sources.SOURCES[load.dataset]
     generator = np.random.default_rng(0)
     images = generator.random((load.batch_size, *source.image_shape), np.float32)
     return images, generator.integers(source.classes, size=load.batch_size)

@@ -22,7 +22,8 @@ from anpvs_tf import assessment, datasets, programs, records, runs, subjects
 from anpvs_tf.attacks import norms
 from anpvs_tf.attacks.autoattack import Settings
 from anpvs_tf.errors import TrainingError, UsageError
-from anpvs_tf.settings import defaults
+from anpvs_tf.settings import defaults, parsed_size
+from anpvs_tf.sources import describe
 
 BATCH_SIZE = 250
 FEWEST_CHECKED = 50
@@ -46,6 +47,8 @@ def _define_flags() -> None:
         "saved_model", None, "instead: a SavedModel directory, or a Keras model file, with logits"
     )
     flags.DEFINE_string("dataset", None, "with --saved_model: the data that it classifies")
+    flags.DEFINE_list("image_size", None, "with --saved_model: as of bin/train.py")
+    flags.DEFINE_integer("channels", None, "with --saved_model: as of bin/train.py")
     flags.DEFINE_integer(
         "posterior_draws",
         None,
@@ -89,8 +92,9 @@ def main() -> None:
         raise UsageError("give --run_dir or --saved_model, one of them")
     if values.saved_model and not values.dataset:
         raise UsageError("--saved_model needs --dataset")
-    if values.run_dir and values.dataset:
-        raise UsageError("--dataset belongs to --saved_model; a run knows its own")
+    for name in ("dataset", "image_size", "channels"):
+        if values.run_dir and values[name].value:
+            raise UsageError(f"--{name} belongs to --saved_model; a run knows its own")
     if values.saved_model and values.posterior_draws is not None:
         raise UsageError("--posterior_draws belongs to --run_dir; a saved model has no posterior")
     counts = ("batch_size", "examples", "restarts", "eot", "targets", "queries", "posterior_draws")
@@ -126,13 +130,16 @@ def main() -> None:
         run = runs.RunDirectory(values.run_dir)
         subject, directory = subjects.of_run(run, values.posterior_draws), run.path
     else:
-        subject = subjects.of_model(values.saved_model, values.dataset)
+        size = parsed_size(values.image_size) if values.image_size else None
+        source = describe(values.dataset, size, values.channels, values.data_dir)
+        subject = subjects.of_model(values.saved_model, source)
         beside = pathlib.Path(values.saved_model).absolute()
         directory = pathlib.Path(values.out_dir or f"{beside}-evaluation")
     sources = [subjects.of_run(runs.RunDirectory(path)) for path in values.source_run]
     attacks = chosen_attacks(subject)
-    data = datasets.load(subject.dataset, values.data_dir, values.download)
-    split = data.test.take(values.examples)
+    stream = subject.settings is not None and subject.settings.stream
+    test = datasets.load_test(subject.source, values.data_dir, values.download, stream)
+    split = test.take(values.examples)
 
     # ---- Attack ----
     check_examples = values.check_examples
@@ -178,7 +185,7 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
     values = flags.FLAGS
     # A run is attacked as it says, a model as is usual for its dataset.
     held = subject.settings
-    usual = dataclasses.asdict(held) if held else defaults(subject.dataset)
+    usual = dataclasses.asdict(held) if held else defaults(subject.source)
     norm = values.norm or usual["norm"]
     if norm != usual["norm"] and not values.epsilons:
         raise UsageError(f"--norm={norm} needs --epsilons: the usual ones are of {usual['norm']}")

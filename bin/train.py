@@ -28,7 +28,7 @@ DEFINE = {
 
 
 def _define_flags() -> None:
-    for field in dataclasses.fields(settings.Settings):
+    for field in settings.CHOSEN.values():
         define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
         define(field.name, None, settings.describe(field))
     flags.DEFINE_string(
@@ -62,11 +62,11 @@ def _define_flags() -> None:
 def _chosen() -> settings.Settings:
     """The settings that the flags give; what they leave open, an existing --run_dir says."""
     values = flags.FLAGS
-    given = {f.name: values[f.name].value for f in dataclasses.fields(settings.Settings)}
+    given = {name: values[name].value for name in settings.CHOSEN}
     run = runs.RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return settings.resolve(given, values.recipe)
+        return settings.resolve(given, values.recipe, values.data_dir)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.

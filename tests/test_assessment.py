@@ -11,8 +11,10 @@ from anpvs_tf import assessment, records, selfchecks
 from anpvs_tf.attacks.autoattack import Settings
 from anpvs_tf.datasets import Split
 from anpvs_tf.errors import UsageError
+from anpvs_tf.sources import SOURCES
 from anpvs_tf.subjects import Subject
 
+MNIST = SOURCES["mnist"]
 RNG = np.random.default_rng(0)
 WEIGHTS = tf.constant(RNG.normal(size=(49, 10)).astype(np.float32))
 IMAGES = RNG.integers(60, 196, (60, 7, 7, 1)).astype(np.uint8)
@@ -23,7 +25,7 @@ def linear(images):
 
 
 SPLIT = Split(IMAGES, np.argmax(linear(tf.constant(IMAGES / 255, tf.float32)), axis=1))
-HONEST = Subject("honest", "mnist", "honest", linear, lambda images: {"logits": linear(images)})
+HONEST = Subject("honest", MNIST, "honest", linear, lambda images: {"logits": linear(images)})
 
 
 def attack(name, epsilon=0.02, **settings):
@@ -158,7 +160,7 @@ def test_an_honest_model_passes_every_check():
 
 def test_masked_gradients_are_found_out():
     # The softmax saturates in float32: the cross-entropy has no gradient anywhere.
-    masked = Subject("masked", "mnist", "", lambda images: 1e6 * linear(images))
+    masked = Subject("masked", MNIST, "", lambda images: 1e6 * linear(images))
     checks = checks_of(masked, reported=np.ones(60, bool))
     assert not checks["gradients"].passed
     assert not checks["black box"].passed
@@ -170,7 +172,7 @@ def test_steps_in_the_input_are_found_out():
         coarse = tf.stop_gradient(tf.round(images * 50) / 50)
         return linear(coarse) + 0.0 * linear(images)
 
-    checks = checks_of(Subject("rounded", "mnist", "", rounded))
+    checks = checks_of(Subject("rounded", MNIST, "", rounded))
     assert not checks["gradients"].passed
 
 
@@ -192,7 +194,7 @@ def test_noise_that_beats_gradients_is_found_out():
     def backwards(images):
         return tf.stop_gradient(2 * linear(images)) - linear(images)
 
-    assert not checks_of(Subject("backwards", "mnist", "", backwards))["noise"].passed
+    assert not checks_of(Subject("backwards", MNIST, "", backwards))["noise"].passed
 
 
 def test_black_boxes_that_beat_white_ones_are_found_out():
@@ -212,7 +214,7 @@ def test_a_stochastic_model_needs_expectation(tmp_path):
     def noisy(images):
         return linear(images + generator.normal(tf.shape(images), stddev=0.05))
 
-    subject = Subject("noisy", "mnist", "", noisy)
+    subject = Subject("noisy", MNIST, "", noisy)
     (single,) = assess(subject, [attack("pgd", steps=3)], tmp_path)
     assert single["robust_accuracy"] is None and single["reliable"] is False
     assert "use --eot" in records.evaluation_table([single])

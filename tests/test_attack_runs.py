@@ -11,8 +11,10 @@ from anpvs_tf.attack_runs import AttackRun
 from anpvs_tf.attacks.autoattack import Stage
 from anpvs_tf.datasets import Split
 from anpvs_tf.errors import UsageError
+from anpvs_tf.sources import SOURCES
 from anpvs_tf.subjects import Subject
 
+MNIST = SOURCES["mnist"]
 # One pixel, classes split at 0.5; the labels of 0.1 and 0.9 are wrong.
 VALUES = np.array([0.1, 0.3, 0.42, 0.46, 0.54, 0.58, 0.7, 0.9])
 SPLIT = Split(
@@ -29,7 +31,7 @@ def outputs(images):
     return {"logits": logits(images), "double": 2.0 * tf.reshape(images, [-1, 1])}
 
 
-SUBJECT = Subject("toy", "mnist", "digest", logits, outputs)
+SUBJECT = Subject("toy", MNIST, "digest", logits, outputs)
 
 
 def pushing(name, distance, seen):
@@ -155,7 +157,7 @@ def test_leaving_the_ball_is_noticed():
 )
 @pytest.mark.parametrize("draws", [1, 3])
 def test_what_is_no_logits_is_refused(function, message, draws):
-    run = run_of([pushing("small", 0.05, [])], subject=Subject("toy", "mnist", "", function))
+    run = run_of([pushing("small", 0.05, [])], subject=Subject("toy", MNIST, "", function))
     run.draws = draws
     with pytest.raises(UsageError, match=message):
         run.run()
@@ -173,7 +175,7 @@ def test_a_stochastic_model_decides_by_its_mean_softmax():
 
     split = Split(SPLIT.images, np.zeros(8, int))
     run = AttackRun(
-        Subject("noisy", "mnist", "", noisy),
+        Subject("noisy", MNIST, "", noisy),
         split,
         [],
         epsilon=0.1,

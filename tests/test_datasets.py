@@ -1,12 +1,16 @@
 """Splits, order, augmentation, and what happens without data."""
 
+import dataclasses
+import gc
 import hashlib
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import noise_image, write
 
-from anpvs_tf import datasets, noise
+from anpvs_tf import datasets, folders, noise, sources
 from anpvs_tf.datasets import Dataset, Split
 from anpvs_tf.errors import UsageError
 
@@ -138,18 +142,98 @@ def test_a_failed_download_is_one_clear_line_and_leaves_nothing(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_tfds_splits_reach_the_arrays(monkeypatch):
-    import tensorflow_datasets as tfds
-
-    with tfds.testing.mock_data(num_examples=40):
-        dataset = datasets.load("cifar10", train_examples=30)
-    assert dataset.image_shape == (32, 32, 3)
-    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [30, 4, 40]
-    assert dataset.augment
-
-
 def test_bad_choices():
     with pytest.raises(UsageError, match=r"unknown dataset 'svhn'; choose one of digits, mnist"):
         datasets.load("svhn")
     with pytest.raises(UsageError, match=r"train_examples=5000 is more than the 1295"):
         datasets.load("digits", train_examples=5000)
+
+
+# ---- Streamed ----
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """70 coloured images in two classes; some have to be resized. Returns its source."""
+    for i in range(70):
+        shape = (12, 12, 3) if i % 3 else (9, 15, 3)
+        write(
+            tmp_path / ("train", "test")[i % 7 == 0] / "ab"[i % 2] / f"{i}.png", noise_image(*shape)
+        )
+    return sources.describe(f"folder:{tmp_path}", (12, 12))
+
+
+def assert_same_batches(some, others):
+    for expected, found in zip(some, others, strict=True):
+        np.testing.assert_array_equal(expected[0], found[0])
+        np.testing.assert_array_equal(expected[1], found[1])
+
+
+def test_streamed_batches_are_those_in_memory(folder):
+    held, streamed = (datasets.load(folder, stream=stream) for stream in (False, True))
+    assert held.augment
+    choice = {"batch_size": 8, "seed": 3, "epochs": 3}
+    whole = list(datasets.train_batches(held, **choice))
+    assert len(whole) == 18
+    assert_same_batches(whole, datasets.train_batches(streamed, **choice))
+    tail = datasets.train_batches(streamed, **choice, first_epoch=1, first_step=4)
+    assert_same_batches(whole[10:], tail)
+    assert_same_batches(
+        datasets.evaluation_batches(held.test.take(7), 3),
+        datasets.evaluation_batches(streamed.test.take(7), 3),
+    )
+
+
+def test_a_streamed_split_is_indexed_like_arrays(folder):
+    held, streamed = (datasets.load_test(folder, stream=stream) for stream in (False, True))
+    assert streamed.images.shape == held.images.shape
+    np.testing.assert_array_equal(streamed.labels, held.labels)
+    for rows in (slice(None), slice(2, 5), np.array([4, 0, 4]), slice(0, 0)):
+        np.testing.assert_array_equal(streamed.images[rows], held.images[rows])
+    np.testing.assert_array_equal(np.asarray(streamed.images), held.images)
+
+
+def test_what_is_skipped_is_not_read(folder, tmp_path):
+    data = dataclasses.replace(datasets.load(folder, stream=True), augment=False)
+    choice = {"batch_size": 8, "seed": 3, "epochs": 1}
+    whole = list(datasets.train_batches(data, **choice))
+    needed = {image.tobytes() for images, _ in whole[4:] for image in images.numpy()}
+    images = datasets.to_float(data.train.images[:]).numpy()
+    names = folders.survey(str(tmp_path)).files["train"].names
+    for name, image in zip(names, images, strict=False):
+        if image.tobytes() not in needed:
+            (tmp_path / "train" / name.decode()).unlink()
+    assert_same_batches(whole[4:], datasets.train_batches(data, **choice, first_step=4))
+    with pytest.raises(tf.errors.NotFoundError):
+        list(datasets.train_batches(data, **choice, first_step=3))
+
+
+def test_a_file_that_is_damaged_meanwhile_is_named(folder, tmp_path):
+    data = datasets.load(folder, stream=True)
+    batches = datasets.readable(datasets.train_batches(data, 8, 0, epochs=1), data.train)
+    next(batches)
+    for file in (tmp_path / "train" / "a").iterdir():
+        file.write_bytes(b"not any more")
+    with pytest.raises(UsageError, match=r"file\(s\) in folder .*train are no readable.*a/16.png"):
+        list(datasets.readable(datasets.train_batches(data, 8, 0, epochs=1), data.train))
+
+
+def test_a_folder_that_has_changed_is_not_trained_on(folder, tmp_path):
+    write(tmp_path / "train" / "a" / "more.png", noise_image(12, 12, 3))
+    with pytest.raises(UsageError, match=r"has other files now"):
+        datasets.load(folder)
+    assert len(datasets.load_test(folder)) == 10
+
+
+def test_streaming_leaves_nothing_behind(folder):
+    data = datasets.load(folder, stream=True)
+    batches = iter(datasets.train_batches(data, 8, 0, epochs=40))
+    held = []
+    for epoch in range(1, 41):
+        for _ in range(6):
+            next(batches)
+        if epoch in (10, 40):
+            gc.collect()
+            held.append((len(gc.get_objects()), len(os.listdir("/proc/self/fd"))))
+    assert held[1][0] - held[0][0] < 30
+    assert held[1][1] <= held[0][1]

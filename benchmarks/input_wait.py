@@ -1,0 +1,122 @@
+"""How long a training step waits for its batch, and what reading costs the step.
+
+  python -m benchmarks.input_wait --datasets=digits,mnist,cifar10
+  python -m benchmarks.input_wait --datasets=folder:PATH --stream
+
+From the root of the repository; a Markdown table goes to standard output. "waits" is the share of
+the steps' time that goes by until the batch is there. "beside reading" is the time of a step,
+waiting left out, over that of a step on a batch that is at hand, taken in turns: above 1 where
+reading takes the processor from the step. "reading alone" is the pipeline without steps.
+"""
+
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow as tf
+from absl import flags
+
+from anpvs_tf import datasets, loop, programs, runs, settings
+from anpvs_tf.methods import METHODS
+from anpvs_tf.training import Objective, RobustClassifier
+from benchmarks import timing
+
+# Steps between those with a batch at hand: so long the pipeline has a rest of one step.
+TURN = 10
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("datasets", ["digits", "mnist", "cifar10"], "as --dataset of bin/train.py")
+    flags.DEFINE_list("methods", ["standard", "anpvs"], f"of {', '.join(METHODS)}")
+    flags.DEFINE_integer("batch_size", None, "Default: the dataset's", lower_bound=1)
+    flags.DEFINE_string("network", None, "Default: the dataset's")
+    flags.DEFINE_bool("stream", False, "read from disk")
+    flags.DEFINE_integer("steps", 100, "timed steps", lower_bound=2 * TURN)
+    flags.DEFINE_string("data_dir", None, "TFDS data directory")
+
+
+COLUMNS = (
+    "data",
+    "network, method, batch",
+    "seconds a step (range)",
+    "waits",
+    "beside reading",
+    "reading alone, images/s",
+    "steps, images/s",
+)
+
+
+def main() -> None:
+    values = flags.FLAGS
+    print(f"{timing.environment('input_wait')}\n")
+    timing.print_rows([COLUMNS, ("---",) * len(COLUMNS)])
+    for dataset in values.datasets:
+        for method in values.methods:
+            timing.progress(f"{dataset} {method}")
+            timing.print_rows([row(dataset, method)])
+
+
+def row(dataset: str, method: str) -> tuple[str, ...]:
+    values = flags.FLAGS
+    wanted = {"dataset": dataset, "method": method, "stream": values.stream}
+    wanted |= {"batch_size": values.batch_size, "network": values.network}
+    chosen = settings.resolve(wanted, data_dir=values.data_dir)
+    data = datasets.load(chosen.source, values.data_dir, stream=chosen.stream, check=False)
+    step = step_of(chosen, len(data.train))
+    of_epoch = len(data.train) // chosen.batch_size
+    epochs = 2 + 2 * values.steps // of_epoch
+    batches = iter(datasets.train_batches(data, chosen.batch_size, 0, epochs))
+
+    held = next(batches)
+    step(held)  # Compiles.
+    waits, works, works_held = [], [], []
+    for number in range(values.steps):
+        if number % TURN == 0:
+            works_held.append(seconds(lambda: step(held)))
+        started = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - started)
+        works.append(seconds(lambda batch=batch: step(batch)))
+    reading = seconds(lambda: [next(batches) for _ in range(values.steps)])
+    total = sum(waits) + sum(works)
+    name = "folder" if dataset.startswith("folder:") else dataset
+    return (
+        f"{name}, {'streamed' if chosen.stream else 'in memory'}",
+        f"{chosen.network}, {method}, {chosen.batch_size}",
+        timing.seconds(works),
+        f"{sum(waits) / total:.2%}",
+        f"{statistics.median(works) / statistics.median(works_held):.2f}",
+        f"{values.steps * chosen.batch_size / reading:,.0f}",
+        f"{values.steps * chosen.batch_size / total:,.0f}",
+    )
+
+
+def step_of(chosen: settings.Settings, examples: int):
+    """A compiled update of a run with these settings; returns when it is done."""
+    network = runs.build_network(chosen, settings.PRECISIONS[chosen.precision])
+    objective = Objective(
+        epsilon=chosen.epsilon,
+        step_size=chosen.step_size,
+        attack_steps=chosen.attack_steps,
+        train_examples=examples,
+        lambda_vs=chosen.lambda_vs,
+        beta=chosen.beta,
+    )
+    classifier = RobustClassifier(network, METHODS[chosen.method], objective)
+    classifier.compile(optimizer=loop.make_optimizer(chosen, 1_000), jit_compile=False)
+    classifier.optimizer.build(network.trainable_variables)
+    update = tf.function(classifier.update, autograph=False)
+    return lambda batch: float(update(batch)["loss"])
+
+
+def seconds(run) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    define_flags()
+    programs.run(main)
