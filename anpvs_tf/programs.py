@@ -9,8 +9,8 @@ from absl import app, flags, logging
 from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`.
+def run(main: Callable[..., None], operands: bool = False) -> None:
+    """Parses the flags and runs `main`; with `operands`, on the list of what is no flag.
 
     What ends early ends with one line on standard error and the exit code of its error:
     a misuse with 2, a run that had to stop with 1, a signal with 128 and its number.
@@ -21,7 +21,7 @@ def run(main: Callable[[], None]) -> None:
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             sys.exit(_complain(error, 2))
-        if len(rest) > 1:
+        if len(rest) > 1 and not operands:
             sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags begin with --", 2))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Keras and TFDS log each save and read.
@@ -29,9 +29,9 @@ def run(main: Callable[[], None]) -> None:
             standard_logging.getLogger("tensorflow").setLevel("ERROR")
         return rest
 
-    def guarded(_):
+    def guarded(rest):
         try:
-            main()
+            main(*([rest[1:]] if operands else []))
         except (UsageError, TrainingError) as error:
             sys.exit(_complain(error, error.code))
         except Interrupted as error:

@@ -194,8 +194,9 @@ class RobustClassifier(keras.Model):
         objective = self.objective
         choices = {}
         if self.method.trades:
+            shape = images.shape[1:]
             draw = noise.per_example(
-                lambda n: tf.random.stateless_normal([n, *images.shape[1:]], seed), len(images)
+                lambda n: tf.random.stateless_normal([n, *shape], seed), tf.shape(images)[0]
             )
             choices = {"loss": "kl", "start": images + TRADES_START * draw}
         # The Python function: a compiled `pgd` would keep this network alive after a retrace.

@@ -83,7 +83,8 @@ def main() -> None:
     # First: TensorFlow fixes its devices when they are first used.
     used = devices.choose(values.strategy, values.logical_cpus)
     if not used.is_chief:
-        sys.stdout = open(os.devnull, "w")  # Every worker would say the same.
+        # Every worker would say the same; open until the end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     chosen = _chosen()
     run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
     finished = run.finished and not values.overwrite

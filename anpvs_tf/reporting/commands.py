@@ -1,0 +1,64 @@
+"""The command lines that make a run's figures again."""
+
+import pathlib
+import shlex
+from typing import Any
+
+from anpvs_tf import records
+from anpvs_tf.reporting.reading import Run
+
+# What an attack depends on, as records hold it: bin/evaluate.py's flag, its default.
+_FLAGS: dict[str, tuple[str, Any]] = {
+    "steps": ("attack_steps", None),
+    "step_size": ("step_size", None),
+    "restarts": ("restarts", 1),
+    "draws": ("eot", 1),
+    "targets": ("targets", 9),
+    "queries": ("queries", 5000),
+    "gamma": ("gamma", 1.0),
+}
+
+
+def shell(command: list[str]) -> str:
+    """A program's command line as a user types it in the project's directory."""
+    program = pathlib.PurePath(command[0])
+    if program.parent.name == "bin":
+        program = pathlib.PurePath("bin", program.name)
+    return shlex.join(["python", str(program), *command[1:]])
+
+
+def training(run: Run) -> str:
+    """The command that trained a run."""
+    if not run.command:
+        return f"(trained from Python; {run.directory.config_path} has the settings)"
+    return shell(run.command)
+
+
+def evaluation(run: Run, record: dict[str, Any]) -> str:
+    """The command of bin/evaluate.py that makes a record of it again.
+
+    Self-checks are left out: they change no figure.
+    """
+    attack, threat = record["attack"], record["threat_model"]
+    parts = attack["of"] if attack["name"] == records.WORST_CASE else [attack]
+    flags = {"run_dir": run.path, "attack": ",".join(dict.fromkeys(p["name"] for p in parts))}
+    flags["epsilons"] = f"{threat['epsilon']:g}"
+    if threat["norm"] != "linf":
+        flags["norm"] = threat["norm"]
+    for name, (flag, usual) in _FLAGS.items():
+        values = {part[name] for part in parts if name in part}
+        # Attacks of one command that differ took their defaults.
+        if len(values) == 1 and usual not in values:
+            flags[flag] = _plain(values.pop())
+    if record["examples"] != run.trained["examples"] or run.settings.eval_examples:
+        flags["examples"] = record["examples"]
+    if record.get("attack_seed"):
+        flags["seed"] = record["attack_seed"]
+    sources = dict.fromkeys(source for part in parts for source in part.get("sources", []))
+    named = [f"--{name}={value}" for name, value in flags.items()]
+    named += [f"--source_run={source}" for source in sources]
+    return shell(["bin/evaluate.py", *named, "--check_examples=0"])
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

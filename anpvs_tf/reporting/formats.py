@@ -1,0 +1,151 @@
+"""Tables as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+
+from anpvs_tf.reporting.columns import Column
+from anpvs_tf.reporting.tables import Cell, Row, Table
+
+NOTHING = "–"  # noqa: RUF001
+
+
+def number(column: Column, value: float) -> str:
+    return f"{value:.{column.unit.digits}f}"
+
+
+def with_unit(column: Column, value: float) -> str:
+    return number(column, value) + (f" {column.unit.symbol}" if column.unit.symbol else "")
+
+
+def head(column: Column) -> str:
+    return f"{column.head}, {column.unit.symbol}" if column.unit.symbol == "%" else column.head
+
+
+def runs_text(row: Row, cell: Cell | None = None) -> str:
+    """n of a row; of a cell only where it is another."""
+    if cell is None:
+        return f"n = {len(row.seeds)}"
+    return f"n = {len(cell.values)}" if len(cell.values) != len(row.seeds) else ""
+
+
+def _parts(column: Column, row: Row) -> tuple[str, str, str, Cell] | None:
+    """mean, standard deviation or "", n or "", cell."""
+    cell = row.cells.get(column.key)
+    if cell is None:
+        return None
+    spread = "" if cell.deviation is None else number(column, cell.deviation)
+    return number(column, cell.mean), spread, runs_text(row, cell), cell
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table with its title and notes."""
+
+    def shown(column, row):
+        found = _parts(column, row)
+        if found is None:
+            return NOTHING
+        mean, spread, n, cell = found
+        text = f"{mean} ± {spread}" if spread else mean
+        text = f"**{text}**" if cell.best else text
+        return text + (" †" if cell.unreliable else "") + (f" ({n})" if n else "")
+
+    def published(column, row):
+        value = row.published.get(column.key)
+        return NOTHING if value is None else f"{value:g}"
+
+    lines = [f"**{table.title}**", ""]
+    lines.append("| " + " | ".join(["method", "runs", *map(head, table.columns)]) + " |")
+    lines.append("| --- " * (2 + len(table.columns)) + "|")
+    for row in table.rows:
+        cells = [row.label, runs_text(row), *(shown(column, row) for column in table.columns)]
+        lines.append("| " + " | ".join(cells) + " |")
+        if row.published:
+            cells = [f"{row.method}, published", "n = 5"]
+            cells += [published(column, row) for column in table.columns]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in (*table.notes, *table.key))]) + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """CSV: for each column mean, standard deviation, n, and whether it is unreliable.
+
+    Units are the table's: percent, not shares.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = ["method", "source", "seeds"]
+    for column in table.columns:
+        heads += [column.key, f"{column.key}_std", f"{column.key}_n", f"{column.key}_unreliable"]
+    writer.writerow(heads)
+    for row in table.rows:
+        line = [row.label, "measured", " ".join(map(str, row.seeds))]
+        for column in table.columns:
+            cell = row.cells.get(column.key)
+            if cell is None:
+                line += ["", "", "", ""]
+                continue
+            spread = "" if cell.deviation is None else f"{cell.deviation:.6g}"
+            line += [f"{cell.mean:.6g}", spread, len(cell.values), int(cell.unreliable)]
+        writer.writerow(line)
+        if row.published:
+            line = [row.method, "published", ""]
+            for column in table.columns:
+                value = row.published.get(column.key)
+                line += ["", "", "", ""] if value is None else [f"{value:g}", "", 5, ""]
+            writer.writerow(line)
+    return text.getvalue()
+
+
+_LATEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "∞": r"$\infty$",
+    "ε": r"$\epsilon$",
+    "–": "--",  # noqa: RUF001
+}
+
+
+def latex_text(text: str) -> str:
+    """Text with what LaTeX would misread escaped."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def latex(table: Table) -> str:
+    """A LaTeX table; needs no package."""
+
+    def shown(column, row):
+        found = _parts(column, row)
+        if found is None:
+            return "--"
+        mean, spread, n, cell = found
+        text = rf"\textbf{{{mean}}}" if cell.best else mean
+        text += rf" {{\scriptsize$\pm$ {spread}}}" if spread else ""
+        text += r"$^\dagger$" if cell.unreliable else ""
+        return text + (rf" {{\scriptsize({n})}}" if n else "")
+
+    def published(column, row):
+        value = row.published.get(column.key)
+        return "--" if value is None else rf"\textit{{{value:g}}}"
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}"]
+    lines.append(rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}")
+    heads = ["method", "runs", *(latex_text(head(column)) for column in table.columns)]
+    lines += [r"\hline", " & ".join(heads) + r" \\", r"\hline"]
+    for row in table.rows:
+        cells = [latex_text(row.label), f"$n={len(row.seeds)}$"]
+        cells += [shown(column, row) for column in table.columns]
+        lines.append(" & ".join(cells) + r" \\")
+        if row.published:
+            name = latex_text(f"{row.method}, published")
+            cells = [rf"\textit{{{name}}}", r"\textit{$n=5$}"]
+            cells += [published(column, row) for column in table.columns]
+            lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\hline", r"\end{tabular}", ""]
+    lines += [rf"{{\footnotesize {latex_text(note)}\par}}" for note in (*table.notes, *table.key)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"

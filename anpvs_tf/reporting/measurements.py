@@ -1,0 +1,173 @@
+"""Figures of single runs, looked up in their records."""
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from anpvs_tf import records
+from anpvs_tf.reporting import commands
+from anpvs_tf.reporting.reading import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One figure of one run.
+
+    Attributes:
+        value: as the record has it: accuracies and shares in [0, 1].
+        command: what makes it again.
+        examples: how many test images it is of; None where that says nothing.
+        unreliable: a self-check failed, or a stronger attack found more.
+    """
+
+    value: float
+    command: str
+    examples: int | None = None
+    unreliable: bool = False
+
+
+Lookup = Callable[[Run], Measurement | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack in a threat model: what makes two robust accuracies comparable.
+
+    settings: name, steps and so on, as JSON.
+    """
+
+    norm: str
+    epsilon: float
+    settings: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return json.loads(self.settings)
+
+
+def attack_of(record: dict[str, Any]) -> Attack:
+    """The attack of a record; the sources of transferred examples do not tell attacks apart."""
+    held = {k: v for k, v in record["attack"].items() if (k, v) != ("draws", 1) and k != "sources"}
+    threat = record["threat_model"]
+    return Attack(threat["norm"], threat["epsilon"], json.dumps(held))
+
+
+def attack_text(attack: Attack, varied: str = "") -> str:
+    """An attack in words, without the setting `varied`."""
+    held = {name: value for name, value in attack.values.items() if name != varied}
+    size = held.pop("step_size", None)
+    text = records.attack_text(held).replace("1 start(s)", "1 start").replace("start(s)", "starts")
+    if size is None:
+        return text
+    usual = math.isclose(size, 2.5 * attack.epsilon / attack.values["steps"])
+    return f"{text}, step {'2.5 ε / steps' if usual else f'{size:g}'}"
+
+
+def in_words(attacks: dict[str, Attack], varied: str = "") -> list[str]:
+    """["<where, where>: <attack>", ...]: where each attack was used, alike ones together.
+
+    Args:
+        attacks: the attacks by where they were used.
+        varied: a setting that is not said, because `attacks` says it.
+    """
+    kinds: dict[str, list[str]] = {}
+    for where, attack in attacks.items():
+        kinds.setdefault(attack_text(attack, varied), []).append(where)
+    return [f"{', '.join(where)}: {text}" for text, where in kinds.items()]
+
+
+def trained(key: str) -> Lookup:
+    """A figure of the record of bin/train.py; `key` may lead into dicts: "efficiency/flops"."""
+
+    def look_up(run):
+        found: Any = run.trained
+        for part in key.split("/"):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            return None
+        return Measurement(float(found), commands.training(run), run.trained["examples"])
+
+    return look_up
+
+
+def white_box(run: Run, key: str = "robust_accuracy") -> Measurement | None:
+    """The evaluation that ended training."""
+    return under_attack(run, attack_of(run.trained), key)
+
+
+def under_attack(run: Run, attack: Attack, key: str = "robust_accuracy") -> Measurement | None:
+    """A figure under one attack.
+
+    Of several records, that of the most images, and of these the first: bin/train.py's own.
+    All of them say whether it is reliable.
+    """
+    found = [r for r in [run.trained, *run.evaluations] if attack_of(r) == attack]
+    return _best(run, found, key)
+
+
+def strongest_named(run: Run, names: Iterable[str], key: str) -> Measurement | None:
+    """A figure under an attack of one of these names in the run's own threat model."""
+    own = run.trained["threat_model"]
+    found = [
+        record
+        for record in run.evaluations
+        if record["attack"]["name"] in names and record["threat_model"] == own
+    ]
+    return _best(run, found, key)
+
+
+def _best(run: Run, found: list[dict[str, Any]], key: str) -> Measurement | None:
+    found = [record for record in found if record.get(key) is not None]
+    if not found:
+        return None
+    record = max(found, key=lambda record: record["examples"])
+    own = record is run.trained
+    command = commands.training(run) if own else commands.evaluation(run, record)
+    if key == "robust_accuracy":
+        unreliable = any(other.get("reliable") is False for other in found)
+    else:  # That another attack fools the network more often says nothing of how far it moves.
+        checks = [check for other in found for check in other.get("checks", [])]
+        unreliable = not all(check["passed"] for check in checks)
+    return Measurement(record[key], command, record["examples"], unreliable)
+
+
+def epsilon_sweep(runs: list[Run], name: str) -> dict[float, Attack]:
+    """{epsilon: the attack of that name that most runs have there}; empty for one epsilon."""
+    return _sweep(runs, lambda attack: attack.epsilon if attack.values["name"] == name else None)
+
+
+def steps_sweep(runs: list[Run]) -> dict[int, Attack]:
+    """{steps: the PGD that most runs have at their own epsilon}; empty for one count."""
+    usual = {run.trained["threat_model"]["epsilon"] for run in runs}
+
+    def steps(attack):
+        held = attack.values
+        return held["steps"] if held["name"] == "pgd" and attack.epsilon in usual else None
+
+    return _sweep(runs, steps) if len(usual) == 1 else {}
+
+
+def attack_names(runs: list[Run]) -> list[str]:
+    """The names of the attacks in the records, in the order in which they appear."""
+    found = [r["attack"]["name"] for run in runs for r in [run.trained, *run.evaluations]]
+    return list(dict.fromkeys(found))
+
+
+def _sweep(runs: list[Run], of: Callable[[Attack], Any]) -> dict[Any, Attack]:
+    counts: dict[Any, collections.Counter[Attack]] = {}
+    for run in runs:
+        for attack in {attack_of(record) for record in [run.trained, *run.evaluations]}:
+            if attack.norm == "linf" and (value := of(attack)) is not None:
+                counts.setdefault(value, collections.Counter())[attack] += 1
+    if len(counts) < 2:
+        return {}
+
+    def rank(counted):
+        attack, count = counted
+        held = attack.values
+        return count, held.get("steps", 0) * held.get("restarts", 1), attack.settings
+
+    return {value: max(counts[value].items(), key=rank)[0] for value in sorted(counts)}

@@ -1,0 +1,265 @@
+"""The tables of a report, in the layout of the paper's Tables 1 to 3, as data."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+from anpvs_tf.methods import METHODS
+from anpvs_tf.reporting import measurements, published
+from anpvs_tf.reporting.columns import SHARE, Column, comparison_columns
+from anpvs_tf.reporting.measurements import Attack, Measurement
+from anpvs_tf.reporting.reading import Group, Run, runs_of
+
+# Table 3 takes the method apart.
+ABLATION = ("at", "at_vs", "anp", "anpvs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One figure over the runs of a group, in the column's unit (percent, not shares).
+
+    Attributes:
+        values, seeds, commands: one for each run that has the figure.
+        examples: the test images that it is of.
+        unreliable: at least one of the runs' figures is.
+        best: it is the best of its column.
+    """
+
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+    commands: tuple[str, ...]
+    examples: int | None = None
+    unreliable: bool = False
+    best: bool = False
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation; None for a single run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """published: {column: published figure}, in the column's unit; with the method's last row."""
+
+    label: str
+    method: str
+    seeds: tuple[int, ...]
+    cells: dict[str, Cell]
+    published: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """notes: what is particular to the table; key: what the signs in it mean."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    key: tuple[str, ...]
+
+
+def build(groups: list[Group]) -> list[Table]:
+    """The tables for which there are figures; Table 1 always."""
+    tables = [comparison(groups), other_radii(groups), more_steps(groups), ablation(groups)]
+    return [table for table in tables if table is not None]
+
+
+def comparison(groups: list[Group]) -> Table:
+    """Table 1: accuracy, vulnerability, size."""
+    return _table("table1", "Table 1. Robustness and size", comparison_columns(groups), groups)
+
+
+def other_radii(groups: list[Group]) -> Table | None:
+    """Table 2, first half: PGD with other radii."""
+    sweep = measurements.epsilon_sweep(runs_of(groups), "pgd")
+    points = {f"ε = {epsilon:g}": attack for epsilon, attack in sweep.items()}
+    return _sweep_table(
+        "table2a", "Table 2a. Accuracy, %, under PGD of other radii", points, groups
+    )
+
+
+def more_steps(groups: list[Group]) -> Table | None:
+    """Table 2, second half: PGD with other numbers of steps."""
+    sweep = measurements.steps_sweep(runs_of(groups))
+    points = {f"{steps} steps": attack for steps, attack in sweep.items()}
+    title = "Table 2b. Accuracy, %, under PGD of more steps"
+    return _sweep_table("table2b", title, points, groups)
+
+
+def _sweep_table(
+    name: str, title: str, points: dict[str, Attack], groups: list[Group]
+) -> Table | None:
+    if not points:
+        return None
+    columns = tuple(
+        Column(
+            head.replace(" = ", "").replace(" ", "_").replace("ε", "epsilon"),
+            head,
+            f"accuracy under {measurements.attack_text(attack)}, ε = {attack.epsilon:g}",
+            SHARE,
+            max,
+            lambda run, attack=attack: measurements.under_attack(run, attack),
+        )
+        for head, attack in points.items()
+    )
+    radii = {attack.epsilon for attack in points.values()}
+    texts = measurements.in_words(points, "" if len(radii) > 1 else "steps")
+    suffix = f", ε = {radii.pop():g}" if len(radii) == 1 else ""
+    return _table(name, title, columns, groups, [f"{text}{suffix}." for text in texts])
+
+
+def ablation(groups: list[Group]) -> Table | None:
+    """Table 3: adversarial training with vulnerability suppression, with gates, with both."""
+    chosen = [group for group in groups if group.method in ABLATION]
+    if len({group.method for group in chosen}) < 2:
+        return None
+    keys = ("clean_accuracy", "white_accuracy", "autoattack_accuracy", "white_vulnerability")
+    columns = tuple(column for column in comparison_columns(chosen) if column.key in keys)
+    parts = "; ".join(
+        f"{name}: {METHODS[name].summary}"
+        for name in ABLATION
+        if any(group.method == name for group in chosen)
+    )
+    return _table("table3", "Table 3. What each part adds", columns, chosen, [parts])
+
+
+def _table(
+    name: str, title: str, columns: tuple[Column, ...], groups: list[Group], notes: list[str] = ()
+) -> Table:
+    rows = []
+    for group in groups:
+        cells = {column.key: _cell(column, group) for column in columns}
+        last = group is [one for one in groups if one.method == group.method][-1]
+        known = published.figures(group.settings) if last else {}
+        rows.append(
+            Row(
+                group.label,
+                group.method,
+                tuple(group.seeds),
+                {key: cell for key, cell in cells.items() if cell is not None},
+                {c.key: known[c.key] for c in columns if c.key in known},
+            )
+        )
+    alike = len({_conditions(run) for run in runs_of(groups)}) == 1
+    marked = [_with_best(columns, rows, row) if alike else row for row in rows]
+    notes = (*notes, *_notes(columns, marked, groups))
+    return Table(name, title, columns, tuple(marked), notes, _key(marked))
+
+
+def _cell(column: Column, group: Group) -> Cell | None:
+    found: list[tuple[int, Measurement]] = []
+    for run in group.runs:
+        measured = column.look_up(run)
+        if measured is not None:
+            found.append((run.settings.seed, measured))
+    if not found:
+        return None
+    # Figures of fewer images do not enter the mean of those of more.
+    most = max(one.examples or 0 for _, one in found)
+    found = [(seed, one) for seed, one in found if (one.examples or 0) == most]
+    return Cell(
+        tuple(one.value * column.unit.scale for _, one in found),
+        tuple(seed for seed, _ in found),
+        tuple(one.command for _, one in found),
+        most or None,
+        any(one.unreliable for _, one in found),
+    )
+
+
+def _with_best(columns: tuple[Column, ...], rows: list[Row], row: Row) -> Row:
+    """`row` with its best cells marked. Where the best figure is unreliable, none is marked."""
+    cells = dict(row.cells)
+    for column in columns:
+        first = leading(column, rows)
+        cell = cells.get(column.key)
+        if cell in first and not any(other.unreliable for other in first):
+            cells[column.key] = dataclasses.replace(cell, best=True)
+    return dataclasses.replace(row, cells=cells)
+
+
+def leading(column: Column, rows: Sequence[Row]) -> list[Cell]:
+    """The cells with the best mean as it is shown.
+
+    None where all are equal, or not of the same number of images.
+    """
+    cells = [row.cells[column.key] for row in rows if column.key in row.cells]
+    if len({cell.examples for cell in cells}) > 1:
+        return []
+    shown = [round(cell.mean, column.unit.digits) for cell in cells]
+    if len(set(shown)) < 2:
+        return []
+    best = column.better(shown)
+    return [cell for cell, mean in zip(cells, shown, strict=True) if mean == best]
+
+
+def _conditions(run: Run) -> tuple:
+    return measurements.attack_of(run.trained), run.trained["examples"]
+
+
+def conditions_text(run: Run) -> str:
+    """How a run was evaluated after training, in words."""
+    record = run.trained
+    norm = {"linf": "l∞"}.get(record["threat_model"]["norm"], record["threat_model"]["norm"])
+    return (
+        f"{record['examples']:,} {record['split']} images of {record['dataset']}, {norm} "
+        f"ε = {record['threat_model']['epsilon']:g}, "
+        f"{measurements.attack_text(measurements.attack_of(record))}"
+    )
+
+
+def _notes(columns: tuple[Column, ...], rows: list[Row], groups: list[Group]) -> list[str]:
+    runs = runs_of(groups)
+    kinds = {_conditions(run): conditions_text(run) for run in runs}
+    if len(kinds) == 1:
+        notes = [f"Evaluated on {next(iter(kinds.values()))}."]
+    else:
+        notes = [
+            "The rows were not evaluated alike, so none is called best: "
+            + "; ".join(kinds.values())
+            + "."
+        ]
+    if len(kinds) == 1:
+        partial: dict[str, list[str]] = {}
+        for column in columns:
+            held = {row.label: row.cells[column.key] for row in rows if column.key in row.cells}
+            counts = {label: cell.examples for label, cell in held.items()}
+            if set(counts.values()) - {runs[0].trained["examples"]}:
+                alike = len(set(counts.values())) == 1
+                texts = [
+                    f"{count:,}" if alike else f"{count:,} ({label})"
+                    for label, count in counts.items()
+                ]
+                partial.setdefault(", ".join(dict.fromkeys(texts)), []).append(column.head)
+        notes += [f"{', '.join(heads)}: the first {n} images." for n, heads in partial.items()]
+    if any(row.published for row in rows):
+        notes.append(
+            "Published: Madaan, Shin and Hwang (ICML 2020), means of 5 seeds after 200 epochs."
+        )
+        if groups[0].settings.dataset.startswith("cifar"):
+            notes.append(
+                "The published figures come from code that attacks standardised images; ε is not "
+                "the same there as in pixels."
+            )
+    return notes
+
+
+def _key(rows: list[Row]) -> tuple[str, ...]:
+    cells = [cell for row in rows for cell in row.cells.values()]
+    key = []
+    if any(cell.deviation is not None for cell in cells):
+        key.append("Mean ± standard deviation over n seeds.")
+    if any(cell.best for cell in cells):
+        key.append("Bold: best of the column.")
+    if any(cell.unreliable for cell in cells):
+        key.append(
+            "†: unreliable. A self-check failed, or another attack found over a point more. A "
+            "column whose best figure is unreliable has no bold one."
+        )
+    return tuple(key)
