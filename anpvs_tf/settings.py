@@ -464,7 +464,7 @@ def _check_kind(field: dataclasses.Field, value: Any) -> None:
         good |= isinstance(value, int)  # An integer is a number too,
     if isinstance(value, bool):
         good = kind is bool  # but True is neither.
-    if good and kind is tuple:
+    if good and isinstance(value, tuple):
         item = typing.get_args(_declared(field))[0]
         good = all(isinstance(one, item) for one in value)
     if not good:
