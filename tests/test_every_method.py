@@ -41,7 +41,7 @@ def robust_accuracy(run):
     chosen = run.settings()
     attack = evaluation.Attack(chosen.epsilon, chosen.eval_step_size, chosen.eval_attack_steps)
     split = datasets.load("digits").test.take(EXAMPLES)
-    return evaluation.Evaluator(run.load_network(), attack, EXAMPLES)(split).robust_accuracy
+    return evaluation.Evaluator(run.load_network(), attack, EXAMPLES)(split, 0).robust_accuracy
 
 
 @pytest.fixture(scope="module")
