@@ -52,7 +52,7 @@ class WeightPruning:
     scope of the network's distribution strategy.
 
     Args:
-        network: a functional model whose output is a dict with "logits".
+        network: functional; its output is the logits, or a dict of which "logits" is one.
         ratio: share of the units of each kernel that become zero, in (0, 1).
         structure: "irregular", "column" or "filter", see `kept`.
         admm_epochs: epochs before the kernels are cut.
@@ -82,8 +82,8 @@ class WeightPruning:
         self.admm_epochs = admm_epochs
         self.interval = interval
         self.rho_growth = rho_growth
-        nodes = liveness.nodes_of(network, network.output["logits"])
-        *hidden, _ = (node for node in nodes if isinstance(node.layer, liveness.LINEAR))
+        nodes = liveness.nodes_of(network, liveness.logits_of(network))
+        hidden = liveness.hidden(nodes)
         self.kernels = {node.layer.name: node.layer.kernel for node in hidden}
         self.z, self.u, self.masks = {}, {}, {}
         for name, kernel in self.kernels.items():
@@ -174,9 +174,13 @@ class WeightPruning:
         mask = mask if len(values.shape) > 1 else tf.reshape(mask, [-1])
         return tf.where(mask, values, tf.zeros([], values.dtype))
 
-    def support(self, variable) -> np.ndarray:
-        """Where a variable of the network is not zero for good: bool, of its shape."""
-        return self._cut(tf.ones(variable.shape), variable).numpy() > 0
+    def support(self) -> liveness.Support:
+        """Where the network's variables may differ from zero from now on."""
+        return {
+            v.path: self._cut(tf.ones(v.shape), v).numpy() > 0
+            for v in self.network.trainable_variables
+            if id(v) in self._layer_of
+        }
 
 
 def _vectors(node: liveness.Node, nodes: list[liveness.Node]) -> list:

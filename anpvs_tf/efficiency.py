@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf import liveness
 from anpvs_tf.compact import Affine, freeze
 from anpvs_tf.gates import gates_of
 from anpvs_tf.liveness import DEPTHWISE, ELEMENTWISE, GLOBAL_POOLING, LINEAR, POOLING
@@ -25,16 +26,40 @@ layers = keras.layers
 
 
 def active_features(network: keras.Model) -> dict[str, list[int]]:
-    """{gate's layer: [active, total]} for every gate of the network."""
+    """{layer: [active, total]} for every gate; without gates, for what could be pruned.
+
+    That is every hidden convolution and dense layer. A feature is active if its gate is
+    open and it does not vanish by zero weights.
+    """
+    nodes = liveness.nodes_of(network, liveness.logits_of(network))
+    image = network.inputs[0]
+    known = liveness.analyse(nodes, id(image), image.shape, {}, support=liveness.nonzero(nodes))
+    masks = {gate.name: np.asarray(gate.mean_mask()) > 0 for gate in gates_of(network)}
+    names = masks or {node.layer.name for node in liveness.hidden(nodes)}
     counts = {}
-    for gate in gates_of(network):
-        mask = np.asarray(gate.mean_mask())
-        counts[gate.name.removesuffix("_gate")] = [int(np.count_nonzero(mask)), mask.size]
+    for node in nodes:
+        if (name := node.layer.name) in names:
+            active = known[node.output].needed & masks.get(name, True)
+            counts[name.removesuffix("_gate")] = [int(np.count_nonzero(active)), active.size]
+    return counts
+
+
+def nonzero_weights(network: keras.Model) -> dict[str, list[int]]:
+    """{layer: [not zero, total]} of the kernel of every convolution and dense layer."""
+    counts = {}
+    for layer in network.layers:
+        if isinstance(layer, LINEAR + DEPTHWISE):
+            kernel = np.asarray(layer.kernel)
+            counts[layer.name] = [int(np.count_nonzero(kernel)), kernel.size]
     return counts
 
 
 def sparsity(counts: dict[str, list[int]]) -> float:
-    """Share of the gated features that is pruned, in [0, 1]; 0 without gates."""
+    """Share of what is counted that is pruned, in [0, 1]; 0 if nothing is counted.
+
+    Args:
+        counts: `active_features` or `nonzero_weights` of a network.
+    """
     total = sum(size for _, size in counts.values())
     return 1.0 - sum(active for active, _ in counts.values()) / total if total else 0.0
 

@@ -92,10 +92,12 @@ class FrozenNetwork:
             convolutions, depthwise convolutions, dense layers, batch
             normalisation, normalisation, rescaling, gates, activations, poolings,
             padding, flatten, dropout, add and concatenate.
-        prune: leave out the features that are pruned now. Without, every feature
+        prune: leave out the features that are pruned now: by a gate, or because zero
+            weights make them constant or nobody reads them. Without, every feature
             stays and its gate is folded.
         open_gates: {gate's name: bool [features]}, the features that stay, instead of
             those that are open now.
+        support: where weights may differ from zero, instead of where they do now.
         dtype: what the network computes in; the logits are float32.
 
     Raises:
@@ -109,8 +111,13 @@ class FrozenNetwork:
         prune: bool = True,
         dtype: str = "float32",
         open_gates: dict[str, np.ndarray] | None = None,
+        support: liveness.Support | None = None,
     ):
         self.dtype = dtype
+        self.image = id(network.inputs[0])
+        nodes = liveness.nodes_of(network, liveness.logits_of(network))
+        if support is None:
+            support = liveness.nonzero(nodes) if prune and open_gates is None else {}
         if open_gates is None:
             open_gates = {
                 gate.name: np.asarray(gate.mean_mask()) > 0
@@ -119,12 +126,9 @@ class FrozenNetwork:
                 for gate in gates_of(network)
             }
         self.open_gates = open_gates
-        output = network.outputs[0]
-        if isinstance(network.output, dict):
-            output = network.output["logits"]
-        self.image = id(network.inputs[0])
-        nodes = liveness.nodes_of(network, output)
-        self._known = liveness.analyse(nodes, self.image, network.inputs[0].shape, self.open_gates)
+        self._known = liveness.analyse(
+            nodes, self.image, network.inputs[0].shape, open_gates, support=support
+        )
         self._readers = [i for node in nodes for i in node.inputs]
         self.steps: list[Step] = []
         self._fresh = -1

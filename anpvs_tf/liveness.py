@@ -1,9 +1,10 @@
 """Which channels of a functional network have to be computed, given what is pruned.
 
 A forward walk finds the channels that are constant (a pruned feature is the
-constant 0; an activation of a constant is a constant). A backward walk from the
-logits finds the channels that somebody needs. Constants are never needed: they
-go into the biases of their consumers.
+constant 0; what a kernel of zeros makes is its bias; an activation of a constant is a
+constant). A backward walk from the logits finds the channels that somebody needs, by
+weights that are not zero. Constants are never needed: they go into the biases of their
+consumers.
 """
 
 import dataclasses
@@ -29,6 +30,11 @@ GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 
 
+# {path of a layer's variable: bool of its shape, False where it is 0 and stays so}; a variable
+# that is absent may be anything anywhere.
+Support = dict[str, np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
     """A call of a layer; tensors are named by number."""
@@ -46,7 +52,8 @@ class Channels:
 
     Attributes:
         constant: bool [channels], the same value for every example and place.
-        zero: bool [channels], that value is 0 whatever the weights are.
+        zero: bool [channels], that value is 0 whatever the weights are that `Support`
+            leaves free.
         value: returns the constants, float32 [channels]; other places are arbitrary.
         needed: bool [channels], somebody computes with it.
     """
@@ -60,6 +67,11 @@ class Channels:
     def present(self) -> np.ndarray:
         """Indices of the channels that are computed."""
         return np.flatnonzero(self.needed)
+
+
+def logits_of(network: keras.Model) -> keras.KerasTensor:
+    """The symbolic tensor of a network's logits: its output, or its output "logits"."""
+    return network.output["logits"] if isinstance(network.output, dict) else network.outputs[0]
 
 
 def nodes_of(network: keras.Model, output) -> list[Node]:
@@ -125,6 +137,7 @@ def analyse(
     image_shape: tuple,
     open_gates: dict[str, np.ndarray],
     zeros: bool = False,
+    support: Support | None = None,
 ) -> dict[int, Channels]:
     """Channels of every tensor.
 
@@ -136,42 +149,80 @@ def analyse(
             that is absent has nothing pruned.
         zeros: only channels that are 0 whatever the weights are count as constant:
             the others' values may still be trained.
+        support: of the weights; None: they may be anything.
 
     Raises:
         UsageError: nothing of the image reaches the logits.
     """
+    support = support or {}
     never = np.zeros(image_shape[-1], bool)
     known = {image: Channels(never, never, lambda: tf.zeros([len(never)]), never.copy())}
     for node in nodes:
-        channels = _forward(node, [known[i] for i in node.inputs], open_gates)
+        channels = _forward(node, [known[i] for i in node.inputs], open_gates, support)
         if zeros:
             channels = dataclasses.replace(channels, constant=channels.zero)
         known[node.output] = channels
     logits = known[nodes[-1].output]
-    if logits.constant.any():
+    if logits.constant.all():
         raise UsageError(
             "every path from the image to the logits is pruned: the network is constant"
         )
+    # One logit alone that is constant is computed like the others.
+    logits.constant = np.zeros_like(logits.constant)
     logits.needed[:] = True
     for node in reversed(nodes):
-        _backward(node, known[node.output], [known[i] for i in node.inputs])
+        _backward(node, known[node.output], [known[i] for i in node.inputs], support)
     return known
 
 
-def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarray]) -> Channels:
+def hidden(nodes: list[Node]) -> list[Node]:
+    """The calls of convolutions and dense layers before the logits'."""
+    return [node for node in nodes if isinstance(node.layer, LINEAR)][:-1]
+
+
+def nonzero(nodes: list[Node]) -> Support:
+    """The support of the weights as they are now.
+
+    The means of a Gaussian posterior may be anything: draws from it are not zero.
+    """
+    fixed = [n.layer for n in nodes if not isinstance(n.layer, bayesian.BayesianLayer)]
+    return {w.path: np.asarray(w) != 0 for layer in fixed for w in layer.weights}
+
+
+def _connections(layer: keras.layers.Layer, support: Support) -> np.ndarray:
+    """bool [in, out], of a depthwise convolution [channels]: whether a weight is not zero."""
+    held = support.get(layer.kernel.path)
+    if held is None:
+        held = np.ones(layer.kernel.shape, bool)
+    if isinstance(layer, DEPTHWISE):
+        return held.any(axis=(0, 1, 3))
+    return held.any(axis=tuple(range(held.ndim - 2)))
+
+
+def _nonzero(variable, width: int, support: Support) -> np.ndarray:
+    """bool [width], of a vector; it is all False for an absent one."""
+    if variable is None:
+        return np.zeros(width, bool)
+    return support.get(variable.path, np.ones(width, bool))
+
+
+def _forward(
+    node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarray], support: Support
+) -> Channels:
     layer = node.layer
     width = node.output_shape[-1]
     constant, zero, value = inputs[0].constant, inputs[0].zero, inputs[0].value
     if isinstance(layer, LINEAR + DEPTHWISE):
-        # Padding is 0 and cuts other constants off at the border: only zeros stay constants.
-        stays = zero if pads(layer) else constant
-        zero = zero & (not layer.use_bias) & _keeps_zero(layer.activation)
+        connections = _connections(layer, support)
         if isinstance(layer, LINEAR):
-            constant, zero = np.full(width, stays.all()), np.full(width, zero.all())
+            # Padding is 0 and cuts other constants off at the border: only zeros stay constants.
+            stays = zero if pads(layer) else constant
+            constant, zero = (~connections[~known].any(axis=0) for known in (stays, zero))
             value = _then(_linear(layer, width, value), layer.activation)
         else:
-            constant = inputs[0].zero
+            constant = zero = zero | ~connections
             value = _then(_bias_of(layer, width), layer.activation)
+        zero = zero & ~_nonzero(layer.bias, width, support) & _keeps_zero(layer.activation)
     elif isinstance(layer, Gate):
         shut = ~open_gates.get(layer.name, np.ones(width, bool))
         constant, zero = constant | shut, zero | shut
@@ -180,6 +231,10 @@ def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarra
         scale, shift = affine_of(layer, width)
         zero = np.zeros(width, bool)
         value = _affine(value, scale, shift)
+        if isinstance(layer, layers.BatchNormalization) and layer.scale:
+            unscaled = ~_nonzero(layer.gamma, width, support)
+            constant = constant | unscaled
+            zero = unscaled & ~_nonzero(layer.beta, width, support)
     elif isinstance(layer, ELEMENTWISE):
         f = elementwise_of(layer)
         zero, value = zero & _keeps_zero(f), _then(value, f)
@@ -200,13 +255,13 @@ def _forward(node: Node, inputs: list[Channels], open_gates: dict[str, np.ndarra
     return Channels(constant, zero, value, np.zeros(width, bool))
 
 
-def _backward(node: Node, output: Channels, inputs: list[Channels]) -> None:
+def _backward(node: Node, output: Channels, inputs: list[Channels], support: Support) -> None:
     output.needed &= ~output.constant
     if not output.needed.any():
         return
     layer = node.layer
     if isinstance(layer, LINEAR):
-        inputs[0].needed |= ~inputs[0].constant
+        inputs[0].needed |= _connections(layer, support)[:, output.needed].any(axis=1)
     elif isinstance(layer, layers.Flatten):
         inputs[0].needed |= output.needed.reshape(-1, len(inputs[0].needed)).any(axis=0)
     elif isinstance(layer, layers.Concatenate):

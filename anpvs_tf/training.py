@@ -136,7 +136,8 @@ class RobustClassifier(keras.Model):
 
     def _freeze(self, **choice) -> FrozenNetwork:
         dtype = next(layer.compute_dtype for layer in self.network.layers if layer.weights)
-        return FrozenNetwork(self.network, dtype=dtype, **choice)
+        # Weights that are zero now may move.
+        return FrozenNetwork(self.network, dtype=dtype, support={}, **choice)
 
     def refreeze(self) -> bool:
         """Lets the crafting network follow the gates.
