@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf import networks, noise, optimization
+from anpvs_tf import datasets, efficiency, networks, noise, optimization
 from anpvs_tf.attacks import pgd
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import METHODS
@@ -212,6 +212,25 @@ def test_frozen_gates_stay_and_the_weights_train(method):
         assert 0 < np.count_nonzero(mask) < mask.size
     for variable, value in zip(classifier.network.trainable_variables, weights, strict=True):
         assert np.any(variable.numpy() != value), variable.path
+
+
+@pytest.mark.parametrize(
+    ("beta", "low", "high"), [(0.0, 0.0, 0.05), (0.3, 0.2, 0.7)], ids=["without_kl", "with_kl"]
+)
+def test_the_information_bottleneck_prunes_when_beta_is_large(beta, low, high):
+    data = datasets.load("digits", train_examples=256).train
+    images, labels = tf.constant(data.images / np.float32(255)), tf.constant(data.labels)
+    network = networks.lenet5((28, 28, 1), 10, VIB.gate)
+    objective = Objective(0.05, 0.03, 2, 256, beta=beta, kl_warmup_steps=16)
+    classifier = RobustClassifier(network, VIB, objective)
+    classifier.compile(optimizer=GroupedAdam(2e-3, gate_rate_multiple=25), jit_compile=False)
+    update = tf.function(classifier.update, autograph=False)
+    for step in range(48):
+        batch = slice(32 * (step % 8), 32 * (step % 8) + 32)
+        update((images[batch], labels[batch]))
+    classes = tf.argmax(network(images, training=False)["logits"], axis=1).numpy()
+    assert np.mean(classes == data.labels) > 0.9
+    assert low <= efficiency.sparsity(efficiency.active_features(network)) <= high
 
 
 def test_the_step_is_a_function_of_seed_and_step():
