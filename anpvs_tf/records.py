@@ -83,6 +83,7 @@ def result_record(
         "vulnerability": result.vulnerability,
         "layer_vulnerability": result.layer_vulnerability,
         "sparsity": efficiency.sparsity(counts),
+        "weight_sparsity": efficiency.sparsity(efficiency.nonzero_weights(network)),
         "active_features": counts,
         "date": runs.now(),
         "versions": runs.versions(),
@@ -176,7 +177,10 @@ def result_table(record: dict[str, Any]) -> str:
             f"step {attack['step_size']:g}, {attack['restarts']} start",
         ),
         ("vulnerability", f"{record['vulnerability']:.4f}"),
-        ("sparsity", f"{record['sparsity']:.2%}"),
+        (
+            "sparsity",
+            f"{record['sparsity']:.2%} of features, {record['weight_sparsity']:.2%} of weights",
+        ),
         ("active features", features or "all (no gates)"),
     ]
     lines += _efficiency_lines(record["efficiency"])

@@ -136,8 +136,9 @@ class RobustClassifier(keras.Model):
 
     def _freeze(self, **choice) -> FrozenNetwork:
         dtype = next(layer.compute_dtype for layer in self.network.layers if layer.weights)
-        # Weights that are zero now may move.
-        return FrozenNetwork(self.network, dtype=dtype, support={}, **choice)
+        # Weights that are zero now may move, but not those that were cut.
+        support = self.pruning.support() if self.pruning else {}
+        return FrozenNetwork(self.network, dtype=dtype, support=support, **choice)
 
     def refreeze(self) -> bool:
         """Lets the crafting network follow the gates.
@@ -167,8 +168,10 @@ class RobustClassifier(keras.Model):
         Returns:
             Whether a `tf.function` of `update` is stale.
         """
-        cut = self.pruning is not None and self.pruning.begin_epoch(epoch, self.optimizer)
-        return self.refreeze() or cut
+        if self.pruning is not None and self.pruning.begin_epoch(epoch, self.optimizer):
+            self.frozen = self._freeze(open_gates=self.frozen.open_gates)
+            return True
+        return self.refreeze()
 
     def state(self) -> dict[str, tf.Variable]:
         """What a resumed run needs besides the network and the optimizer, by name."""
