@@ -9,6 +9,7 @@ SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once.
 """
 
 import dataclasses
+import io
 import os
 import sys
 
@@ -83,7 +84,7 @@ def main() -> None:
     # First: TensorFlow fixes its devices when they are first used.
     used = devices.choose(values.strategy, values.logical_cpus)
     if not used.is_chief:
-        sys.stdout = open(os.devnull, "w")  # Every worker would say the same.
+        sys.stdout = io.StringIO()  # Every worker would say the same.
     chosen = _chosen()
     run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
     finished = run.finished and not values.overwrite
