@@ -21,6 +21,9 @@ import tensorflow as tf
 from anpvs_tf.errors import TrainingError, UsageError, one_line
 
 KEPT = 2
+# More steps that are left out and training makes no progress.
+MOST_SKIPPED_IN_A_ROW = 10
+MOST_SKIPPED = 100
 _UNFINISHED = "unfinished"
 # What reading a damaged checkpoint raises, depending on where the damage is.
 _UNREADABLE = (tf.errors.OpError, OSError, ValueError, RuntimeError, LookupError)
@@ -34,7 +37,10 @@ class Position(tf.train.experimental.PythonState):
         settings: of the run, as JSON has them.
         epoch: epochs that are done.
         step: steps that are done of the next.
-        sums: {loss term: its sum over those steps}.
+        sums: {loss term: its sum over those steps but the skipped}.
+        skipped: how many of those were left out, not being finite.
+        skipped_before: how many in the epochs that are done.
+        in_a_row: how many were, up to the last step.
         seconds: spent on those steps.
         rows, timings: of metrics.csv and timings.csv, one for each epoch that is done.
     """
@@ -43,6 +49,9 @@ class Position(tf.train.experimental.PythonState):
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+    skipped_before: int = 0
+    in_a_row: int = 0
     seconds: float = 0.0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     timings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -50,14 +59,34 @@ class Position(tf.train.experimental.PythonState):
     def add(self, terms: dict[str, float]) -> None:
         """Counts a step that is done."""
         self.step += 1
+        self.in_a_row = 0
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def skip(self) -> None:
+        """Counts a step that was left out."""
+        self.step += 1
+        self.skipped += 1
+        self.in_a_row += 1
+
+    def too_many_skipped(self) -> str | None:
+        """Why no more steps may be left out, in words; None if they may."""
+        if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            return f"the {self.in_a_row}th step in a row"
+        skipped = self.skipped_before + self.skipped
+        return f"the {skipped}th step in all" if skipped >= MOST_SKIPPED else None
+
+    def means(self) -> dict[str, float]:
+        """The loss terms' means over the steps that were not left out."""
+        return {name: total / (self.step - self.skipped) for name, total in self.sums.items()}
 
     def end_epoch(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Counts an epoch that is done."""
         self.rows.append(row)
         self.timings.append(timing)
-        self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+        self.skipped_before += self.skipped
+        self.epoch, self.step, self.sums, self.skipped = self.epoch + 1, 0, {}, 0
+        self.seconds = 0.0
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}" + (f" and {self.step} steps" if self.step else "")

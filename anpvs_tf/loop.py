@@ -6,13 +6,23 @@ Reads from top to bottom; every file goes through `runs.RunDirectory`.
 import dataclasses
 import json
 import signal
+import sys
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import datasets, efficiency, interruption, records, runs, shrinking, warm_start
+from anpvs_tf import (
+    datasets,
+    efficiency,
+    interruption,
+    nonfinite,
+    records,
+    runs,
+    shrinking,
+    warm_start,
+)
 from anpvs_tf.admm import WeightPruning
 from anpvs_tf.checkpoints import Checkpoints, Position
 from anpvs_tf.devices import Devices, local
@@ -29,7 +39,26 @@ from anpvs_tf.training import Objective, RobustClassifier
 
 VALIDATION_EXAMPLES = 1_000
 EVALUATION_BATCH = 250
-CHECKPOINT_MINUTES = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a run is carried out. It decides nothing of the result, and may change when it goes on.
+
+    Attributes:
+        devices: what to train on.
+        checkpoint_minutes: save within an epoch too, after this time.
+        on_nonfinite: one of `nonfinite.ACTIONS` at a loss or gradient that is not finite: stop,
+            or skip the step.
+    """
+
+    devices: Devices = dataclasses.field(default_factory=local)
+    checkpoint_minutes: float = 15.0
+    on_nonfinite: str = "stop"
+
+    @property
+    def skips(self) -> bool:
+        return self.on_nonfinite == "skip"
 
 
 def train(
@@ -39,8 +68,7 @@ def train(
     download: bool = True,
     command: list[str] = (),
     overwrite: bool = False,
-    checkpoint_minutes: float = CHECKPOINT_MINUTES,
-    devices: Devices | None = None,
+    execution: Execution | None = None,
 ) -> list[dict[str, Any]]:
     """Trains a run to its end, or continues it, and evaluates it on the test set.
 
@@ -50,8 +78,7 @@ def train(
         data_dir, download: as in `datasets.load`.
         command: the command line, kept in config.json.
         overwrite: start anew, deleting the run that is in `run`.
-        checkpoint_minutes: save within an epoch too, after this time.
-        devices: what to train on; None for one device.
+        execution: how; None for the defaults.
 
     Returns:
         The records of results.json.
@@ -62,7 +89,8 @@ def train(
         Interrupted: a signal asked for it (`interruption`); the state is saved.
     """
     # ---- Everything that can be refused, before anything is written ----
-    devices = devices or local()
+    execution = execution or Execution()
+    devices = execution.devices
     run.check(settings, overwrite)
     if run.finished and not overwrite:
         return run.results()
@@ -91,11 +119,9 @@ def train(
         begun = base.config_path.exists()
         of_base = base.settings() if begun else warm_start.base_settings(settings)
         print(f"Warm start: training the {of_base.method} network in {base.path}")
-        train(of_base, base, data_dir, download, command, False, checkpoint_minutes, devices)
+        train(of_base, base, data_dir, download, command, False, execution)
     with devices.watched(), devices.home(run) as home:
-        return _train(
-            settings, run, home, data, base, list(command), overwrite, checkpoint_minutes, devices
-        )
+        return _train(settings, run, home, data, base, list(command), overwrite, execution)
 
 
 def _train(
@@ -106,14 +132,14 @@ def _train(
     base: RunDirectory | None,
     command: list[str],
     overwrite: bool,
-    checkpoint_minutes: float,
-    devices: Devices,
+    execution: Execution,
 ) -> list[dict[str, Any]]:
     """`train`, when nothing stands against it.
 
     Args:
         home: where this worker writes: the chief in `run`.
     """
+    devices = execution.devices
     if base is not None:
         print(f"Starting from the weights of {base.path}")
 
@@ -130,7 +156,7 @@ def _train(
     def classifier_of(network: keras.Model, shares: dict[str, float] | None) -> RobustClassifier:
         pruning = weight_pruning(settings, network) if method.weight_pruning else None
         made = RobustClassifier(network, method, objective, settings.seed, shares, pruning)
-        optimizer = make_optimizer(settings, settings.epochs * steps)
+        optimizer = make_optimizer(settings, settings.epochs * steps, execution.skips)
         # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
         made.compile(optimizer=optimizer, jit_compile=False)
         return made
@@ -184,16 +210,30 @@ def _train(
             checkpoints.save()
             raise Interrupted(interruption.asked(), kept_for_later(checkpoints))
 
-    batches = datasets.train_batches(
-        data,
-        settings.batch_size,
-        settings.seed,
-        settings.epochs,
-        steps,
-        position.epoch,
-        position.step,
-    )
-    batches = datasets.readable(devices.distribute(batches, settings.batch_size), data.train)
+    def batches_from_here() -> tf.data.Dataset:
+        return datasets.train_batches(
+            data,
+            settings.batch_size,
+            settings.seed,
+            settings.epochs,
+            steps,
+            position.epoch,
+            position.step,
+        )
+
+    def skip_or_stop(what: str) -> None:
+        epoch, step = position.epoch + 1, position.step + 1
+        path = home.nonfinite / f"epoch-{epoch}-step-{step}.npz"
+        seen = nonfinite.keep_batch(path, next(iter(batches_from_here())), what)
+        position.skip()
+        if not execution.skips:
+            nonfinite.stop(what, epoch, step, checkpoints, seen)
+        if why := position.too_many_skipped():
+            nonfinite.stop(what, epoch, step, checkpoints, f"{seen}, {why} that is left out")
+        print(f"warning: {what} in epoch {epoch}, step {step}{seen}: left out", file=sys.stderr)
+
+    batches = devices.distribute(batches_from_here(), settings.batch_size)
+    batches = datasets.readable(batches, data.train)
     writer = tf.summary.create_file_writer(str(home.tensorboard))
     update = None
     while position.epoch < settings.epochs:
@@ -210,12 +250,14 @@ def _train(
         progress = Progress(f"epoch {epoch}/{settings.epochs} step", steps)
         before = position.seconds
         while position.step < steps:
-            due = checkpoints.minutes() >= checkpoint_minutes and devices.is_chief
+            due = checkpoints.minutes() > execution.checkpoint_minutes and devices.is_chief
             terms, (leave, due) = update(next(batches), [bool(interruption.asked()), due])
-            check_finite(terms, epoch, position.step + 1, checkpoints)
-            position.add(terms)
+            if what := nonfinite.culprit(terms):
+                skip_or_stop(what)
+            else:
+                position.add(terms)
             position.seconds = before + progress.seconds()
-            progress.update(position.step, f"loss {position.sums['loss'] / position.step:.3f}")
+            progress.update(position.step, f"loss {terms['loss']:.3f}")
             if leave or due:
                 shrinking.store(copies)
                 checkpoints.save()
@@ -223,16 +265,19 @@ def _train(
                 raise Interrupted(
                     interruption.asked() or signal.SIGTERM, kept_for_later(checkpoints)
                 )
+        if position.skipped == steps:
+            nonfinite.stop("no step was finite", epoch, steps, checkpoints)
         shrinking.store(copies)
         evaluated.set_weights(whole.deployed_weights())
         # The losses above were those before the last update.
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
-        check_finite(spoiled, epoch, steps, checkpoints)
+        if what := nonfinite.culprit(spoiled):
+            nonfinite.stop(what, epoch, steps, checkpoints)
         check_not_collapsed(evaluated, epoch, run)
         result = evaluate(validation, settings.seed, lambda *_: stop_if_asked())
         removal.observe(evaluated)
-        means = {name: total / steps for name, total in position.sums.items()}
-        row = records.epoch_row(epoch, epoch * steps, means, result, evaluated)
+        terms = position.means() | {"nonfinite": position.skipped}
+        row = records.epoch_row(epoch, epoch * steps, terms, result, evaluated)
         timing = records.epoch_timing(epoch, position.seconds, steps * settings.batch_size)
         progress.done(records.epoch_summary(settings, row, timing))
         records.write_tensorboard(writer, row | timing)
@@ -313,7 +358,9 @@ def first_selectable_epoch(settings: Settings) -> int:
     return min(begins + 1, settings.epochs)
 
 
-def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Optimizer:
+def make_optimizer(
+    settings: Settings, total_steps: int, skip_nonfinite: bool = False
+) -> keras.optimizers.Optimizer:
     """Adam with the published schedule; loss scaling for float16."""
     optimizer = GroupedAdam(
         learning_rate_schedule(
@@ -321,21 +368,11 @@ def make_optimizer(settings: Settings, total_steps: int) -> keras.optimizers.Opt
         ),
         settings.gate_learning_rate / settings.learning_rate,
         settings.weight_average,
+        skip_nonfinite,
     )
     if settings.precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
-
-
-def check_finite(terms: dict[str, float], epoch: int, step: int, checkpoints: Checkpoints) -> None:
-    """Raises TrainingError if a loss term is not finite."""
-    # The sum last: a term that spoils it is the better name.
-    for name, value in sorted(terms.items(), key=lambda item: item[0] == "loss"):
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"{name} became {value} in epoch {epoch}, step {step}; {checkpoints.kept()}; "
-                "a lower --learning_rate or --precision=float32 may help"
-            )
 
 
 def check_not_collapsed(network: keras.Model, epoch: int, run: RunDirectory) -> None:

@@ -18,6 +18,8 @@ class GroupedAdam(keras.optimizers.Adam):
         learning_rate: of the weights; a number or a schedule.
         gate_rate_multiple: the gates' learning rate over the weights'.
         average: decay of the moving average of the variables, in [0, 1); 0 keeps none.
+        skip_nonfinite: leave a variable and all that is kept of it as they are if its
+            gradient is not finite.
     """
 
     def __init__(
@@ -25,11 +27,13 @@ class GroupedAdam(keras.optimizers.Adam):
         learning_rate=1e-3,
         gate_rate_multiple: float = 10.0,
         average: float = 0.0,
+        skip_nonfinite: bool = False,
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.gate_rate_multiple = gate_rate_multiple
         self.average = average
+        self.skip_nonfinite = skip_nonfinite
         self._averages = []
 
     def build(self, variables) -> None:
@@ -40,6 +44,17 @@ class GroupedAdam(keras.optimizers.Adam):
             self._averages = self.add_optimizer_variables(variables, "weight_average")
 
     def update_step(self, gradient, variable, learning_rate) -> None:
+        if not self.skip_nonfinite:
+            return self._update_step(gradient, variable, learning_rate)
+        good = tf.reduce_all(tf.math.is_finite(gradient))
+
+        def update():
+            self._update_step(gradient, variable, learning_rate)
+            return True
+
+        tf.cond(good, update, lambda: False)
+
+    def _update_step(self, gradient, variable, learning_rate) -> None:
         if is_gate_variable(variable):
             learning_rate = learning_rate * self.gate_rate_multiple
         super().update_step(gradient, variable, learning_rate)
@@ -61,6 +76,7 @@ class GroupedAdam(keras.optimizers.Adam):
 
     def get_config(self) -> dict:
         own = {"gate_rate_multiple": self.gate_rate_multiple, "average": self.average}
+        own |= {"skip_nonfinite": self.skip_nonfinite}
         return super().get_config() | own
 
 

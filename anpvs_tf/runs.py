@@ -8,6 +8,7 @@ evaluation/              what bin/evaluate.py knows of each example, a file an a
 checkpoints/             the last two training states
 checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
+nonfinite/               batches whose loss or gradient was not finite, if there were any
 """
 
 import contextlib
@@ -75,6 +76,7 @@ class RunDirectory:
         self.timings_path = self.path / "timings.csv"
         self.results_path = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
+        self.nonfinite = self.path / "nonfinite"
         self.tensorboard = self.path / "tensorboard"
         self.weights_path = self.checkpoints / "network.weights.h5"
 
@@ -126,7 +128,12 @@ class RunDirectory:
     def clear(self) -> None:
         """Deletes the run, and nothing else that may lie in its directory."""
         self.results_path.unlink(missing_ok=True)  # First: half a run must not look finished.
-        for directory in (self.checkpoints, self.tensorboard, self.path / "evaluation"):
+        for directory in (
+            self.checkpoints,
+            self.tensorboard,
+            self.nonfinite,
+            self.path / "evaluation",
+        ):
             if directory.exists():
                 shutil.rmtree(directory)
         for path in (self.metrics_path, self.timings_path, self.config_path):

@@ -118,7 +118,7 @@ class RobustClassifier(keras.Model):
         terms += ["vulnerability"] if method.vulnerability else []
         terms += ["kl"] if self.learned_gates or method.bayesian else []
         terms += ["pruning_penalty"] if pruning else []
-        terms += ["weight_decay", "train_accuracy"]
+        terms += ["weight_decay", "train_accuracy", "nonfinite"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
 
     @property
@@ -331,6 +331,8 @@ class RobustClassifier(keras.Model):
                 adversarial = self.craft(images, labels, noise.fold(seed, "attack"))
             images = tf.concat([images, adversarial], axis=0)
 
+        skipping = getattr(self.optimizer, "skip_nonfinite", False)
+        kept = [(v, tf.identity(v)) for v in self._statistics()] if skipping else []
         scope = (noise.fold(seed, "network"), copies, *place)
         replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
         # Gradients are summed over replicas.
@@ -350,9 +352,36 @@ class RobustClassifier(keras.Model):
         del tape
         if self.pruning is not None:
             gradients = self.pruning.mask_gradients(gradients, weights + gate_variables)
+        good = self._all_finite([weight_loss, gate_loss], gradients)
+        terms["nonfinite"] = 1.0 - tf.cast(good, tf.float32)
+        if skipping:
+            # On all replicas or on none; a gradient of NaN tells the optimizer.
+            bad = replica.all_reduce(tf.distribute.ReduceOp.SUM, terms["nonfinite"]) > 0.0
+            gradients = [tf.where(bad, np.nan, gradient) for gradient in gradients]
+            for variable, value in kept:
+                variable.assign(tf.where(bad, value, variable))
         self.optimizer.apply(gradients, weights + gate_variables)
+        if skipping:
+            self.optimizer.iterations.assign_sub(tf.where(bad, 1, 0))
         self._agree_on_statistics(replica)
         return terms
+
+    def _all_finite(self, losses: list[tf.Tensor | None], gradients: list[tf.Tensor]) -> tf.Tensor:
+        values = [loss for loss in losses if loss is not None]
+        # float16's gradients overflow now and then; its optimizer leaves those updates out.
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            values += gradients
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+    def _statistics(self, synchronized: bool = True) -> list[keras.Variable]:
+        """The moving statistics of batch normalisations."""
+        return [
+            variable
+            for layer in self.network.layers
+            if isinstance(layer, keras.layers.BatchNormalization)
+            and (synchronized or not layer.synchronized)
+            for variable in layer.non_trainable_variables
+        ]
 
     def _agree_on_statistics(self, replica: tf.distribute.ReplicaContext) -> None:
         """Gives all replicas the mean of the moving statistics that each took of its own part.
@@ -360,12 +389,7 @@ class RobustClassifier(keras.Model):
         Keras would let them drift apart; then a checkpoint, which has the first replica's,
         would be no exact state, and every replica would craft on another network.
         """
-        own = [
-            variable
-            for layer in self.network.layers
-            if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
-            for variable in layer.non_trainable_variables
-        ]
+        own = self._statistics(synchronized=False)
         if own and replica.num_replicas_in_sync > 1:
             means = replica.all_reduce(
                 tf.distribute.ReduceOp.MEAN, [tf.convert_to_tensor(v) for v in own]

@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import devices, interruption, loop, programs, records, runs, settings
+from anpvs_tf import devices, interruption, loop, nonfinite, programs, records, runs, settings
 
 RUNS = "runs"
 DEFINE = {
@@ -52,9 +52,15 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float(
         "checkpoint_minutes",
-        loop.CHECKPOINT_MINUTES,
+        15.0,
         "save this often within an epoch, besides at its end",
         lower_bound=0.0,
+    )
+    flags.DEFINE_enum(
+        "on_nonfinite",
+        "stop",
+        nonfinite.ACTIONS,
+        "at a loss or gradient that is nan or infinite: stop, or skip the step",
     )
     flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
 
@@ -96,8 +102,7 @@ def main() -> None:
             values.download,
             sys.argv,
             values.overwrite,
-            values.checkpoint_minutes,
-            used,
+            loop.Execution(used, values.checkpoint_minutes, values.on_nonfinite),
         )
     if not used.is_chief:
         return
