@@ -30,12 +30,13 @@ from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
+from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam, learning_rate_schedule
 from anpvs_tf.progress import Progress
 from anpvs_tf.runs import RunDirectory
 from anpvs_tf.selection import Best
 from anpvs_tf.settings import PRECISIONS, Settings, layer_betas
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.training import RobustClassifier
 
 VALIDATION_EXAMPLES = 1_000
 EVALUATION_BATCH = 250

@@ -20,7 +20,8 @@ from absl import flags
 
 from anpvs_tf import datasets, loop, programs, runs, settings
 from anpvs_tf.methods import METHODS
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.objective import Objective
+from anpvs_tf.training import RobustClassifier
 from benchmarks import timing
 
 # Steps between those with a batch at hand: so long the pipeline has a rest of one step.

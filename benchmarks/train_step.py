@@ -33,7 +33,8 @@ from anpvs_tf import loop, programs, runs, settings, shrinking, sources
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.objective import Objective
+from anpvs_tf.training import RobustClassifier
 from benchmarks import timing
 from benchmarks.timing import Variant
 

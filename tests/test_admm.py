@@ -11,8 +11,9 @@ from anpvs_tf import admm, networks
 from anpvs_tf.admm import WeightPruning
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
+from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.training import RobustClassifier
 
 layers = keras.layers
 RNG = np.random.default_rng(0)

@@ -12,9 +12,10 @@ from anpvs_tf import loop, losses, networks, noise, selection, settings, warm_st
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
+from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.training import RobustClassifier
 
 RNG = np.random.default_rng(0)
 IMAGES = tf.constant(RNG.random((6, 16, 16, 1)), tf.float32)

@@ -11,9 +11,10 @@ from anpvs_tf import loop, networks, runs, settings, shrinking
 from anpvs_tf.gates import gates_of
 from anpvs_tf.gating import GATE_KINDS
 from anpvs_tf.methods import METHODS
+from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.training import RobustClassifier
 
 layers = keras.layers
 

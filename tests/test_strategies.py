@@ -32,7 +32,8 @@ import tensorflow as tf
 from anpvs_tf import datasets, gating
 from anpvs_tf.methods import METHODS
 from anpvs_tf.optimization import GroupedAdam
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.objective import Objective
+from anpvs_tf.training import RobustClassifier
 
 layers = keras.layers
 rng = np.random.default_rng(0)

@@ -11,8 +11,9 @@ from anpvs_tf import datasets, efficiency, networks, noise, optimization
 from anpvs_tf.attacks import pgd
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import METHODS
+from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.training import RobustClassifier
 
 IMAGES = tf.constant(np.random.default_rng(0).random((8, 16, 16, 1), np.float32))
 LABELS = tf.constant(np.arange(8) % 4)

@@ -12,8 +12,9 @@ from anpvs_tf.errors import UsageError
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.gates import BetaBernoulliGate
 from anpvs_tf.methods import METHODS
+from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam
-from anpvs_tf.training import Objective, RobustClassifier
+from anpvs_tf.training import RobustClassifier
 
 layers = keras.layers
 
