@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from anpvs_tf.networks import CIFAR_STATISTICS
-from anpvs_tf.training import Objective
+from anpvs_tf.objective import Objective
 
 # PyTorch's threads wait asleep: on a busy machine, spinning made its step 7 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
