@@ -1,7 +1,5 @@
 """The training step against independent calculations on a fixed batch."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -22,11 +20,8 @@ OBJECTIVE = Objective(
 )
 
 
-VIB = dataclasses.replace(METHODS["anpvs"], name="anpvs_vib", gate="information_bottleneck")
-
-
 def classifier_of(method, objective=OBJECTIVE, dtype="float32", optimizer=None, frozen=False):
-    row = METHODS[method] if isinstance(method, str) else method
+    row = METHODS[method]
     network = networks.lenet5((16, 16, 1), 4, row.gate, seed=1, dtype=dtype)
     for gate in gates_of(network):
         gate.trainable = not frozen
@@ -176,7 +171,7 @@ def test_without_displacement_there_is_no_vulnerability():
     assert float(terms["vulnerability"]) < 1e-9
 
 
-@pytest.mark.parametrize("method", [METHODS["anpvs"], VIB], ids=lambda row: row.gate)
+@pytest.mark.parametrize("method", ["anpvs", "anpvs_vib"])
 def test_gates_move_at_their_own_rate(method):
     classifier = classifier_of(method, optimizer=GroupedAdam(1e-3, gate_rate_multiple=7.0))
     variables = classifier.network.trainable_variables
@@ -189,7 +184,7 @@ def test_gates_move_at_their_own_rate(method):
         assert largest == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("method", [METHODS["anpvs"], VIB], ids=lambda row: row.gate)
+@pytest.mark.parametrize("method", ["anpvs", "anpvs_vib"])
 def test_frozen_gates_stay_and_the_weights_train(method):
     classifier = classifier_of(method, frozen=True)
     rng = np.random.default_rng(0)
@@ -221,9 +216,9 @@ def test_frozen_gates_stay_and_the_weights_train(method):
 def test_the_information_bottleneck_prunes_when_beta_is_large(beta, low, high):
     data = datasets.load("digits", train_examples=256).train
     images, labels = tf.constant(data.images / np.float32(255)), tf.constant(data.labels)
-    network = networks.lenet5((28, 28, 1), 10, VIB.gate)
+    network = networks.lenet5((28, 28, 1), 10, "information_bottleneck")
     objective = Objective(0.05, 0.03, 2, 256, beta=beta, kl_warmup_steps=16)
-    classifier = RobustClassifier(network, VIB, objective)
+    classifier = RobustClassifier(network, METHODS["anpvs_vib"], objective)
     classifier.compile(optimizer=GroupedAdam(2e-3, gate_rate_multiple=25), jit_compile=False)
     update = tf.function(classifier.update, autograph=False)
     for step in range(48):
