@@ -386,6 +386,8 @@ class RobustClassifier(keras.Model):
             # What does not depend on the images is no part of what the shift maximises.
             ascended = self.optimizer.scale_loss(weight_loss - self._of_weights_alone(terms))
         gradients = tape.gradient(ascended, kernels)
+        if self.pruning is not None:
+            gradients = self.pruning.mask_gradients(gradients, kernels)
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
         shifts = []

@@ -155,28 +155,22 @@ def test_approaches_the_sparse_optimum_of_least_squares():
     assert np.count_nonzero(exact) >= 5 > np.count_nonzero(np.isclose(naive, 0.0))
 
 
-def classifier_of(structure, ratio, network=None, optimizer=None):
+def classifier_of(structure, ratio, network=None, optimizer=None, awp=0.0, **schedule):
     network = network or networks.lenet5((16, 16, 1), 4, seed=1)
-    objective = Objective(epsilon=0.2, step_size=0.1, attack_steps=2, train_examples=100)
-    classifier = RobustClassifier(network, METHODS["at"], objective, seed=5)
+    objective = Objective(epsilon=0.2, step_size=0.1, attack_steps=2, train_examples=100, awp=awp)
+    constraint = pruning(network, ratio, structure, **schedule)
+    classifier = RobustClassifier(network, METHODS["admm"], objective, seed=5, pruning=constraint)
     classifier.compile(optimizer=optimizer or GroupedAdam(1e-2), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
-    constraint = pruning(network, ratio, structure)
-    apply, terms = classifier.optimizer.apply, classifier.loss_terms
-
-    def loss_terms(outputs, labels):
-        weight_loss, gate_loss, found = terms(outputs, labels)
-        found["admm"] = constraint.penalty()
-        return weight_loss + found["admm"], gate_loss, found
-
-    classifier.loss_terms = loss_terms
-    classifier.optimizer.apply = lambda g, v: apply(constraint.mask_gradients(g, v), v)
-    return classifier, constraint, tf.function(classifier.update, autograph=False)
+    return classifier
 
 
-def train(classifier, constraint, update, epochs, steps=2):
+def train(classifier, epochs, steps=2):
+    """Terms of the last step."""
+    update = None
     for epoch in epochs:
-        constraint.begin_epoch(epoch, classifier.optimizer)
+        if classifier.begin_epoch(epoch) or update is None:
+            update = tf.function(classifier.update, autograph=False)
         for _ in range(steps):
             terms = update((IMAGES, LABELS))
     return {name: float(value) for name, value in terms.items()}
@@ -191,15 +185,16 @@ def test_sparsity_is_exact_and_stays(structure, ratio, precision):
     if precision == "float16":
         network = networks.lenet5((16, 16, 1), 4, seed=1, dtype="mixed_float16")
         optimizer = keras.optimizers.LossScaleOptimizer(GroupedAdam(1e-2))
-    trained = classifier, constraint, _ = classifier_of(structure, ratio, network, optimizer)
-    network = classifier.network
-    terms = train(*trained, [1, 2])
-    assert terms["admm"] > 0
+    classifier = classifier_of(structure, ratio, network, optimizer)
+    network, masks = classifier.network, classifier.pruning.masks
+    terms = train(classifier, [1, 2])
+    assert terms["pruning_penalty"] > 0
+    assert terms["loss"] > terms["pruning_penalty"]
     kernels = [network.get_layer(name).kernel for name in ("conv1", "conv2", "dense1")]
     assert all(np.all(np.asarray(kernel) != 0) for kernel in kernels)
     for epochs in ([3], [4, 5]):
         before = [kernel.numpy() for kernel in kernels]
-        assert train(*trained, epochs)["admm"] == 0.0
+        assert train(classifier, epochs)["pruning_penalty"] == 0.0
         for kernel, old in zip(kernels, before, strict=True):
             flat = kernel.numpy().ravel()
             units = [np.any(flat[list(unit)] != 0) for unit in units_of(kernel.shape, structure)]
@@ -211,7 +206,7 @@ def test_sparsity_is_exact_and_stays(structure, ratio, precision):
         outputs = network(IMAGES)
         for name, features in (("conv1", 20), ("conv2", 50), ("dense1", 500)):
             dead = np.all(outputs[name].numpy().reshape(-1, features) == 0, axis=0)
-            assert np.all(dead[~constraint.masks[name].numpy().ravel()])
+            assert np.all(dead[~masks[name].numpy().ravel()])
 
 
 def test_pruned_filters_are_zero_behind_batch_normalisation():
@@ -222,10 +217,10 @@ def test_pruned_filters_are_zero_behind_batch_normalisation():
     x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(x))
     network = keras.Model(images, {"logits": x, "latent": latent})
     network.get_layer("bn").beta.assign(np.full(6, 0.3))
-    trained = _, constraint, _ = classifier_of("filter", 0.5, network)
-    train(*trained, [1, 2, 3, 4])
+    classifier = classifier_of("filter", 0.5, network)
+    train(classifier, [1, 2, 3, 4])
     features = network(IMAGES)["latent"].numpy().reshape(-1, 6)
-    mask = constraint.masks["conv"].numpy().ravel()
+    mask = classifier.pruning.masks["conv"].numpy().ravel()
     assert mask.sum() == 3
     np.testing.assert_array_equal(np.any(features != 0, axis=0), mask)
 
@@ -235,25 +230,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one(saved_after, tmp_path):
     """Saved before and after the cut, which comes with epoch 4."""
 
     def fresh():
-        made = classifier_of("column", 0.5)
-        made[1].admm_epochs, made[1].interval = 3, 2
-        classifier, constraint, _ = made
-        state = tf.train.Checkpoint(**constraint.state())
-        held = {"network": classifier.network, "optimizer": classifier.optimizer, "state": state}
-        return made, tf.train.Checkpoint(**held)
+        classifier = classifier_of("column", 0.5, admm_epochs=3, interval=2)
+        return classifier, tf.train.Checkpoint(
+            network=classifier.network,
+            optimizer=classifier.optimizer,
+            state=tf.train.Checkpoint(**classifier.state()),
+        )
 
     whole, checkpoint = fresh()
-    train(*whole, range(1, saved_after + 1))
+    train(whole, range(1, saved_after + 1))
     path = checkpoint.write(str(tmp_path / "checkpoint"))
-    train(*whole, range(saved_after + 1, 7))
+    train(whole, range(saved_after + 1, 7))
 
     resumed, checkpoint = fresh()
     checkpoint.read(path).assert_existing_objects_matched()
-    train(*resumed, range(saved_after + 1, 7))
-    for a, b in zip(whole[0].network.weights, resumed[0].network.weights, strict=True):
+    resumed.restore_crafting()
+    train(resumed, range(saved_after + 1, 7))
+    for a, b in zip(whole.network.weights, resumed.network.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), a.path)
-    for name, value in whole[1].state().items():
-        np.testing.assert_array_equal(value.numpy(), resumed[1].state()[name].numpy(), name)
+    for name, value in whole.state().items():
+        np.testing.assert_array_equal(value.numpy(), resumed.state()[name].numpy(), name)
+
+
+def test_weights_that_were_cut_are_not_perturbed():
+    classifier = classifier_of("irregular", 0.5, awp=0.1)
+    train(classifier, [3], steps=1)
+    pairs = tf.concat([IMAGES, IMAGES], 0)
+    shifts = classifier._perturbed_kernels(pairs, LABELS, ([0, 1], 2, 0, 1))
+    for kernel, shift in shifts:
+        norm = 0.1 * np.linalg.norm(kernel.numpy())
+        assert np.linalg.norm(shift) == pytest.approx(norm, rel=1e-4)
+        assert not np.any(shift.numpy()[kernel.numpy() == 0])
 
 
 def test_a_layer_that_would_lose_everything_is_named():
