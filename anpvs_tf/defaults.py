@@ -80,6 +80,9 @@ BY_DATASET: dict[str, dict[str, Any]] = {
         "eval_step_size": 0.02,
         "eval_attack_steps": 20,
         "base_epochs": 15,
+        # Of rho in (-5, -3) and scales from 1e-4 to 1e-2, by validation.
+        "initial_rho": -5.0,
+        "kl_scale": 1e-3,
         "admm_epochs": 14,
         "admm_interval": 1,
     },
