@@ -34,4 +34,5 @@ class Interrupted(RuntimeError):
 def one_line(error: Exception) -> str:
     """The message of an error, or its kind, in at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    # TensorFlow begins with where it was and ends with what happened.
+    return text if len(text) <= 200 else f"{text[:60]}...{text[-137:]}"

@@ -3,6 +3,7 @@
 config.json              every setting, resolved; package versions; the command
 metrics.csv              a row an epoch
 timings.csv              how long each took
+SHA256SUMS               of the files of a finished run
 results.json             a list of evaluation records; present when training is finished
 evaluation/              what bin/evaluate.py knows of each example, a file an attack
 checkpoints/             the last two training states
@@ -21,15 +22,14 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from anpvs_tf import __version__, bayesian
-from anpvs_tf.errors import UsageError, one_line
+from anpvs_tf import __version__, bayesian, integrity
+from anpvs_tf.errors import TrainingError, UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
 from anpvs_tf.settings import Settings, defaults, source_of, validated
@@ -54,16 +54,32 @@ def default_name(settings: Settings) -> str:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes beside and renames: a reader sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", newline="") as file:
+    """Writes beside and renames: a reader sees the old file or the new one.
+
+    Raises:
+        TrainingError: it could not be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _writing(path, temporary):
+        with open(temporary, "w", newline="") as file:
             file.write(text)
-        os.chmod(temporary, 0o644)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path, temporary: pathlib.Path) -> Iterator[None]:
+    """Whatever happens, nothing unfinished stays; a full disk is said in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's.
+        raise TrainingError(
+            f"{path} could not be written: {one_line(error)}; make room and give the same "
+            "command to go on"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class RunDirectory:
@@ -136,7 +152,8 @@ class RunDirectory:
         ):
             if directory.exists():
                 shutil.rmtree(directory)
-        for path in (self.metrics_path, self.timings_path, self.config_path):
+        sums = self.path / integrity.NAME
+        for path in (sums, self.metrics_path, self.timings_path, self.config_path):
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -208,25 +225,59 @@ class RunDirectory:
             write_atomically(path, "\n".join(lines) + "\n")
 
     def results(self) -> list[dict[str, Any]]:
-        """The records of results.json; none before the run is finished."""
-        return json.loads(self.results_path.read_text()) if self.finished else []
+        """The records of results.json; none before the run is finished.
+
+        Raises:
+            UsageError: a file of the finished run is damaged.
+        """
+        if not self.finished:
+            return []
+        integrity.check(self.path)
+        try:
+            return json.loads(self.results_path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.results_path} cannot be read: {one_line(error)}") from error
 
     def write_results(self, records: list[dict[str, Any]]) -> None:
         """Replaces results.json, which marks the run as finished."""
-        write_atomically(self.results_path, json.dumps(records, indent=2) + "\n")
+        text = json.dumps(records, indent=2) + "\n"
+        if not self.config_path.exists():  # Evaluations of a model that was not trained here.
+            write_atomically(self.results_path, text)
+            return
+        written = (self.config_path, self.metrics_path, self.timings_path, self.weights_path)
+        if self.finished:
+            sums = integrity.read(self.path)
+        else:
+            sums = {
+                str(path.relative_to(self.path)): [integrity.digest(path.read_bytes())]
+                for path in written
+                if path.exists()
+            }
+        # At every moment the sums hold for what is there.
+        name, path = self.results_path.name, self.path / integrity.NAME
+        sums[name] = [*sums.get(name, []), integrity.digest(text.encode())]
+        write_atomically(path, integrity.text(sums))
+        write_atomically(self.results_path, text)
+        write_atomically(path, integrity.text(sums | {name: sums[name][-1:]}))
 
     def write_weights(self, network: keras.Model) -> None:
-        """Saves the finished network's weights, written beside and renamed."""
+        """Saves the finished network's weights, written beside and renamed.
+
+        Raises:
+            TrainingError: they could not be written.
+        """
         temporary = self.checkpoints / "unfinished.weights.h5"
-        network.save_weights(temporary)
-        os.replace(temporary, self.weights_path)
+        with _writing(self.weights_path, temporary):
+            network.save_weights(temporary)
+            os.replace(temporary, self.weights_path)
 
     def load_network(self) -> keras.Model:
         """The finished network, in float32, as it is evaluated.
 
         Raises:
-            UsageError: the run is not finished.
+            UsageError: the run is not finished, or a file of it is damaged.
         """
+        integrity.check(self.path)
         settings = self.settings()
         if not (self.finished and self.weights_path.exists()):
             raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")

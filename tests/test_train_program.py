@@ -58,6 +58,7 @@ def test_the_run_directory_keeps_its_contract(finished):
         "metrics.csv",
         "timings.csv",
         "results.json",
+        "SHA256SUMS",
         "checkpoints",
         "tensorboard",
     }
