@@ -19,7 +19,7 @@ from anpvs_tf.losses import REDUCTIONS
 from anpvs_tf.methods import METHODS, Method
 from anpvs_tf.networks import NETWORKS
 from anpvs_tf.optimization import DECAYS
-from anpvs_tf.sources import KINDS, SOURCES, Source
+from anpvs_tf.sources import KINDS, SOURCES, Source, check_name
 from anpvs_tf.sources import describe as describe_source
 
 PRECISIONS = {
@@ -325,6 +325,7 @@ def validated(values: Mapping[str, Any]) -> Settings:
     for field in dataclasses.fields(Settings):
         _check_kind(field, getattr(settings, field.name))
         _check(field, getattr(settings, field.name))
+    check_name(settings.dataset)
     shares = list(settings.decay_at)
     if not shares or shares != sorted(set(shares)):
         raise UsageError(f"--decay_at must be one or more increasing shares; got {shares}")
@@ -460,7 +461,7 @@ def _check_kind(field: dataclasses.Field, value: Any) -> None:
         good |= isinstance(value, int)  # An integer is a number too,
     if isinstance(value, bool):
         good = kind is bool  # but True is neither.
-    if good and kind is tuple:
+    if good and kind is tuple and value is not None:
         item = typing.get_args(_declared(field))[0]
         good = all(isinstance(one, item) for one in value)
     if not good:

@@ -279,6 +279,6 @@ def _download(builder, root: str, existed: bool, held_before: set[str]) -> None:
             shutil.rmtree(root, ignore_errors=True)
         raise UsageError(
             f"dataset {builder.name} is not in {root} and could not be downloaded "
-            f"({one_line(error)}); connect, or pass --data_dir (or set TFDS_DATA_DIR) to a directory "
-            "that TFDS prepared"
+            f"({one_line(error)}); connect, or pass --data_dir (or set TFDS_DATA_DIR) to a "
+            "directory that TFDS prepared"
         ) from error
