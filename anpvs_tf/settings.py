@@ -19,7 +19,7 @@ from anpvs_tf.losses import REDUCTIONS
 from anpvs_tf.methods import METHODS, Method
 from anpvs_tf.networks import NETWORKS
 from anpvs_tf.optimization import DECAYS
-from anpvs_tf.sources import KINDS, SOURCES, Source
+from anpvs_tf.sources import KINDS, SOURCES, Source, check_name
 from anpvs_tf.sources import describe as describe_source
 
 PRECISIONS = {
@@ -329,6 +329,7 @@ def validated(values: Mapping[str, Any]) -> Settings:
     for field in dataclasses.fields(Settings):
         _check_kind(field, getattr(settings, field.name))
         _check(field, getattr(settings, field.name))
+    check_name(settings.dataset)
     shares = list(settings.decay_at)
     if not shares or shares != sorted(set(shares)):
         raise UsageError(f"--decay_at must be one or more increasing shares; got {shares}")

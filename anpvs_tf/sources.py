@@ -66,24 +66,30 @@ def describe(
                 f"--channels are for {' and '.join(KINDS)}"
             )
         return source
+    check_name(name)
     if channels not in (None, 1, 3):
         raise UsageError(f"--channels must be 1 (grey) or 3 (colour); got {channels}")
     kind, _, rest = name.partition(":")
-    if kind == "folder" and rest:
+    if kind == "folder":
         folder = folders.survey(rest)
         class_names, version = folder.class_names, folder.version
         channels = channels or (1 if folders.is_grey(folder) else 3)
-    elif kind == "tfds" and rest:
+    else:
         found = tfds_data.describe(rest, data_dir)
         class_names, version = found.class_names, found.version
         channels = channels or found.channels
-    else:
-        raise UsageError(f"unknown dataset {name!r}; choose one of {', '.join([*SOURCES, *KINDS])}")
     if len(class_names) < 2:
         raise UsageError(f"dataset {name} has {len(class_names)} class(es); two were expected")
     height, width = image_size or ((28, 28) if channels == 1 else (32, 32))
     shape = (height, width, channels)
     return Source(name, shape, len(class_names), class_names, channels == 3, version)
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for what cannot be the name of a dataset."""
+    kind, _, rest = name.partition(":")
+    if name not in SOURCES and not (kind in ("folder", "tfds") and rest):
+        raise UsageError(f"unknown dataset {name!r}; choose one of {', '.join([*SOURCES, *KINDS])}")
 
 
 def file_name(name: str) -> str:

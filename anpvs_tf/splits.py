@@ -39,7 +39,8 @@ class Split:
 
     def reader(self) -> Reader:
         """Reads by place in the split."""
-        images, labels = tf.constant(self.images), tf.constant(self.labels)
+        with tf.device("CPU"):  # Where tf.data runs; not on the GPU, which has better use for it.
+            images, labels = tf.constant(self.images), tf.constant(self.labels)
         return lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))
 
 
