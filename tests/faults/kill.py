@@ -10,6 +10,7 @@ bit for bit, of the run and of the base that it starts from.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -58,10 +59,8 @@ def checkpoints(directory: pathlib.Path) -> dict[pathlib.Path, float]:
     """Of all runs below `directory`, with their times."""
     found = {}
     for path in directory.glob("*/checkpoints/ckpt-*.index"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             found[path] = path.stat().st_mtime
-        except FileNotFoundError:
-            pass
     return found
 
 
