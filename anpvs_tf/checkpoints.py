@@ -26,7 +26,7 @@ MOST_SKIPPED_IN_A_ROW = 10
 MOST_SKIPPED = 100
 _UNFINISHED = "unfinished"
 # What reading a damaged checkpoint raises, depending on where the damage is.
-_UNREADABLE = (tf.errors.OpError, OSError, ValueError, RuntimeError, LookupError)
+UNREADABLE = (tf.errors.OpError, OSError, ValueError, RuntimeError, LookupError)
 
 
 @dataclasses.dataclass(eq=False)
@@ -177,7 +177,7 @@ class Checkpoints:
         path, wanted = directory / f"ckpt-{number}", self.position.settings
         try:
             self.checkpoint.read(str(path)).assert_existing_objects_matched()
-        except (AssertionError, TypeError, *_UNREADABLE) as error:
+        except (AssertionError, TypeError, *UNREADABLE) as error:
             raise UsageError(
                 f"checkpoint {path} is of another version of anpvs_tf, or of "
                 "another network; start anew with --overwrite or another --run_dir"
@@ -208,7 +208,7 @@ class Checkpoints:
             path = self.path(number)
             try:
                 verify(path)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 damage.append(f"checkpoint {path} is damaged ({one_line(error)})")
                 continue
             for bad in damage:
