@@ -9,6 +9,10 @@ class UsageError(ValueError):
     code = 2
 
 
+class InUse(UsageError):
+    """Another process works in a directory."""
+
+
 class TrainingError(RuntimeError):
     """A run that had to stop; the message names the step, the cause and what is kept."""
 

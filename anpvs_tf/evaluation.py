@@ -13,6 +13,9 @@ from anpvs_tf.attacks import norms, pgd
 from anpvs_tf.devices import Devices, local
 from anpvs_tf.freezing import FrozenNetwork
 
+# So many examples are kept to be looked at.
+SHOWN = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
@@ -56,6 +59,10 @@ class Evaluator:
         prune: leave out what is pruned now, which is faster; the gates must then
             not change any more.
         devices: that share the batches; None for one.
+
+    Attributes:
+        examples: the first images of the last evaluation, clean and as the last restart left
+            them, [at most `SHOWN`, height, width, channels].
     """
 
     def __init__(
@@ -159,6 +166,8 @@ class Evaluator:
         rows, first = [], self.devices.worker * len(clean_hits)
         for i, hits in enumerate(clean_hits):
             clean = images[first + i].numpy()
+            if group[0][0] == i == 0:
+                self.examples = clean[:SHOWN], attacked[-1][i].numpy()[:SHOWN]
             for adversarial in attacked:
                 norms.assert_in_threat_model(
                     clean, adversarial[i].numpy(), self.attack.epsilon, self.attack.norm

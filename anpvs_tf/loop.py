@@ -21,6 +21,7 @@ from anpvs_tf import (
     records,
     runs,
     shrinking,
+    tensorboard,
     warm_start,
 )
 from anpvs_tf.admm import WeightPruning
@@ -235,7 +236,7 @@ def _train(
 
     batches = devices.distribute(batches_from_here(), settings.batch_size)
     batches = datasets.readable(batches, data.train)
-    writer = tf.summary.create_file_writer(str(home.tensorboard))
+    board = tensorboard.Board(home.tensorboard, settings, position.epoch)
     update = None
     while position.epoch < settings.epochs:
         epoch = position.epoch + 1
@@ -281,7 +282,7 @@ def _train(
         row = records.epoch_row(epoch, epoch * steps, terms, result, evaluated)
         timing = records.epoch_timing(epoch, position.seconds, steps * settings.batch_size)
         progress.done(records.epoch_summary(settings, row, timing))
-        records.write_tensorboard(writer, row | timing)
+        board.write(row | timing, evaluated, evaluate.examples)
         if settings.select == "best":
             best.offer(epoch, result.robust_accuracy)
         position.end_epoch(row, timing)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from anpvs_tf import efficiency, runs
 from anpvs_tf.evaluation import Attack, Result
@@ -48,15 +47,6 @@ def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any
         f"V {row['validation_vulnerability']:.4f}  sparsity {row['sparsity']:.1%}  "
         f"{duration(timing['seconds'])}  {timing['images_per_second']:.0f} images/s"
     )
-
-
-def write_tensorboard(writer: tf.summary.SummaryWriter, row: dict[str, Any]) -> None:
-    """Writes a row of metrics as scalars."""
-    with writer.as_default(step=row["epoch"]):
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                tf.summary.scalar(name, value)
-    writer.flush()
 
 
 def result_record(

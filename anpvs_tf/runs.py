@@ -29,7 +29,7 @@ import keras
 import tensorflow as tf
 
 from anpvs_tf import __version__, bayesian, integrity
-from anpvs_tf.errors import TrainingError, UsageError, one_line
+from anpvs_tf.errors import InUse, TrainingError, UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
 from anpvs_tf.settings import Settings, defaults, source_of, validated
@@ -105,12 +105,8 @@ class RunDirectory:
         """Whether there is a checkpoint to go on from."""
         return any(self.checkpoints.glob("ckpt-*.index"))
 
-    def check(self, settings: Settings, overwrite: bool = False) -> None:
-        """Raises UsageError unless a run with these settings can begin or go on here.
-
-        Args:
-            overwrite: a run of other settings may be here; it will be deleted.
-        """
+    def check_place(self) -> None:
+        """Raises UsageError unless the directory can be written, or made."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
         try:
@@ -121,6 +117,14 @@ class RunDirectory:
             raise UsageError(f"run directory {self.path}: {error.strerror}") from error
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
+
+    def check(self, settings: Settings, overwrite: bool = False) -> None:
+        """Raises UsageError unless a run with these settings can begin or go on here.
+
+        Args:
+            overwrite: a run of other settings may be here; it will be deleted.
+        """
+        self.check_place()
         if self.config_path.exists():
             if overwrite:
                 return
@@ -161,7 +165,7 @@ class RunDirectory:
         """Makes the directory and holds it against other processes; death lets it go.
 
         Raises:
-            UsageError: another process works here.
+            InUse: another process works here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDONLY)
@@ -169,13 +173,23 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UsageError(
+                raise InUse(
                     f"another process works in {self.path}; wait for it, or choose another "
                     "--run_dir"
                 ) from None
             yield
         finally:
             os.close(handle)
+
+    def in_use(self) -> bool:
+        """Whether a process holds the directory by `owned`."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with self.owned():
+                return False
+        except InUse:
+            return True
 
     def begin(self, settings: Settings, command: list[str], base: str | None = None) -> None:
         """Writes config.json, if it is not there yet.

@@ -1,0 +1,119 @@
+"""keras-tuner's oracles, made to last: they lose no trial when a process dies at any time.
+
+An oracle says which trial is next and keeps what it knows in files. keras-tuner's own
+write these in place, know nothing of a trial whose process died between two of them, and
+their grid search does not find its place again.
+"""
+
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import keras_tuner
+from keras_tuner.engine.trial import Trial, TrialStatus
+
+from anpvs_tf.runs import write_atomically
+
+SCORE = "score"
+
+
+class Lasting:
+    """What is the same for all oracles; comes before the oracle in the bases of a class.
+
+    Attributes:
+        stopped: a tuner was told that the sweep is done.
+    """
+
+    stopped = False
+
+    def save(self) -> None:
+        write_atomically(pathlib.Path(self._get_oracle_fname()), json.dumps(self.get_state()))
+
+    def _save_trial(self, trial: Trial) -> None:
+        path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
+        write_atomically(path, json.dumps(trial.get_state()))
+
+    def reload(self) -> None:
+        super().reload()
+        # The file of a trial is written first. So it says whether a trial has to go on.
+        running = [t for t in self.trials.values() if t.status == TrialStatus.RUNNING]
+        self._retry_queue = sorted((t.trial_id for t in running), reverse=True)
+        for trial in running:
+            self._record_values(trial)  # Or they would be drawn again.
+
+    @keras_tuner.synchronized
+    def create_trial(self, tuner_id: str) -> Trial:
+        """The next trial. As long as others run, the answer is to wait: one may come back."""
+        trial = super().create_trial(tuner_id)
+        if trial.status == TrialStatus.STOPPED:
+            if self.ongoing_trials:
+                trial.status = TrialStatus.IDLE
+                self.tuner_ids.add(tuner_id)
+            else:
+                self.stopped = True
+        return trial
+
+    @keras_tuner.synchronized
+    def tuners(self) -> set[str]:
+        """The ids of those who were not told yet that the sweep is done."""
+        return set(self.tuner_ids) | set(self.ongoing_trials)
+
+    @keras_tuner.synchronized
+    def release(self, tuner_id: str) -> None:
+        """Gives the trial of a tuner that died to the next who asks."""
+        self.tuner_ids.discard(tuner_id)
+        trial = self.ongoing_trials.pop(tuner_id, None)
+        if trial is not None:
+            self._retry_queue.append(trial.trial_id)
+            self.save()
+
+
+class Random(Lasting, keras_tuner.oracles.RandomSearchOracle):
+    pass
+
+
+class Bayesian(Lasting, keras_tuner.oracles.BayesianOptimizationOracle):
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        response = super().populate_space(trial_id)
+        if self._duplicate(response["values"] or {}):
+            return self._random_populate_space()
+        return response
+
+
+class Hyperband(Lasting, keras_tuner.oracles.HyperbandOracle):
+    pass
+
+
+class Grid(Lasting, keras_tuner.Oracle):
+    """All combinations of the choices, the last hyperparameter changing fastest."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        space = self.hyperparameters.space
+        combinations = itertools.product(*(one.values for one in space))
+        values = next(itertools.islice(combinations, len(self.trials), None), None)
+        if values is None:
+            return {"status": TrialStatus.STOPPED}
+        names = [one.name for one in space]
+        return {"status": TrialStatus.RUNNING, "values": dict(zip(names, values, strict=True))}
+
+
+TUNERS = {"random": Random, "bayesian": Bayesian, "hyperband": Hyperband, "grid": Grid}
+
+
+def make(tuner: str, trials: int | None, seed: int, epochs: int) -> Lasting:
+    """An oracle of `TUNERS`.
+
+    Args:
+        trials: at most so many; None for no limit.
+        epochs: of the longest trial; for hyperband.
+    """
+    size = {"max_epochs": epochs} if tuner == "hyperband" else {"max_trials": trials}
+    return TUNERS[tuner](
+        objective=keras_tuner.Objective(SCORE, "max"),
+        # keras-tuner takes 0 for none, and then draws one.
+        seed=seed + 1,
+        # It compares with ==; failed trials do not end a sweep.
+        max_consecutive_failed_trials=None,
+        **size,
+    )

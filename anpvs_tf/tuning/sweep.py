@@ -1,0 +1,299 @@
+"""A sweep: its directory, its definition, the settings and the run of each trial.
+
+SWEEP/sweep.json          what is swept; the trials, the front, the chosen trial
+SWEEP/trial-0000/ …       the run directory of each trial
+SWEEP/base-…/             runs that trials start from, each trained once
+SWEEP/tuner/              what keras-tuner knows
+SWEEP/workers/            held by the workers that live
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from anpvs_tf import datasets, interruption, loop, runs, settings, tensorboard, warm_start
+from anpvs_tf.errors import Interrupted, InUse, UsageError, one_line
+from anpvs_tf.methods import METHODS
+from anpvs_tf.runs import RunDirectory
+from anpvs_tf.settings import Settings
+from anpvs_tf.tuning import objectives, oracles, space
+from anpvs_tf.tuning.objectives import Objective
+from anpvs_tf.tuning.space import Space
+
+TRIALS = 20
+# Settings that count epochs of the whole run; a shorter trial has its share of them.
+_EPOCHS = ("kl_warmup_epochs", "kl_ramp_epochs", "epsilon_warmup_epochs", "admm_epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What makes a sweep: the user's words, which `Sweep` reads.
+
+    Attributes:
+        settings: {setting: text of its flag}.
+        recipe: of `settings.RECIPES`.
+        tuner: of `oracles.TUNERS`.
+        objective: as `objectives.parse` takes it.
+        trials: at most so many; None for as many as the tuner makes.
+        search_seed: of the search; that of training is a setting.
+    """
+
+    settings: dict[str, str]
+    recipe: str = "published"
+    tuner: str = "random"
+    objective: str = "robust"
+    trials: int | None = None
+    search_seed: int = 0
+
+
+class Sweep:
+    """A sweep in a directory. Creating the object touches nothing on disk.
+
+    Args:
+        path: the sweep's directory.
+        definition: what is swept.
+        data_dir, download: as in `datasets.load`.
+        execution: how each trial is trained.
+        command: the command line, kept in each run's config.json.
+
+    Raises:
+        UsageError: the definition cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        definition: Definition,
+        data_dir: str | None = None,
+        download: bool = True,
+        execution: loop.Execution | None = None,
+        command: list[str] = (),
+    ):
+        self.path = pathlib.Path(path)
+        self.definition = definition
+        self.data_dir = data_dir
+        self.download = download
+        self.execution = execution or loop.Execution()
+        self.command = list(command)
+        self.objective: Objective = objectives.parse(definition.objective)
+        self.space: Space = space.parse(definition.settings)
+        # Workers may have other processors; their trials must not differ.
+        if self.space.constants.get("precision", "auto") == "auto" and (
+            "precision" not in self.space.swept
+        ):
+            self.space.constants["precision"] = settings.fast_precision()
+        corners = [self._resolved(values) for values in self.space.corners()]
+        self.longest = max(one.epochs for one in corners)
+        objectives.check_recorded(self.objective, {one.method for one in corners})
+        self._check_tuner()
+
+    def _check_tuner(self) -> None:
+        tuner, trials = self.definition.tuner, self.definition.trials
+        if tuner not in oracles.TUNERS:
+            raise UsageError(
+                f"unknown --tuner={tuner!r}; choose one of {', '.join(oracles.TUNERS)}"
+            )
+        if trials is not None and trials < 1:
+            raise UsageError(f"--trials must be at least 1; got {trials}")
+        if tuner == "hyperband":
+            if trials is not None:
+                raise UsageError("--trials is not used by --tuner=hyperband: --epochs decides it")
+            if "epochs" in self.space.swept:
+                raise UsageError("--tuner=hyperband varies --epochs itself; give it one value")
+        for name, swept in self.space.swept.items():
+            if tuner == "grid" and isinstance(swept, space.Range):
+                raise UsageError(
+                    f"--tuner=grid needs steps or choices for --{name}, as in "
+                    f"{self.definition.settings[name]}:5"
+                )
+
+    @property
+    def state_path(self) -> pathlib.Path:
+        return self.path / "sweep.json"
+
+    @property
+    def trials(self) -> int | None:
+        """At most so many trials; None if the tuner decides."""
+        if self.definition.tuner in ("hyperband", "grid"):
+            return self.definition.trials
+        return self.definition.trials or TRIALS
+
+    def held(self) -> dict[str, Any]:
+        """What sweep.json says."""
+        return read_state(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all trials are done that this definition asks for."""
+        held = self.held()
+        return bool(held.get("finished")) and held["sweep"]["trials"] == self.definition.trials
+
+    # ---- Trials ----
+
+    def run_of(self, trial_id: str) -> RunDirectory:
+        return RunDirectory(self.path / f"trial-{int(trial_id):04d}")
+
+    def settings_of(self, sampled: dict[str, Any]) -> Settings:
+        """The settings of a trial.
+
+        Args:
+            sampled: keras-tuner's values, those of hyperband among them.
+
+        Raises:
+            UsageError: settings that do not go together.
+        """
+        whole = self._resolved(self.space.values(sampled))
+        epochs = sampled.get("tuner/epochs", whole.epochs)
+        return shortened(whole, epochs)
+
+    def _resolved(self, values: dict[str, Any]) -> Settings:
+        return settings.resolve(values, self.definition.recipe, self.data_dir)
+
+    def train(self, chosen: Settings, run: RunDirectory) -> None:
+        """Trains a trial and what it starts from, or continues, or finds it done.
+
+        Another process that trains the same is waited for.
+
+        Raises:
+            UsageError, TrainingError, Interrupted: as `loop.train`.
+        """
+        chosen = run.settings() if run.config_path.exists() else self._with_base(chosen)
+        self._train(chosen, run)
+
+    def _with_base(self, chosen: Settings) -> Settings:
+        """With the run that it starts from, trained once for all trials that need it."""
+        if chosen.base_run is not None or METHODS[chosen.method].base is None:
+            return chosen
+        wanted = self._with_base(warm_start.base_settings(chosen))
+        text = json.dumps(dataclasses.asdict(wanted), sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        base = RunDirectory(self.path / f"base-{wanted.method}-{key}")
+        if not base.finished:
+            print(f"Warm start: the {wanted.method} network in {base.path}")
+            self._train(wanted, base)
+        return dataclasses.replace(chosen, base_run=str(base.path))
+
+    def _train(self, chosen: Settings, run: RunDirectory) -> None:
+        while True:
+            try:
+                loop.train(
+                    chosen,
+                    run,
+                    self.data_dir,
+                    self.download,
+                    self.command,
+                    execution=self.execution,
+                )
+                return
+            except InUse:
+                print(f"Another process trains {run.path}; waiting for it")
+            except UsageError:
+                if not run.in_use():
+                    raise
+            wait_until(lambda: not run.in_use())
+
+    # ---- The directory ----
+
+    def check(self) -> None:
+        """Raises UsageError unless the sweep can begin or go on in its directory."""
+        chosen = self._resolved(self.space.corners()[0])
+        if "dataset" not in self.space.swept:  # What cannot be had would fail every trial.
+            datasets.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
+        RunDirectory(self.path).check_place()
+        if not self.state_path.exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise UsageError(
+                    f"{self.path} is not empty and holds no sweep; choose another --run_dir"
+                )
+            return
+        before = read_definition(self.path)
+        for field in dataclasses.fields(Definition):
+            old, new = getattr(before, field.name), getattr(self.definition, field.name)
+            if field.name != "trials" and old != new:
+                raise UsageError(
+                    f"{self.path} holds a sweep of other {field.name}: {_shown(old)}, now "
+                    f"{_shown(new)}; give --run_dir alone to go on, or choose another --run_dir"
+                )
+
+    def begin(self) -> None:
+        """Writes sweep.json, and what TensorBoard says of the sweep."""
+        new = not self.state_path.exists()
+        self.write(self.held() | {"finished": False})
+        if new:
+            tensorboard.write_experiment(self.path / "tensorboard", list(self.space.swept))
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replaces sweep.json, which keeps the definition."""
+        state = {"sweep": dataclasses.asdict(self.definition)} | {
+            name: value for name, value in state.items() if name != "sweep"
+        }
+        runs.write_atomically(self.state_path, json.dumps(state, indent=2) + "\n")
+
+
+def shortened(whole: Settings, epochs: int) -> Settings:
+    """The same recipe in fewer epochs: what counts epochs shrinks in proportion.
+
+    Warm starts stay as they are.
+    """
+    if epochs == whole.epochs:
+        return whole
+    share = epochs / whole.epochs
+    parts = {name: round(getattr(whole, name) * share) for name in _EPOCHS}
+    if METHODS[whole.method].weight_pruning:
+        parts["admm_epochs"] = max(parts["admm_epochs"], 1)
+    return settings.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
+
+
+def read_state(path: pathlib.Path) -> dict[str, Any]:
+    """What a sweep.json says; nothing if there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    file = pathlib.Path(path) / "sweep.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {one_line(error)}") from error
+
+
+def read_definition(path: str | os.PathLike) -> Definition | None:
+    """The definition of the sweep in a directory; None if there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    state = read_state(pathlib.Path(path))
+    if not state:
+        return None
+    try:
+        return Definition(**state["sweep"])
+    except (LookupError, TypeError) as error:
+        raise UsageError(f"{path}/sweep.json is no sweep of this version") from error
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = float("inf")) -> bool:
+    """Waits for a condition, at most so long; returns whether it came.
+
+    Raises:
+        Interrupted: a signal asked for the end.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if interruption.asked():
+            raise Interrupted(interruption.asked(), "the same command goes on")
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"--{name}={text}" for name, text in value.items())
+    return str(value)

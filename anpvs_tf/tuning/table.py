@@ -1,0 +1,150 @@
+"""What a sweep found: its trials, the Pareto front, the trial to export."""
+
+import json
+import pathlib
+import shlex
+from typing import Any
+
+from anpvs_tf import records
+from anpvs_tf.runs import RunDirectory
+from anpvs_tf.tuning import objectives
+from anpvs_tf.tuning.sweep import Sweep
+
+# Directory of keras-tuner's files in that of the sweep.
+TUNER = "tuner"
+# What the front is of, and whether more is better.
+FRONT = {"clean": True, "robust": True, "sparsity": True, "latency": False}
+_STATES = {"COMPLETED": "done", "FAILED": "failed", "INVALID": "failed", "RUNNING": "unfinished"}
+
+
+def reason_path(path: pathlib.Path, trial_id: str) -> pathlib.Path:
+    """Where a worker says why a trial failed: keras-tuner does not tell the chief."""
+    return path / TUNER / f"trial_{trial_id}" / "failure.txt"
+
+
+def values(sweep: Sweep, drawn: dict[str, Any]) -> dict[str, Any]:
+    """The swept settings of a trial, and the epochs that hyperband gave it."""
+    found = {name: one.value(drawn[name]) for name, one in sweep.space.swept.items()}
+    return found | ({"epochs": drawn["tuner/epochs"]} if "tuner/epochs" in drawn else {})
+
+
+def values_text(sweep: Sweep, drawn: dict[str, Any]) -> str:
+    """The swept settings of a trial as flags."""
+    return " ".join(f"--{name}={_short(value)}" for name, value in values(sweep, drawn).items())
+
+
+def trials(sweep: Sweep) -> list[dict[str, Any]]:
+    """A row a trial, by number, from the sweep's files.
+
+    Each has name, values, state ("done", "failed" or "unfinished"), and reason if it failed.
+    One that is done has clean, robust, sparsity, vulnerability (on validation), latency
+    (seconds for one image, the compact network, on the machine that trained it), score,
+    feasible, and front: whether no other trial is as good in all of `FRONT` and better in one.
+    """
+    rows = []
+    for file in sorted((sweep.path / TUNER).glob("trial_*/trial.json")):
+        held = json.loads(file.read_text())
+        run = sweep.run_of(held["trial_id"])
+        row = {
+            "name": run.path.name,
+            "values": values(sweep, held["hyperparameters"]["values"]),
+            "state": _STATES[held["status"]],
+        }
+        if row["state"] == "failed":
+            reason = reason_path(sweep.path, held["trial_id"])
+            row["reason"] = reason.read_text().strip() if reason.exists() else "unknown"
+        elif row["state"] == "done":
+            row |= _figures(run)
+            row["score"] = sweep.objective.score(row)
+            row["feasible"] = sweep.objective.feasible(row)
+        rows.append(row)
+    rows.sort(key=lambda row: row["name"])
+    done = [row for row in rows if row["state"] == "done"]
+    for row, best in zip(done, front([_merits(row) for row in done]), strict=True):
+        row["front"] = best
+    return rows
+
+
+def _figures(run: RunDirectory) -> dict[str, float]:
+    trained = next(record for record in run.results() if records.of_training(record))
+    compact = trained["efficiency"]["measured"]["compact"]
+    return objectives.validation_figures(run) | {"latency": compact["latency"]["1"]}
+
+
+def _merits(row: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(row[name] if more else -row[name] for name, more in FRONT.items())
+
+
+def front(points: list[tuple[float, ...]]) -> list[bool]:
+    """For each point, whether no other equals or exceeds it everywhere and exceeds it somewhere."""
+
+    def beaten(point):
+        return any(
+            other != point and all(o >= p for o, p in zip(other, point, strict=True))
+            for other in points
+        )
+
+    return [not beaten(point) for point in points]
+
+
+def chosen(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The trial with the best score; None if none is done."""
+    done = [row for row in rows if row["state"] == "done"]
+    return max(done, key=lambda row: row["score"], default=None)
+
+
+def write(sweep: Sweep, finished: bool = False) -> None:
+    """Replaces sweep.json by what the sweep's files say now."""
+    rows = trials(sweep)
+    best = chosen(rows)
+    sweep.write(
+        {
+            "finished": finished,
+            "trials": rows,
+            "front": [row["name"] for row in rows if row.get("front")],
+            "chosen": best and best["name"],
+        }
+    )
+
+
+def text(sweep: Sweep) -> str:
+    """The lines that end a sweep: trials, front, what to do with the chosen one."""
+    rows = trials(sweep)
+    if not rows:
+        return f"{sweep.path} holds no trial yet"
+    names = list(rows[0]["values"])
+    head = ["trial", *names, "clean", "robust", "sparsity", "ms", "score", "front", "state"]
+    lines = [head]
+    for row in rows:
+        line = [row["name"], *(_short(row["values"][name]) for name in names)]
+        if row["state"] == "done":
+            line += [f"{row[name]:.1%}" for name in ("clean", "robust", "sparsity")]
+            line += [f"{1e3 * row['latency']:.2f}", f"{row['score']:.4f}"]
+            line += ["*" if row["front"] else "", "done"]
+        else:
+            line += [""] * 6 + [": ".join(filter(None, [row["state"], row.get("reason")]))]
+        lines.append(line)
+    widths = [max(map(len, column)) for column in list(zip(*lines, strict=True))[:-1]]
+    shown = [
+        "  ".join([*(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=False)), line[-1]])
+        for line in lines
+    ]
+    shown += [
+        "clean, robust, sparsity: on the validation split; ms: one image, compact network; "
+        f"score: {sweep.definition.objective}; front *: no other trial is as good in all four"
+    ]
+    best = chosen(rows)
+    if best is None:
+        return "\n".join([*shown, "No trial is done"])
+    kept = "" if best["feasible"] else f" (no trial keeps {sweep.definition.objective}; nearest)"
+    path = sweep.path / best["name"]
+    export = ["python", "bin/export.py", f"--run_dir={path}", f"--export_base=exports/{path.name}"]
+    return "\n".join(
+        [*shown, f"Best score: {best['name']}{kept}; to export it:", shlex.join(export)]
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
