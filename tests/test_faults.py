@@ -78,10 +78,10 @@ def test_no_checkpoint_that_can_be_read(made, tmp_path):
     run = RunDirectory(tmp_path / "run")
     for path in run.checkpoints.glob("*.data*"):
         corruption.flip(path)
-    with pytest.raises(UsageError, match="damaged.*damaged.*no other is left: start anew"):
+    with pytest.raises(UsageError, match=r"damaged.*damaged.*no other is left: start anew"):
         loop.train(run.settings(), run)
     shutil.rmtree(run.checkpoints)
-    with pytest.raises(UsageError, match="the checkpoints of .* are gone"):
+    with pytest.raises(UsageError, match=r"the checkpoints of .* are gone"):
         loop.train(run.settings(), run)
 
 
