@@ -176,12 +176,15 @@ def local() -> Devices:
     return Devices(tf.distribute.get_strategy())
 
 
-def choose(name: str = "auto", logical_cpus: int | None = None) -> Devices:
+def choose(
+    name: str = "auto", logical_cpus: int | None = None, deterministic: bool = False
+) -> Devices:
     """Sets the devices up. Call it before anything else touches TensorFlow.
 
     Args:
         name: of `STRATEGIES`. "auto" is "multi_worker" if `TF_CONFIG` is set, else
             "mirrored" with several GPUs or logical CPUs, else "default".
+        deterministic: only kernels that give the same bits every time.
         logical_cpus: cut the CPU into this many devices, to try strategies without GPUs.
 
     Raises:
@@ -195,6 +198,8 @@ def choose(name: str = "auto", logical_cpus: int | None = None) -> Devices:
         (cpu, *_) = tf.config.list_physical_devices("CPU")
         parts = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
         tf.config.set_logical_device_configuration(cpu, parts)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     gpus = len(tf.config.list_physical_devices("GPU"))
     if name == "auto":
         name = "mirrored" if max(gpus, logical_cpus or 1) > 1 else "default"

@@ -50,6 +50,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer(
         "logical_cpus", None, "cut the CPU into this many devices, to try strategies without GPUs"
     )
+    flags.DEFINE_bool(
+        "deterministic", False, "the same bits in every run on a GPU too, with slower kernels"
+    )
     flags.DEFINE_float(
         "checkpoint_minutes",
         15.0,
@@ -87,7 +90,7 @@ def main() -> None:
         print(settings.describe_methods(values.dataset or "digits", values.recipe))
         return
     # First: TensorFlow fixes its devices when they are first used.
-    used = devices.choose(values.strategy, values.logical_cpus)
+    used = devices.choose(values.strategy, values.logical_cpus, values.deterministic)
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
