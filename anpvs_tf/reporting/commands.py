@@ -1,5 +1,6 @@
 """The command lines that make a run's figures again."""
 
+import math
 import pathlib
 import shlex
 from typing import Any
@@ -42,14 +43,18 @@ def evaluation(run: Run, record: dict[str, Any]) -> str:
     attack, threat = record["attack"], record["threat_model"]
     parts = attack["of"] if attack["name"] == records.WORST_CASE else [attack]
     flags = {"run_dir": run.path, "attack": ",".join(dict.fromkeys(p["name"] for p in parts))}
-    flags["epsilons"] = f"{threat['epsilon']:g}"
+    flags["epsilons"] = str(threat["epsilon"])
     if threat["norm"] != "linf":
         flags["norm"] = threat["norm"]
     for name, (flag, usual) in _FLAGS.items():
         values = {part[name] for part in parts if name in part}
         # Attacks of one command that differ took their defaults.
         if len(values) == 1 and usual not in values:
-            flags[flag] = _plain(values.pop())
+            flags[flag] = str(values.pop())
+    if "attack_steps" in flags and "step_size" in flags:
+        usual = 2.5 * threat["epsilon"] / int(flags["attack_steps"])
+        if math.isclose(float(flags["step_size"]), usual):
+            del flags["step_size"]
     if record["examples"] != run.trained["examples"] or run.settings.eval_examples:
         flags["examples"] = record["examples"]
     if record.get("attack_seed"):
@@ -58,7 +63,3 @@ def evaluation(run: Run, record: dict[str, Any]) -> str:
     named = [f"--{name}={value}" for name, value in flags.items()]
     named += [f"--source_run={source}" for source in sources]
     return shell(["bin/evaluate.py", *named, "--check_examples=0"])
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ from matplotlib import colormaps, colors
 from matplotlib.lines import Line2D
 
 from anpvs_tf.reporting import commands, measurements, published
-from anpvs_tf.reporting.reading import Group, Run, runs_of
+from anpvs_tf.reporting.reading import Group, Run, most_robust, runs_of
 from anpvs_tf.reporting.style import (
     DASHES,
     Picture,
@@ -30,6 +30,7 @@ _WATCHED = {
     "sparsity": "sparsity",
 }
 _OTHER = ("epoch", "step", "loss", "train_accuracy", "seconds", "images_per_second")
+_MOST_PANELS = 6
 _TERMS = {
     "ce_clean": "cross-entropy, clean images",
     "ce_adversarial": "cross-entropy, attacked images",
@@ -100,7 +101,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
                 if keys[title] in known and "sparsity" in known:
                     paper = True
                     place = known["sparsity"] / 100, known[keys[title]] / 100
-                    axis.plot(*place, "+", color=stroke.of(theme), markersize=11, mew=2)
+                    axis.plot(*place, "*", color=stroke.of(theme), markersize=12)
             line = front(points)
             if len(line) > 1:
                 axis.plot(*zip(*line, strict=True), color=theme.text, lw=1, alpha=0.6, zorder=2)
@@ -112,7 +113,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
         shown = handles(groups, strokes, theme, line=False)
         shown.append(Line2D([], [], color=theme.text, lw=1, alpha=0.6, label="Pareto front"))
         if paper:
-            shown.append(marker(theme.text, "+", "published"))
+            shown.append(marker(theme.text, "*", "published"))
         if any(m and m.unreliable for m in map(measurements.white_box, runs_of(groups))):
             shown.append(marker(theme.text, "o", "unreliable", hollow=True))
         legend(figure, shown)
@@ -191,6 +192,7 @@ def _over_epochs(groups: list[Group], strokes: Strokes, titles: dict[str, str], 
             ]
             curve(axis, strokes[group], theme, [c for c in curves if c], markers=False)
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if name.endswith("accuracy") or name == "sparsity":
             percent(axis.yaxis)
     legend(figure, handles(groups, strokes, theme, marker=False))
@@ -206,7 +208,8 @@ def active_features(groups: list[Group]) -> Picture | None:
     ]  # fmt: skip
     if not chosen:
         return None
-    chosen = _one_a_method(chosen)
+    several = len(chosen) > _MOST_PANELS
+    chosen = most_robust(chosen) if several else chosen
 
     def draw(theme: Theme):
         names = list(dict.fromkeys(n for group in chosen for n in _layers(group.runs[0])))
@@ -222,6 +225,7 @@ def active_features(groups: list[Group]) -> Picture | None:
                 curve(axis, _LayerStroke(i, len(names)), theme, curves, markers=False)
             axis.set(xlabel="epoch", ylabel="active features", ylim=(0, 1.03))
             axis.set_title(textwrap.fill(group.label, 34))
+            axis.xaxis.get_major_locator().set_params(integer=True)
             percent(axis.yaxis)
         entries = [
             Line2D(
@@ -240,7 +244,8 @@ def active_features(groups: list[Group]) -> Picture | None:
         "active_features",
         "What is pruned where, epoch by epoch",
         "The share of each layer's features whose gate is open, from the input's layers to the "
-        "output's. Line: mean over seeds; band: their standard deviation.",
+        "output's. Line: mean over seeds; band: their standard deviation."
+        + (" Of each method its most robust setting." if several else ""),
         "Curves over the epochs of the share of active features by layer; at the end "
         + "; ".join(
             f"{group.label}: "
@@ -259,6 +264,7 @@ class _LayerStroke:
     index: int
     count: int
     marker: str = ""
+    width: float = 1.6
 
     def of(self, theme: Theme) -> str:
         if self.count <= 5:
@@ -274,13 +280,6 @@ class _LayerStroke:
 
 def _layers(run: Run) -> dict[str, list[int]]:
     return run.trained.get("active_features") or {}
-
-
-def _one_a_method(groups: list[Group]) -> list[Group]:
-    """The groups, or with many of them the first of each method."""
-    if len(groups) <= 6:
-        return groups
-    return list({group.method: group for group in reversed(groups)}.values())[::-1]
 
 
 # ---- Parts ----

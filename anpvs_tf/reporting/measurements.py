@@ -51,8 +51,14 @@ class Attack:
 def attack_of(record: dict[str, Any]) -> Attack:
     """The attack of a record; the sources of transferred examples do not tell attacks apart."""
     held = {k: v for k, v in record["attack"].items() if (k, v) != ("draws", 1) and k != "sources"}
+    held = {name: held[name] for name in sorted(held, key=_place)}
     threat = record["threat_model"]
     return Attack(threat["norm"], threat["epsilon"], json.dumps(held))
+
+
+def _place(name: str) -> tuple[int, str]:
+    first = ("name", "steps", "step_size", "restarts")
+    return (first.index(name) if name in first else len(first)), name
 
 
 def attack_text(attack: Attack, varied: str = "") -> str:

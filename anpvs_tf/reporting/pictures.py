@@ -1,7 +1,6 @@
 """Figures of the networks themselves: what moves, where, and how steep the loss is."""
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -127,7 +126,8 @@ def surfaces(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
     """Figure 5: the loss around the images, as surfaces and as contours."""
 
     def draw(theme: Theme) -> Figure:
-        figure = _canvas(3.1 * len(probes) + 0.8, 5.9, 6.0)
+        wide = 3.1 if len(probes) <= 4 else 2.6
+        figure = _canvas(wide * len(probes) + 0.8, 1.9 * wide, 6.0)
         grid = figure.add_gridspec(2, len(probes), height_ratios=(1.25, 1))
         top = max(float(probe.surface.max()) for probe in probes)
         # Evenly spaced in the square root: low losses are where robust networks differ.
@@ -198,9 +198,11 @@ def examples(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
     names = _class_names(probes)
     count = len(probes[0].labels)
 
+    short = max(map(len, names)) <= 3
+
     def draw(theme: Theme) -> Figure:
         down = 1 + 2 * len(probes)
-        figure = _canvas(1.45 * count + 0.6, 1.5 * down + 0.5, 6.0)
+        figure = _canvas(1.45 * count + 0.6, (1.5 if short else 1.6) * down + 0.5, 6.0)
         axes = figure.subplots(down, count, squeeze=False)
         for i in range(count):
             _show(axes[0][i], probes[0].images[i])
@@ -211,13 +213,12 @@ def examples(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
             epsilon = probe.run.settings.epsilon
             for i in range(count):
                 _show(pictures[i], probe.adversarial[i])
-                change = (probe.adversarial[i] - probe.images[i]) / epsilon / 2 + 0.5
-                _show(changes[i], change)
+                _show(changes[i], (probe.adversarial[i] - probe.images[i]) / epsilon / 2 + 0.5)
                 before, after = names[probe.before[i]], names[probe.after[i]]
                 fooled = probe.after[i] != probe.labels[i]
-                text = f"{before} → {after}, {100 * probe.confidence_after[i]:.0f} %"
                 pictures[i].set_title(
-                    f"{'✗' if fooled else '✓'} {text}",
+                    f"{'✗' if fooled else '✓'} {before} →{' ' if short else chr(10)}{after}, "
+                    f"{100 * probe.confidence_after[i]:.0f} %",
                     size=7.5,
                     color=theme.wrong if fooled else theme.right,
                     weight="bold" if fooled else "normal",
@@ -270,7 +271,8 @@ def _class_names(probes: list[Probe]) -> list[str]:
 
 def _show(axis, image: np.ndarray) -> None:
     grey = image.shape[-1] == 1
-    axis.imshow(image[..., 0] if grey else image, cmap=colormaps["gray"], vmin=0, vmax=1)
+    image = np.clip(image, 0.0, 1.0)  # Rounding may leave the range by a little.
+    axis.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=1)
     _bare(axis)
 
 

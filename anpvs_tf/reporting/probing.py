@@ -10,8 +10,6 @@ from anpvs_tf import datasets, losses, noise, subjects
 from anpvs_tf.attacks import norms, objectives, pgd
 from anpvs_tf.reporting.reading import Group, Run
 
-# Networks side by side in one figure.
-MOST_NETWORKS = 6
 PICTURED = 6
 SURFACE_IMAGES = 10
 SURFACE_POINTS = 21
@@ -60,23 +58,6 @@ class Probe:
     def vulnerability(self) -> float:
         """Eq. 2, `mean` reduction."""
         return float(np.mean([values.mean() for values in self.moved.values()]))
-
-
-def chosen(groups: list[Group]) -> list[Group]:
-    """The groups whose networks are looked at: the most robust one of each method.
-
-    Of a group, it is the network of the lowest seed.
-    """
-
-    def robust(group):
-        found = [run.trained["robust_accuracy"] for run in group.runs]
-        return float(np.mean([value or 0.0 for value in found]))
-
-    best: dict[str, Group] = {}
-    for group in groups:
-        if group.method not in best or robust(group) > robust(best[group.method]):
-            best[group.method] = group
-    return list(best.values())[:MOST_NETWORKS]
 
 
 def probe(

@@ -136,6 +136,17 @@ def groups(runs: list[Run]) -> list[Group]:
     return made
 
 
+def most_robust(groups: list[Group]) -> list[Group]:
+    """Of each method, the group with the highest accuracy under the attack that ended training."""
+    best: dict[str, tuple[float, Group]] = {}
+    for group in groups:
+        found = [run.trained["robust_accuracy"] or 0.0 for run in group.runs]
+        mean = sum(found) / len(found)
+        if group.method not in best or mean > best[group.method][0]:
+            best[group.method] = mean, group
+    return [group for _, group in best.values()]
+
+
 def runs_of(groups: list[Group]) -> list[Run]:
     """The runs of all groups."""
     return [run for group in groups for run in group.runs]

@@ -29,6 +29,8 @@ from anpvs_tf.reporting.reading import Group
 # What marks a directory as a report, and says which of its files are the report's own.
 MANIFEST = "report.json"
 PAGE = "report.html"
+# Side by side in a figure.
+MOST_NETWORKS = 6
 
 
 def write(
@@ -70,7 +72,7 @@ def write(
     if examples:
         split = datasets.load(runs[0].settings.dataset, data_dir, download).test
         probes = []
-        for group in probing.chosen(groups):
+        for group in reading.most_robust(groups)[:MOST_NETWORKS]:
             progress = Progress(f"network of {group.runs[0].path}: image", 0)
             try:
                 probes.append(probing.probe(group, split, examples, _counting(progress)))
@@ -78,10 +80,11 @@ def write(
                 absent.append(f"Figures of the network of {group.label}: {error}")
             progress.done()
         drawn += pictures.build(probes, shown_command)
-        if len({group.method for group in groups}) > probing.MOST_NETWORKS:
+        if others := reading.most_robust(groups)[MOST_NETWORKS:]:
+            names = ", ".join(group.method for group in others)
             absent.append(
-                f"Figures of the networks of more than {probing.MOST_NETWORKS} methods: report on "
-                "fewer runs to see the others."
+                f"Figures of the networks of {names}: {MOST_NETWORKS} stand side by side; report "
+                "on fewer runs to see others"
             )
 
     with _beside(out) as directory:
