@@ -136,13 +136,15 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
     return found + sorted(set(b) - set(a))
 
 
-def test(directory: pathlib.Path, kills: int, number: int, seed: int, **changes) -> list[str]:
+def test(
+    directory: pathlib.Path, kills: int, number: int, seed: int, flags: dict = FLAGS
+) -> list[str]:
     """Does it; returns a line a kill.
 
     Raises:
         AssertionError: an end is not the same.
     """
-    flags, rng = FLAGS | changes, random.Random(seed)
+    rng = random.Random(seed)
     whole, killed = directory / "whole/run", directory / "killed/run"
     finish(whole, flags)
     lines = []
@@ -171,7 +173,8 @@ def main() -> None:
     number = signal.Signals[f"SIG{given.signal}"]
     with tempfile.TemporaryDirectory() as directory:
         home = pathlib.Path(directory)
-        lines = test(home, given.kills, number, given.seed, epochs=given.epochs)
+        flags = FLAGS | {"epochs": given.epochs}
+        lines = test(home, given.kills, number, given.seed, flags)
     for mode in MODES:
         print(f"{sum(line.startswith(mode) for line in lines)} kills: {mode}")
     print("every file is the same as without kills")
