@@ -27,7 +27,7 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         # Imported by tensorflow-datasets when it prepares a dataset, but not declared by it.
         "importlib_resources",
-        "keras-tuner>=1.4.7,<2",
+        "keras-tuner>=1.4.7,<1.5",
         "absl-py>=2.1",
         "numpy>=1.26",
         # TensorFlow no longer brings it; tf.summary needs it.

@@ -140,10 +140,15 @@ class RunDirectory:
                     f"{', '.join(different)}; choose another --run_dir, or --overwrite "
                     "to start anew"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not self._empty():
             raise UsageError(
                 f"run directory {self.path} is not empty and holds no run; choose another --run_dir"
             )
+
+    def _empty(self) -> bool:
+        """Whether there is nothing but what a process leaves that dies in `begin`."""
+        found = [path for path in self.path.iterdir() if not path.match("config.json*.tmp")]
+        return found in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
 
     def clear(self) -> None:
         """Deletes the run, and nothing else that may lie in its directory."""

@@ -16,6 +16,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from anpvs_tf.runs import write_atomically
 
 SCORE = "score"
+_TRIAL = "trial.json"
 
 
 class Lasting:
@@ -31,16 +32,18 @@ class Lasting:
         write_atomically(pathlib.Path(self._get_oracle_fname()), json.dumps(self.get_state()))
 
     def _save_trial(self, trial: Trial) -> None:
-        path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
+        path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / _TRIAL
         write_atomically(path, json.dumps(trial.get_state()))
 
     def reload(self) -> None:
         super().reload()
-        # The file of a trial is written first. So it says whether a trial has to go on.
-        running = [t for t in self.trials.values() if t.status == TrialStatus.RUNNING]
-        self._retry_queue = sorted((t.trial_id for t in running), reverse=True)
-        for trial in running:
-            self._record_values(trial)  # Or they would be drawn again.
+        # A trial's file is written first: one that the state does not know was not handed out.
+        for trial_id in set(self.trials) - set(self.start_order):
+            (pathlib.Path(self._get_trial_dir(trial_id)) / _TRIAL).unlink()
+            del self.trials[trial_id]
+        # And it says first that a trial is done.
+        running = (t.trial_id for t in self.trials.values() if t.status == TrialStatus.RUNNING)
+        self._retry_queue = sorted(running, reverse=True)
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Trial:

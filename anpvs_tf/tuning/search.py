@@ -22,6 +22,7 @@ import keras_tuner
 import tensorflow as tf
 from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial, TrialStatus
+from keras_tuner.src import config
 
 from anpvs_tf.errors import Interrupted, InUse, TrainingError, UsageError, one_line
 from anpvs_tf.runs import RunDirectory, write_atomically
@@ -29,6 +30,8 @@ from anpvs_tf.settings import Settings
 from anpvs_tf.tuning import objectives, oracles, table
 from anpvs_tf.tuning.sweep import Sweep, wait_until
 
+# Or it prints the traceback of each failed trial; the trial's file has it.
+config.DEBUG = False
 # How long a worker looks for its chief, which may have to start first.
 CHIEF_SECONDS = 300.0
 _VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
