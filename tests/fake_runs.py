@@ -77,8 +77,8 @@ def make(
     rows = []
     for epoch in range(1, resolved.epochs + 1):
         row = {name: value * (0.5 + epoch / 2 / resolved.epochs) for name, value in first.items()}
-        rows.append(row | {"epoch": epoch, "step": 40 * epoch, "seconds": 1.0})
-    run.write_metrics(rows)
+        rows.append(row | {"epoch": epoch, "step": 40 * epoch})
+    run.write_metrics(rows, [{"epoch": row["epoch"], "seconds": 1.0} for row in rows])
     run.write_results([record])
     return run
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from anpvs_tf import subjects
 from anpvs_tf.datasets import Split
 from anpvs_tf.reporting import curves, probing, reading, style
+from anpvs_tf.sources import SOURCES
 
 EPSILON = 0.1
 # Two pixels; three latent features, the last of which never moves; two classes.
@@ -31,7 +32,8 @@ def found(tmp_path_factory):
     runs, _ = reading.collect([str(path)])
     images = np.array([[100, 30], [60, 120], [130, 140], [90, 90]], np.uint8).reshape(4, 1, 2, 1)
     split = Split(images, np.array([0, 1, 0, 1]))
-    subject = subjects.Subject("s", "digits", "", lambda images: outputs(images)["logits"], outputs)
+    source = SOURCES["digits"]
+    subject = subjects.Subject("s", source, "", lambda x: outputs(x)["logits"], outputs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probing.subjects, "of_run", lambda run: subject)
         seen = []
@@ -171,11 +173,8 @@ def test_colours_are_told_apart_and_stand_out(theme, sight):
     assert all(contrast(color) > 4.5 for color in (theme.text, theme.right, theme.wrong))
 
 
-def test_no_two_of_many_groups_look_alike(tmp_path):
-    for i in range(8):
-        fake_runs.make(tmp_path / str(i), "anpvs", beta=1.0 + i)
-    runs, _ = reading.collect([str(tmp_path)])
-    groups = reading.groups(runs)
+def test_no_two_of_many_groups_look_alike():
+    groups = [reading.Group(str(i), ()) for i in range(style.MOST_STYLED_GROUPS)]
     strokes = style.Strokes(groups)
     drawn = [dataclasses.astuple(strokes[group]) for group in groups]
     assert len(set(map(str, drawn))) == 8

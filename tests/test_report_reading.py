@@ -5,7 +5,7 @@ import json
 import fake_runs
 import pytest
 
-from anpvs_tf import methods
+from anpvs_tf import methods, settings
 from anpvs_tf.errors import UsageError
 from anpvs_tf.reporting import published, reading
 
@@ -25,7 +25,7 @@ def test_a_directory_of_runs_stands_for_its_finished_runs(tmp_path):
     assert [run.directory.path.name for run in runs] == ["a", "b", "alone"]
     assert {one.path.rsplit("/")[-1]: one.reason.split(":")[0] for one in skipped} == {
         "c": "not finished",
-        "d": "its files are damaged",
+        "d": "its files cannot be used",
     }
     assert runs[0].command[0] == "bin/train.py"
     assert [row["epoch"] for row in runs[0].metrics] == [1, 2, 3]
@@ -117,13 +117,13 @@ def test_published_figures(dataset, method, expected):
     assert {key: found[key] for key in expected} == expected
 
 
-def test_published_figures_stand_beside_the_same_setting_only(tmp_path):
-    def known(**settings):
-        path = tmp_path / str(len(list(tmp_path.iterdir())))
-        return published.figures(fake_runs.make(path, "at", **settings).settings())
+def test_published_figures_stand_beside_the_same_setting_only():
+    def known(**chosen):
+        return published.figures(settings.resolve({"method": "at", **chosen}))
 
     assert known(dataset="cifar10")["white_accuracy"] == 49.85
     assert known(dataset="cifar10", network="resnet18") == {}
     assert known(dataset="mnist", epsilon=0.2) == {}
+    assert known(dataset="mnist", norm="l2", epsilon=0.3) == {}
     assert known(dataset="digits") == {}
     assert "sparsity" not in published.PUBLISHED["mnist", "anp"]

@@ -203,15 +203,17 @@ def resolve():
     }
     program.flags = types.SimpleNamespace(FLAGS=values, **define)
     program._define_flags()
-    subject = types.SimpleNamespace(dataset="digits", classes=10, outputs=True, name="name")
 
-    def resolve(line):
+    def resolve(line, settings):
         values.unparse_flags()
         for name in values:
             values[name].unparse()
         python, script, *arguments = shlex.split(line)
         assert (python, script) == ("python", "bin/evaluate.py")
         values([script, *arguments])
+        subject = types.SimpleNamespace(
+            settings=settings, source=settings.source, classes=10, outputs=True, name="name"
+        )
         chosen = program.chosen_attacks(subject)
         found = [(assessment.description(*one), one[1].epsilon) for one in chosen]
         return [
@@ -248,7 +250,7 @@ def test_the_command_of_an_evaluation_makes_it_again(tmp_path, resolve):
     ((loaded,), _) = reading.collect([str(run.path)])
     assert len(loaded.evaluations) == 8
     for record in loaded.evaluations:
-        attacks, values = resolve(commands.evaluation(loaded, record))
+        attacks, values = resolve(commands.evaluation(loaded, record), loaded.settings)
         attack = record["attack"]
         assert [one[0] for one in attacks] == attack.get("of", [attack])
         assert {one[1] for one in attacks} == {record["threat_model"]["epsilon"]}

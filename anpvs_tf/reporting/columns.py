@@ -112,10 +112,10 @@ def comparison_columns(groups: list[Group]) -> tuple[Column, ...]:
         Column(
             "sparsity",
             "sparsity",
-            "share of features that are pruned",
+            "share of features (of a method that prunes weights: of weights) that are pruned",
             PERCENT,
             max,
-            trained("sparsity"),
+            measurements.sparsity,
         ),
     )
     return tuple(

@@ -44,7 +44,7 @@ def evaluation(run: Run, record: dict[str, Any]) -> str:
     parts = attack["of"] if attack["name"] == records.WORST_CASE else [attack]
     flags = {"run_dir": run.path, "attack": ",".join(dict.fromkeys(p["name"] for p in parts))}
     flags["epsilons"] = str(threat["epsilon"])
-    if threat["norm"] != "linf":
+    if threat["norm"] != run.settings.norm:
         flags["norm"] = threat["norm"]
     for name, (flag, usual) in _FLAGS.items():
         values = {part[name] for part in parts if name in part}
@@ -57,6 +57,8 @@ def evaluation(run: Run, record: dict[str, Any]) -> str:
             del flags["step_size"]
     if record["examples"] != run.trained["examples"] or run.settings.eval_examples:
         flags["examples"] = record["examples"]
+    if record.get("posterior_draws"):
+        flags["posterior_draws"] = record["posterior_draws"]
     if record.get("attack_seed"):
         flags["seed"] = record["attack_seed"]
     sources = dict.fromkeys(source for part in parts for source in part.get("sources", []))

@@ -84,7 +84,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
                     measured = look_up(run)
                     if measured is None:
                         continue
-                    point = run.trained["sparsity"], measured.value
+                    point = measurements.sparsity(run).value, measured.value
                     points.append(point)
                     axis.plot(
                         *point,
@@ -122,13 +122,14 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
     return Picture(
         "trade_off",
         "Accuracy against sparsity (Fig. 3 of the paper)",
-        "A point is a run; further right is smaller, higher is better. The line joins the runs "
-        "that no other run equals in both. Hollow: a check, or a stronger attack, contradicts "
+        "A point is a run; sparsity is of features (of weights where a method prunes those). "
+        "Further right is smaller, higher is better. The line joins the runs that no other run "
+        "equals in both. Hollow: a check, or a stronger attack, contradicts "
         "the figure.",
         "Scatter plots of clean accuracy and accuracy under PGD against sparsity: "
         + "; ".join(
-            f"{group.label}: sparsity {_mean(group, 'sparsity'):.0%}, clean "
-            f"{_mean(group, 'clean_accuracy'):.0%}"
+            f"{group.label}: sparsity {_mean(group, measurements.sparsity):.0%}, clean "
+            f"{_mean(group, kinds['clean accuracy']):.0%}"
             for group in groups
         ),
         draw,
@@ -136,8 +137,8 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
     )
 
 
-def _mean(group: Group, key: str) -> float:
-    return statistics.fmean(run.trained[key] for run in group.runs)
+def _mean(group: Group, look_up: measurements.Lookup) -> float:
+    return statistics.fmean(look_up(run).value for run in group.runs)
 
 
 # ---- Over the epochs ----

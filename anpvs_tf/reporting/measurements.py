@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from anpvs_tf import records
+from anpvs_tf.methods import METHODS
 from anpvs_tf.reporting import commands
 from anpvs_tf.reporting.reading import Run
 
@@ -51,6 +52,8 @@ class Attack:
 def attack_of(record: dict[str, Any]) -> Attack:
     """The attack of a record; the sources of transferred examples do not tell attacks apart."""
     held = {k: v for k, v in record["attack"].items() if (k, v) != ("draws", 1) and k != "sources"}
+    if record.get("posterior_draws"):  # Then another network was attacked.
+        held["posterior_draws"] = record["posterior_draws"]
     held = {name: held[name] for name in sorted(held, key=_place)}
     threat = record["threat_model"]
     return Attack(threat["norm"], threat["epsilon"], json.dumps(held))
@@ -69,6 +72,8 @@ def attack_text(attack: Attack, varied: str = "") -> str:
     if size is None:
         return text
     usual = math.isclose(size, 2.5 * attack.epsilon / attack.values["steps"])
+    if "posterior_draws" in held:
+        text += f", ensemble of {held['posterior_draws']} posterior draws"
     return f"{text}, step {'2.5 ε / steps' if usual else f'{size:g}'}"
 
 
@@ -99,6 +104,12 @@ def trained(key: str) -> Lookup:
     return look_up
 
 
+def sparsity(run: Run) -> Measurement | None:
+    """Share of the features that is pruned; of the weights for a method that prunes those."""
+    of_weights = METHODS[run.settings.method].weight_pruning
+    return trained("weight_sparsity" if of_weights else "sparsity")(run)
+
+
 def white_box(run: Run, key: str = "robust_accuracy") -> Measurement | None:
     """The evaluation that ended training."""
     return under_attack(run, attack_of(run.trained), key)
@@ -115,12 +126,17 @@ def under_attack(run: Run, attack: Attack, key: str = "robust_accuracy") -> Meas
 
 
 def strongest_named(run: Run, names: Iterable[str], key: str) -> Measurement | None:
-    """A figure under an attack of one of these names in the run's own threat model."""
+    """A figure under an attack of one of these names in the run's own threat model.
+
+    Ensembles of posterior draws are another network, and not meant.
+    """
     own = run.trained["threat_model"]
     found = [
         record
         for record in run.evaluations
-        if record["attack"]["name"] in names and record["threat_model"] == own
+        if record["attack"]["name"] in names
+        and record["threat_model"] == own
+        and not record.get("posterior_draws")
     ]
     return _best(run, found, key)
 
@@ -141,7 +157,10 @@ def _best(run: Run, found: list[dict[str, Any]], key: str) -> Measurement | None
 
 
 def epsilon_sweep(runs: list[Run], name: str) -> dict[float, Attack]:
-    """{epsilon: the attack of that name that most runs have there}; empty for one epsilon."""
+    """{epsilon: the attack of that name that most runs have there}; empty for one epsilon.
+
+    Of the norm that the runs share.
+    """
     return _sweep(runs, lambda attack: attack.epsilon if attack.values["name"] == name else None)
 
 
@@ -164,9 +183,10 @@ def attack_names(runs: list[Run]) -> list[str]:
 
 def _sweep(runs: list[Run], of: Callable[[Attack], Any]) -> dict[Any, Attack]:
     counts: dict[Any, collections.Counter[Attack]] = {}
+    norms = {run.trained["threat_model"]["norm"] for run in runs}
     for run in runs:
         for attack in {attack_of(record) for record in [run.trained, *run.evaluations]}:
-            if attack.norm == "linf" and (value := of(attack)) is not None:
+            if norms == {attack.norm} and (value := of(attack)) is not None:
                 counts.setdefault(value, collections.Counter())[attack] += 1
     if len(counts) < 2:
         return {}

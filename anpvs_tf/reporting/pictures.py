@@ -5,8 +5,6 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from anpvs_tf.class_names import CLASS_NAMES
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.reporting import probing
 from anpvs_tf.reporting.probing import Probe
 from anpvs_tf.reporting.style import Picture, Theme, legend
@@ -177,8 +175,8 @@ def surfaces(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
         "loss_surfaces",
         "The loss around an image (Fig. 5 of the paper)",
         f"Height and colour: mean cross-entropy over the first {few} test images when each is "
-        "moved along the sign of its own gradient (which differs by network) and along one random "
-        "direction of signs (the same for all), by up to ε a pixel each; not clipped to "
+        "moved along its own steepest ascent (the sign of its gradient, which differs by network) "
+        "and along one random direction (the same for all), by up to ε each; not clipped to "
         "[0, 1]. Flat and low is robust; a cliff along the gradient is where attacks go. One scale "
         "for all, its colours spaced by the square root. " + _which(probes),
         "Surfaces and contours of the loss; highest and at the image itself: "
@@ -265,8 +263,8 @@ def _layers(probes: list[Probe]) -> list[str]:
 
 
 def _class_names(probes: list[Probe]) -> list[str]:
-    dataset = probes[0].run.settings.dataset
-    return CLASS_NAMES.get(dataset) or [str(i) for i in range(SOURCES[dataset].classes)]
+    source = probes[0].run.settings.source
+    return list(source.class_names or map(str, range(source.classes)))
 
 
 def _show(axis, image: np.ndarray) -> None:

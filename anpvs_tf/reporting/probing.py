@@ -33,7 +33,8 @@ class Probe:
         labels, before, after: int [pictured], true class, and predictions on both.
         confidence_before, confidence_after: float [pictured], probability of these.
         surface: float32 [points, points], mean cross-entropy in nats at x + s g + t r: rows by
-            t, columns by s, both from -epsilon to epsilon.
+            t, columns by s, both from -epsilon to epsilon; g the direction of steepest ascent,
+            r a random one, both of length 1 in the attack's norm.
     """
 
     run: Run
@@ -150,6 +151,7 @@ class _Network:
             epsilon=self.settings.epsilon,
             step_size=self.settings.eval_step_size,
             steps=self.settings.eval_attack_steps,
+            norm=self.settings.norm,
         )
 
     def _latents(self, images):
@@ -173,7 +175,7 @@ class _Network:
     def _gradient(self, images, labels):
         objective = objectives.objective("ce", self.subject.logits, images, labels)
         found = objectives.evaluate(self.subject.logits, images, objective).gradients
-        return norms.steepest(found, "linf")
+        return norms.steepest(found, self.settings.norm)
 
     def _cross_entropy(self, images, labels):
         return losses.cross_entropy(labels, self.subject.logits(images))
@@ -181,8 +183,8 @@ class _Network:
     def surface(self, images, labels, progress: Callable[[int], None]) -> np.ndarray:
         epsilon = self.settings.epsilon
         along = self._sign_gradient(images, labels)
-        draws = tf.random.stateless_uniform(tf.shape(images), noise.seed_of(0, "surface"))
-        across = tf.where(draws < 0.5, -1.0, 1.0)
+        draws = tf.random.stateless_normal(tf.shape(images), noise.seed_of(0, "surface"))
+        across = norms.steepest(draws, self.settings.norm)
         places = np.linspace(-epsilon, epsilon, SURFACE_POINTS).astype(np.float32)
         found = np.zeros([SURFACE_POINTS, SURFACE_POINTS], np.float32)
         for i, t in enumerate(places):

@@ -73,7 +73,8 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 
 
 def figures(settings: Settings) -> dict[str, float]:
-    """{column: published figure}; empty where dataset, network or epsilon is another."""
-    if _SETTING.get(settings.dataset) != (settings.network, settings.epsilon):
+    """{column: published figure}; empty where dataset, network or threat model is another."""
+    own = (settings.network, settings.epsilon)
+    if _SETTING.get(settings.dataset) != own or settings.norm != "linf":
         return {}
     return PUBLISHED.get((settings.dataset, settings.method), {})

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from anpvs_tf import records
-from anpvs_tf.errors import UsageError
+from anpvs_tf.errors import UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.settings import Settings
+from anpvs_tf.settings import Settings, decisive
 
-# Settings in which the runs of one group may differ: the seed, and the base that it decides.
+# Settings that tell groups apart: what decides the weights, but for the seed and the base run
+# that goes with it, and how they are evaluated.
 _FREE = ("seed", "base_run")
+_EVALUATION = ("norm", "epsilon", "eval_step_size", "eval_attack_steps", "eval_examples")
 # Beyond so many settings that differ, a group's label names only what tells it apart.
 _MOST_NAMED = 4
 
@@ -92,7 +94,7 @@ def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
         seen.add(path.resolve())
         try:
             run = _read(path)
-            same = [other for other in runs if other.settings == run.settings]
+            same = [other for other in runs if _identity(other) == _identity(run)]
             if same:
                 raise UsageError(f"a repetition of {same[0].path}: same settings, same seed")
             runs.append(run)
@@ -109,19 +111,16 @@ def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
 def groups(runs: list[Run]) -> list[Group]:
     """Runs by settings, in the order of `METHODS` and then of the settings that differ."""
 
-    def decisive(run):
-        held = dataclasses.asdict(run.settings)
-        return {name: value for name, value in held.items() if name not in _FREE}
-
     by_method: dict[str, list[tuple[dict, list[Run]]]] = {}
     for run in sorted(runs, key=lambda run: (run.settings.seed, run.path)):
         found = by_method.setdefault(run.settings.method, [])
+        own = distinguishing(run.settings)
         for settings, members in found:
-            if settings == decisive(run):
+            if settings == own:
                 members.append(run)
                 break
         else:
-            found.append((decisive(run), [run]))
+            found.append((own, [run]))
     made = []
     for method in METHODS:
         found = by_method.get(method, [])
@@ -134,6 +133,12 @@ def groups(runs: list[Run]) -> list[Group]:
             own = ", ".join(f"{name}={shown(settings[name])}" for name in named)
             made.append(Group(f"{method} ({own})" if own else method, tuple(members)))
     return made
+
+
+def distinguishing(settings: Settings) -> dict[str, Any]:
+    """The settings that make a run another one than runs of its method with other seeds."""
+    names = dict.fromkeys([*decisive(METHODS[settings.method]), *_EVALUATION])
+    return {name: getattr(settings, name) for name in names if name not in _FREE}
 
 
 def most_robust(groups: list[Group]) -> list[Group]:
@@ -177,7 +182,7 @@ def _telling_apart(settings: list[dict[str, Any]], names: list[str]) -> list[str
 def shown(value: Any) -> str:
     """A setting's value as a flag takes it."""
     if isinstance(value, tuple):
-        return ",".join(f"{one:g}" for one in value)
+        return ",".join(map(shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -185,6 +190,11 @@ def _sortable(value: Any) -> tuple[int, Any]:
     if isinstance(value, int | float):
         return 0, value
     return 1, shown(value)
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    own = {"method": run.settings.method, "seed": run.settings.seed}
+    return distinguishing(run.settings) | own | {"base_run": run.settings.base_run}
 
 
 def _run_paths(paths: Iterable[str]) -> list[pathlib.Path]:
@@ -226,8 +236,8 @@ def _read(path: pathlib.Path) -> Run:
         ]
         trained = [record for record in held if records.of_training(record)]
         evaluations = [record for record in held if not records.of_training(record)]
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"its files are damaged: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"its files cannot be used: {one_line(error)}") from error
     if not trained:
         raise UsageError("results.json has no record of bin/train.py")
     return Run(directory, settings, command, trained[-1], evaluations, metrics)

@@ -2,7 +2,6 @@
 
 from matplotlib.lines import Line2D
 
-from anpvs_tf.datasets import SOURCES
 from anpvs_tf.reporting import measurements
 from anpvs_tf.reporting.measurements import Attack, Lookup
 from anpvs_tf.reporting.reading import Group, runs_of
@@ -51,7 +50,7 @@ def against_epsilon(groups: list[Group], strokes: Strokes) -> Picture | None:
         for axis, name in zip(axes, sweeps, strict=True):
             for group in drawn:
                 curve(axis, strokes[group], theme, curves.get((name, group.label), []))
-            chance = 1 / SOURCES[runs[0].settings.dataset].classes
+            chance = 1 / runs[0].settings.source.classes
             axis.axhline(chance, color=theme.text, lw=0.8, ls=":")
             axis.set(title=name, xlabel="ε, in pixel units of [0, 1]", ylabel="accuracy")
             axis.set_ylim(-0.02, 1.02)

@@ -49,7 +49,7 @@ def write(
         out: the directory to write: report.html, tables/, figures/, report.json.
         examples: test images on which the vulnerability of features is measured; 0 leaves out
             all figures that need the networks.
-        data_dir, download: as in `datasets.load`.
+        data_dir, download: as in `datasets.load_test`.
         command: the command line, shown in the report.
 
     Returns:
@@ -70,7 +70,8 @@ def write(
     drawn = [*curves.build(groups), *strength.build(groups)]
     absent = _absent(groups, found, examples)
     if examples:
-        split = datasets.load(runs[0].settings.dataset, data_dir, download).test
+        settings = runs[0].settings
+        split = datasets.load_test(settings.source, data_dir, download, settings.stream)
         probes = []
         for group in reading.most_robust(groups)[:MOST_NETWORKS]:
             progress = Progress(f"network of {group.runs[0].path}: image", 0)
