@@ -17,6 +17,7 @@ setup(
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["anpvs_tf", "anpvs_tf.*"]),
+    package_data={"anpvs_tf.reporting": ["page.css", "page.js"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -32,6 +33,7 @@ setup(
         "numpy>=1.26",
         # TensorFlow no longer brings it; tf.summary needs it.
         "tensorboard>=2.20,<2.22",
+        "matplotlib>=3.9",
         # The embedded dataset: `digits`.
         "scikit-learn>=1.4",
     ],

@@ -133,7 +133,8 @@ def latex(table: Table) -> str:
         value = row.published.get(column.key)
         return "--" if value is None else rf"\textit{{{value:g}}}"
 
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}"]
+    caption = table.title.partition(". ")[2]  # LaTeX counts tables itself.
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(caption)}}}"]
     lines.append(rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}")
     heads = ["method", "runs", *(latex_text(head(column)) for column in table.columns)]
     lines += [r"\hline", " & ".join(heads) + r" \\", r"\hline"]

@@ -54,9 +54,9 @@ def checks(groups: list[Group]) -> str:
     unchecked = [run.path for run in runs if not _checked(run)]
     if unchecked:
         text += (
-            f"<p>{len(unchecked)} of {len(runs)} runs were not checked; no † can be expected "
-            "there. <code>python bin/evaluate.py --run_dir=RUN</code> attacks harder and "
-            f"checks.</p><details><summary>runs without checks</summary>"
+            f"<p>{len(unchecked)} of {len(runs)} runs were not checked: that a figure of theirs "
+            "has no † says nothing. <code>python bin/evaluate.py --run_dir=RUN</code> attacks "
+            f"harder and checks.</p><details><summary>runs without checks</summary>"
             f"{items([escape(path) for path in unchecked])}</details>"
         )
     return text
