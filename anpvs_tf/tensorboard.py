@@ -43,11 +43,12 @@ class Board:
     """
 
     def __init__(self, directory: pathlib.Path, settings: Settings, epoch: int):
-        if directory.exists():
-            before = EventFileWriter(str(directory))
-            log = SessionLog(status=SessionLog.START)
-            before.add_event(Event(step=epoch + 1, session_log=log))
-            before.close()
+        # From the second such event of a directory on, TensorBoard drops what came before it
+        # with this step or a later one. In a file of its own, whose name sorts before the next.
+        start = EventFileWriter(str(directory))
+        log = SessionLog(status=SessionLog.START)
+        start.add_event(Event(step=epoch + 1, session_log=log))
+        start.close()
         self.writer = tf.summary.create_file_writer(str(directory))
         with self.writer.as_default(step=epoch):
             api.hparams(hyperparameters(settings), trial_id=_name(directory))

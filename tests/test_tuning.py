@@ -451,9 +451,9 @@ def test_half_a_role_is_refused(variables, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Three trials, of which the second cannot be trained, by the program itself."""
+    """Two trials, of which the second cannot be trained, by the program itself."""
     path = tmp_path_factory.mktemp("real") / "sweep"
-    flags = {"batch_size": "16|4096|32", "method": "anp", "gate_scope": "dense"} | TINY
+    flags = {"batch_size": "16|4096", "method": "anp", "gate_scope": "dense"} | TINY
     result = program("--tuner=grid", "--noshrink", run_dir=path, **flags)
     assert result.returncode == 0, result.stderr
     return path, result.stdout
@@ -466,7 +466,7 @@ def program(*arguments, **flags):
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -475,15 +475,13 @@ def test_trials_are_runs(trained):
     found, skipped = reading.collect([str(path)])
     by_name = {pathlib.Path(run.path).name: run for run in found}
     assert not skipped
-    assert {name for name in by_name if name.startswith("trial")} == {"trial-0000", "trial-0002"}
-    for name, size in (("trial-0000", 16), ("trial-0002", 32)):
-        run = by_name[name]
-        assert run.settings.batch_size == size and run.settings.method == "anp"
-        # The batch size decides the weights of the base: each has its own.
-        base = RunDirectory(run.settings.base_run)
-        assert base.finished and base.settings().batch_size == size
-        assert METHODS[base.settings().method].base is None
-        run.directory.load_network()
+    assert {name for name in by_name if name.startswith("trial")} == {"trial-0000"}
+    run = by_name["trial-0000"]
+    assert run.settings.batch_size == 16 and run.settings.method == "anp"
+    base = RunDirectory(run.settings.base_run)
+    assert base.finished and base.settings().method == METHODS["anp"].base
+    assert base.settings().batch_size == 16  # It decides the weights of the base too.
+    run.directory.load_network()
     state = json.loads((path / "sweep.json").read_text())
     rows = {row["name"]: row for row in state["trials"]}
     assert rows["trial-0001"]["state"] == "failed"
