@@ -125,7 +125,8 @@ class Devices:
         mine = self.strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(places[context.replica_id_in_sync_group][None])
         )
-        return self.strategy.gather(mine, axis=0).numpy()
+        with self.watched():
+            return self.strategy.gather(mine, axis=0).numpy()
 
     def of_chief(self, number: int) -> int:
         """The chief's number, on every worker; waits for all."""

@@ -69,7 +69,7 @@ def until(process: subprocess.Popen, happened) -> bool:
     while process.poll() is None:
         if happened():
             return True
-        time.sleep(0.0005)
+        time.sleep(0.002)
     return False
 
 
