@@ -126,7 +126,7 @@ def test_transferred_examples(tmp_path):
     assert twice["robust_accuracy"] <= same["robust_accuracy"]
     (black,) = assess(HONEST, [attack("transfer")], tmp_path / "other", sources=[stranger])
     assert black["robust_accuracy"] > white["robust_accuracy"] + 0.1
-    foreign = dataclasses.replace(stranger, dataset="cifar10")
+    foreign = dataclasses.replace(stranger, source=SOURCES["cifar10"])
     with pytest.raises(UsageError, match="trained on cifar10"):
         assess(HONEST, [attack("transfer")], tmp_path, sources=[foreign])
 

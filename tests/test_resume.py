@@ -74,7 +74,7 @@ def test_interruptions_within_epochs_change_no_bit(change, tmp_path, monkeypatch
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
     loop.train(chosen, whole)
     # Within the first epoch; in its validation; within the second; in the final test.
-    assert train_interrupted(chosen, parts, monkeypatch, after=(1, 1, 1, 4, 9)) == 4
+    assert train_interrupted(chosen, parts, monkeypatch, after=(1, 1, 1, 3, 9)) == 4
     assert_same_run(whole, parts)
 
 
@@ -107,10 +107,10 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
     loop.train(resolved(method="at", steps_per_epoch=40, eval_examples=10), whole)
     assert_same_run(whole, run)
     # Other flags must agree with what the directory holds.
-    process = start(f"--run_dir={run.path}", "--beta=3")
+    process = start(f"--run_dir={run.path}", "--epsilon=0.2")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "holds a run of other settings: beta=1.5 (now 3.0)" in errors
+    assert "holds a run of other settings: epsilon=0.13 (now 0.2)" in errors
 
 
 SECOND_SIGNAL = """
