@@ -1,12 +1,14 @@
 """How a program in bin/ starts and ends."""
 
+import errno
 import logging as standard_logging
+import os
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from anpvs_tf.errors import Interrupted, TrainingError, UsageError
+from anpvs_tf.errors import Interrupted, TrainingError, UsageError, one_line
 
 
 def run(main: Callable[..., None], operands: bool = False) -> None:
@@ -37,6 +39,12 @@ def run(main: Callable[..., None], operands: bool = False) -> None:
         except Interrupted as error:
             print(f"{error.signal}: {error}", file=sys.stderr)
             sys.exit(error.code)
+        except Exception as error:
+            # TensorFlow, HDF5 and Python each have a kind of their own for it.
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            full = f"the disk is full: {one_line(error)}; make room and give the same command"
+            sys.exit(_complain(full, 1))
         except KeyboardInterrupt:
             sys.exit(_complain("interrupted; the same command goes on or begins again", 130))
 
