@@ -283,7 +283,8 @@ def test_a_sweep_that_dies_before_any_write_ends_like_one_that_does_not(
         done = {name for name, _, state, _ in found if state == "done"}
         times = ended(path)
         # Failures of which keras-tuner was not told yet happen once more.
-        assert {times[name] for name in done} == {1}
+        # None if it died between its results and its word that it had ended.
+        assert {times[name] for name in done} <= {0, 1}
         assert max(times.values()) <= 2
     assert step > 15
 
