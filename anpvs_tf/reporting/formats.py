@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 
 from anpvs_tf.reporting.columns import Column
 from anpvs_tf.reporting.tables import Cell, Row, Table
@@ -11,6 +12,11 @@ NOTHING = "–"  # noqa: RUF001
 
 def number(column: Column, value: float) -> str:
     return f"{value:.{column.unit.digits}f}"
+
+
+def published_number(column: Column, value: float) -> str:
+    """A published figure with the digits that it has in the paper."""
+    return f"{value:.{min(column.unit.digits, 3)}f}"
 
 
 def with_unit(column: Column, value: float) -> str:
@@ -51,7 +57,7 @@ def markdown(table: Table) -> str:
 
     def published(column, row):
         value = row.published.get(column.key)
-        return NOTHING if value is None else f"{value:g}"
+        return NOTHING if value is None else published_number(column, value)
 
     lines = [f"**{table.title}**", ""]
     lines.append("| " + " | ".join(["method", "runs", *map(head, table.columns)]) + " |")
@@ -117,36 +123,44 @@ def latex_text(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A LaTeX table; needs no package."""
+    """A LaTeX table; needs no package. Spread and n stand under a figure, to keep it narrow."""
+
+    def stacked(lines, line):
+        return rf"\begin{{tabular}}[{line}]{{@{{}}r@{{}}}}" + r"\\".join(lines) + r"\end{tabular}"
 
     def shown(column, row):
         found = _parts(column, row)
         if found is None:
             return "--"
         mean, spread, n, cell = found
-        text = rf"\textbf{{{mean}}}" if cell.best else mean
-        text += rf" {{\scriptsize$\pm$ {spread}}}" if spread else ""
-        text += r"$^\dagger$" if cell.unreliable else ""
-        return text + (rf" {{\scriptsize({n})}}" if n else "")
+        mean = rf"\textbf{{{mean}}}" if cell.best else mean
+        small = [rf"$\pm$ {spread}"] if spread else []
+        small += [f"({n})"] if n else []
+        dagger = r"$^\dagger$" if cell.unreliable else ""
+        return stacked([mean + dagger, *(rf"\tiny {text}" for text in small)], "t")
 
     def published(column, row):
         value = row.published.get(column.key)
-        return "--" if value is None else rf"\textit{{{value:g}}}"
+        return "--" if value is None else rf"\textit{{{published_number(column, value)}}}"
 
     caption = table.title.partition(". ")[2]  # LaTeX counts tables itself.
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(caption)}}}"]
-    lines.append(rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}")
-    heads = ["method", "runs", *(latex_text(head(column)) for column in table.columns)]
-    lines += [r"\hline", " & ".join(heads) + r" \\", r"\hline"]
+    wide = max(len(row.label) for row in table.rows) > 20
+    first = r"p{9em}" if wide else "l"
+    lines = [r"\begin{table}", r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}"]
+    lines += [rf"\caption{{{latex_text(caption)}}}"]
+    lines += [rf"\begin{{tabular}}{{{first}r{'r' * len(table.columns)}}}", r"\hline"]
+    wrapped = [textwrap.wrap(head(c), 9, break_long_words=False) for c in table.columns]
+    heads = [stacked(map(latex_text, one), "b") for one in wrapped]
+    lines += [" & ".join(["method", "$n$", *heads]) + r" \\", r"\hline"]
     for row in table.rows:
-        cells = [latex_text(row.label), f"$n={len(row.seeds)}$"]
+        cells = [latex_text(row.label), str(len(row.seeds))]
         cells += [shown(column, row) for column in table.columns]
         lines.append(" & ".join(cells) + r" \\")
         if row.published:
-            name = latex_text(f"{row.method}, published")
-            cells = [rf"\textit{{{name}}}", r"\textit{$n=5$}"]
+            cells = [rf"\textit{{{latex_text(f'{row.method}, published')}}}", r"\textit{5}"]
             cells += [published(column, row) for column in table.columns]
             lines.append(" & ".join(cells) + r" \\")
     lines += [r"\hline", r"\end{tabular}", ""]
-    lines += [rf"{{\footnotesize {latex_text(note)}\par}}" for note in (*table.notes, *table.key)]
+    notes = " ".join(map(latex_text, (*table.notes, *table.key)))
+    lines += [rf"\vspace{{2pt}}\parbox{{\linewidth}}{{\scriptsize {notes}}}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"

@@ -194,7 +194,8 @@ def _row(table: Table, row: Row) -> str:
     if row.published:
         name = escape(f"{row.method}, published")
         known = "".join(
-            f'<td data-value="{row.published[c.key]:g}">{row.published[c.key]:g}</td>'
+            f'<td data-value="{row.published[c.key]:g}">'
+            f"{formats.published_number(c, row.published[c.key])}</td>"
             if c.key in row.published
             else f"<td>{formats.NOTHING}</td>"
             for c in table.columns

@@ -127,7 +127,7 @@ def ablation(groups: list[Group]) -> Table | None:
         for name in ABLATION
         if any(group.method == name for group in chosen)
     )
-    return _table("table3", "Table 3. What each part adds", columns, chosen, [parts])
+    return _table("table3", "Table 3. What each part adds", columns, chosen, [f"{parts}."])
 
 
 def _table(
