@@ -125,6 +125,13 @@ def fit(image: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     """
     if image.shape == image_shape:
         return image
+    # To resize what has its size already would cost more than to decode it.
+    as_wanted = tf.reduce_all(tf.shape(image) == image_shape)
+    fitted = tf.cond(as_wanted, lambda: image, lambda: _fitted(image, image_shape))
+    return tf.ensure_shape(fitted, image_shape)
+
+
+def _fitted(image: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     height, width, channels = image_shape
     in_colour = tf.shape(image)[-1] >= 3
     grey = tf.cast(image[..., :1], tf.float32)

@@ -65,6 +65,7 @@ def describe(name: str, data_dir: str | None) -> Description:
             isinstance(image, tfds.features.Image)
             and isinstance(label, tfds.features.ClassLabel)
             and image.np_dtype == np.uint8
+            and label.num_classes
         ):
             channels = 1 if image.shape[-1] == 1 else 3
             return Description(channels, tuple(label.names), info.full_name)
@@ -177,13 +178,19 @@ def stored(part: Part, image_shape: tuple[int, int, int]) -> StoredSplit:
 
     Checksums are compared by its `check` only.
     """
+    info = part.builder.info
+    if info.file_format.value != "tfrecord":
+        raise UsageError(
+            f"--stream reads TFDS's tfrecord files only, and {info.full_name} is prepared as "
+            f"{info.file_format.value}; leave --stream out, or prepare it again"
+        )
     with _readable(part):
-        paths = part.builder.info.splits[part.split].filepaths
+        paths = info.splits[part.split].filepaths
         records = Records([os.fspath(path) for path in paths])
     rows = np.arange(len(records)) if part.rows is None else part.rows
     signature = (tf.TensorSpec(image_shape, tf.uint8), tf.TensorSpec([], tf.int64))
 
-    image, label = part.builder.info.supervised_keys
+    image, label = info.supervised_keys
     both, label_alone = part.features(image, label), part.features(label)
 
     def one(record):

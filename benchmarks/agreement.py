@@ -155,7 +155,7 @@ def main() -> None:
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     subject = subjects.of_run(runs.RunDirectory(values.run_dir))
-    split = datasets.load(subject.dataset).test.take(values.examples)
+    split = datasets.load_test(subject.source).take(values.examples)
     model = reference.torch_copy(FrozenNetwork(subject.network))
     images = datasets.to_float(split.images).numpy()
     epsilon = values.epsilon or subject.settings.epsilon

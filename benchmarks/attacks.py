@@ -157,7 +157,7 @@ def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
     tf.get_logger().setLevel("ERROR")  # It takes many stages for a function that is retraced.
     set_threads(threads)
     subject = subjects.of_run(runs.RunDirectory(run_dir))
-    test = datasets.load(subject.dataset).test
+    test = datasets.load_test(subject.source)
     again = np.resize(np.arange(len(test)), examples)  # Small test sets more than once.
     split = datasets.Split(test.images[again], test.labels[again])
     settings = Settings(
@@ -209,7 +209,7 @@ def main() -> None:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     set_threads(values.threads)
     subject = subjects.of_run(runs.RunDirectory(values.run_dir))
-    split = datasets.load(subject.dataset).test.take(values.examples)
+    split = datasets.load_test(subject.source).take(values.examples)
     settings = Settings(subject.settings.epsilon, classes=subject.classes, queries=values.queries)
     print(
         f"{timing.environment('attacks')}\n\n{len(split)} test images of {subject.dataset}, linf "
