@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from anpvs_tf.gates import gates_of
 from anpvs_tf.settings import Settings
@@ -43,13 +42,15 @@ class Board:
     """
 
     def __init__(self, directory: pathlib.Path, settings: Settings, epoch: int):
-        # From the second such event of a directory on, TensorBoard drops what came before it
-        # with this step or a later one. In a file of its own, whose name sorts before the next.
-        start = EventFileWriter(str(directory))
-        log = SessionLog(status=SessionLog.START)
-        start.add_event(Event(step=epoch + 1, session_log=log))
-        start.close()
+        known = set(directory.glob("*tfevents*"))
         self.writer = tf.summary.create_file_writer(str(directory))
+        (events,) = set(directory.glob("*tfevents*")) - known
+        # From the second such event of a directory on, TensorBoard drops what came before it
+        # with this step or a later one. In a file of its own, whose name sorts just before.
+        log = SessionLog(status=SessionLog.START)
+        with tf.io.TFRecordWriter(str(events.with_suffix(".v1"))) as start:
+            start.write(Event(file_version="brain.Event:2").SerializeToString())
+            start.write(Event(step=epoch + 1, session_log=log).SerializeToString())
         with self.writer.as_default(step=epoch):
             api.hparams(hyperparameters(settings), trial_id=_name(directory))
         self.writer.flush()

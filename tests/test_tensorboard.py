@@ -1,5 +1,7 @@
 """What TensorBoard reads back of a run."""
 
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -50,6 +52,8 @@ def run(tmp_path_factory, network):
     before = tensorboard.Board(run.tensorboard, CHOSEN, 0)
     before.write(row(1, 0.5), network, evaluate.examples)
     before.write(row(2, 99.0), network, evaluate.examples)
+    # A process that goes on is younger; the names of event files count seconds.
+    time.sleep(1.1)
     after = tensorboard.Board(run.tensorboard, CHOSEN, 1)
     after.write(row(2, 1.5), network, evaluate.examples)
     after.write(row(3, 2.5), network, evaluate.examples)
@@ -62,6 +66,11 @@ def test_scalars_are_the_rows_of_the_metrics_each_epoch_once(run):
     tags += ["validation/robust_accuracy", "active_features/conv1", "sparsity"]
     for i, tag in enumerate(tags):
         assert of(events, tag) == {1: 0.5 + i, 2: 1.5 + i, 3: 2.5 + i}
+
+
+def test_the_mark_of_a_start_is_read_just_before_what_follows_it(run):
+    names = sorted(path.name for path in run.tensorboard.iterdir())
+    assert [name.rsplit(".", 1)[1] for name in names] == ["v1", "v2", "v1", "v2"]
 
 
 def test_histograms_count_each_feature_of_each_gate(run, network):
