@@ -2,7 +2,9 @@
 
     python -m tests.faults.memory --epochs=50
 
-Prints both after epochs 5, 10, … and compares the last with epoch 5.
+Prints both after epochs 5, 10, … and how often the step has been compiled, and compares the
+last with epoch 5. TensorFlow keeps what it has compiled as long as the process lives, and with
+gates the step is compiled anew when the network that crafts has become smaller.
 """
 
 import argparse
@@ -11,6 +13,8 @@ import pathlib
 import tempfile
 
 from anpvs_tf import loop, settings
+from anpvs_tf.devices import Devices
+from anpvs_tf.methods import METHODS
 from anpvs_tf.runs import RunDirectory
 
 
@@ -25,24 +29,37 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--method", default="anpvs")
     given = parser.parse_args()
-    seen = {}
-    save = loop.Checkpoints.save
+    seen, compiled = {}, []
+    save, step = loop.Checkpoints.save, Devices.step
 
     def watched(self):
         save(self)
         if self.position.settings["method"] == given.method and self.position.epoch % 5 == 0:
-            seen[self.position.epoch] = resident(), len(os.listdir("/proc/self/fd"))
-            memory, handles = seen[self.position.epoch]
+            figures = resident(), len(os.listdir("/proc/self/fd")), len(compiled)
+            seen[self.position.epoch] = figures
             print(
-                f"epoch {self.position.epoch}: {memory:.1f} MiB, {handles} open files", flush=True
+                "epoch {}: {:.1f} MiB, {} open files, compiled {} times".format(
+                    self.position.epoch, *figures
+                ),
+                flush=True,
             )
 
-    loop.Checkpoints.save = watched
-    chosen = settings.resolve({"method": given.method, "epochs": given.epochs, "base_epochs": 1})
+    def counted(self, update):
+        compiled.append(update)
+        return step(self, update)
+
+    loop.Checkpoints.save, Devices.step = watched, counted
+    flags = {"method": given.method, "epochs": given.epochs}
+    if METHODS[given.method].base is not None:
+        flags["base_epochs"] = 1
+    chosen = settings.resolve(flags)
     with tempfile.TemporaryDirectory() as directory:
         loop.train(chosen, RunDirectory(pathlib.Path(directory) / "run"))
-    (first, handles), (last, handles_after) = seen[5], seen[given.epochs]
-    print(f"memory {last / first - 1:+.2%}, open files {handles_after - handles:+d}")
+    (first, handles, before), (last, handles_after, after) = seen[5], seen[given.epochs]
+    print(
+        f"memory {last / first - 1:+.2%}, open files {handles_after - handles:+d}, "
+        f"compiled {after - before} times in between"
+    )
 
 
 if __name__ == "__main__":
