@@ -62,9 +62,14 @@ class Devices:
             )
 
     def distribute(self, batches: tf.data.Dataset, batch_size: int) -> Iterator:
-        """Iterates over global batches, each cut for the replicas in order."""
+        """Iterates over global batches, each cut for the replicas in order.
+
+        Raises:
+            WorkerLost: the workers ask each other whether there is a next one.
+        """
         if self.replicas == 1:
-            return iter(batches)
+            yield from batches
+            return
         part = batch_size // self.replicas
 
         def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -77,7 +82,8 @@ class Devices:
 
             return batches.map(cut).unbatch().prefetch(2 * local)
 
-        return iter(self.strategy.distribute_datasets_from_function(of_worker))
+        with self.watched():
+            yield from self.strategy.distribute_datasets_from_function(of_worker)
 
     def step(self, update: Callable) -> Callable[..., tuple[Terms, list[bool]]]:
         """Compiles an update of a batch for all replicas.
