@@ -32,7 +32,8 @@ from anpvs_tf import __version__, bayesian, integrity
 from anpvs_tf.errors import InUse, TrainingError, UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
-from anpvs_tf.settings import Settings, defaults, source_of, validated
+from anpvs_tf.resolving import defaults, validated
+from anpvs_tf.settings import Settings, source_of
 from anpvs_tf.sources import file_name
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import loop, programs, runs, settings, shrinking, sources
+from anpvs_tf import loop, programs, resolving, runs, settings, shrinking, sources
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
@@ -137,7 +137,7 @@ def classifier_of(
 
 def _settings(network: str, precision: str, method: str) -> settings.Settings:
     load = WORKLOADS[network]
-    return settings.resolve(
+    return resolving.resolve(
         {
             "dataset": load.dataset,
             "network": network,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from anpvs_tf import compact, loop, model_card, settings, signatures, verification
+from anpvs_tf import compact, loop, model_card, resolving, signatures, verification
 from anpvs_tf import records as records_module
 from anpvs_tf.runs import RunDirectory
 
@@ -32,7 +32,7 @@ def program(*arguments, cwd):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A short run with gates, and the standard run that it started from."""
-    chosen = settings.resolve(
+    chosen = resolving.resolve(
         {
             "dataset": "digits",
             "epochs": 1,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf import compact, interruption, loop, runs, settings
+from anpvs_tf import compact, interruption, loop, resolving, runs, settings
 from anpvs_tf.errors import Interrupted
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
@@ -37,7 +37,7 @@ INTERRUPTED = ("at_bnn", "admm", "pat", "anpvs_vib")
 
 def short(method, **changes):
     given = {n: v for n, v in SHORT.items() if settings.used(METHODS[method], n)}
-    return settings.resolve(given | {"method": method} | changes)
+    return resolving.resolve(given | {"method": method} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from anpvs_tf import interruption, loop, settings
+from anpvs_tf import interruption, loop, resolving
 from anpvs_tf.errors import Interrupted, UsageError
 from anpvs_tf.runs import RunDirectory
 
@@ -27,7 +27,7 @@ TINY = {
 
 
 def resolved(**changes):
-    return settings.resolve(TINY | changes)
+    return resolving.resolve(TINY | changes)
 
 
 def results_without_times(run):

@@ -14,7 +14,7 @@ import time
 import keras_tuner
 import pytest
 
-from anpvs_tf import loop, runs, settings
+from anpvs_tf import loop, resolving, runs
 from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.methods import METHODS
 from anpvs_tf.reporting import reading
@@ -81,7 +81,7 @@ def test_steps_and_choices_are_values_of_the_setting():
         | dict.fromkeys(["tuner/x"], 5)
         | {"decay_at": "0.6", "shrink": "false", "network": "vgg16"}
     )
-    assert settings.resolve(values | {"dataset": "cifar10"}).decay_at == (0.6,)
+    assert resolving.resolve(values | {"dataset": "cifar10"}).decay_at == (0.6,)
     assert values["shrink"] is False and "tuner/x" not in values
 
 
@@ -166,7 +166,7 @@ def test_the_front_is_what_nothing_beats():
 
 
 def test_a_shorter_trial_is_the_same_recipe():
-    whole = settings.resolve({"epochs": 26})
+    whole = resolving.resolve({"epochs": 26})
     short = sweep.shortened(whole, 9)
     changed = {
         name: (value, getattr(short, name))
@@ -175,7 +175,7 @@ def test_a_shorter_trial_is_the_same_recipe():
     }
     warm = {f"{name}_epochs": (4, 1) for name in ("kl_warmup", "kl_ramp", "epsilon_warmup")}
     assert changed == warm | {"epochs": (26, 9), "admm_epochs": (14, 5)}
-    pruned = settings.resolve({"method": "admm", "epochs": 26})
+    pruned = resolving.resolve({"method": "admm", "epochs": 26})
     assert sweep.shortened(pruned, 2).admm_epochs == 1
 
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 import tempfile
 
-from anpvs_tf import loop, settings
+from anpvs_tf import loop, resolving
 from anpvs_tf.runs import RunDirectory
 
 
@@ -38,7 +38,7 @@ def main() -> None:
             )
 
     loop.Checkpoints.save = watched
-    chosen = settings.resolve({"method": given.method, "epochs": given.epochs, "base_epochs": 1})
+    chosen = resolving.resolve({"method": given.method, "epochs": given.epochs, "base_epochs": 1})
     with tempfile.TemporaryDirectory() as directory:
         loop.train(chosen, RunDirectory(pathlib.Path(directory) / "run"))
     (first, handles), (last, handles_after) = seen[5], seen[given.epochs]
