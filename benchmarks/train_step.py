@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import loop, programs, resolving, runs, settings, shrinking, sources
+from anpvs_tf import preparation, programs, resolving, runs, settings, shrinking, sources
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
@@ -149,7 +149,7 @@ def _settings(network: str, precision: str, method: str) -> settings.Settings:
 
 
 def _compiled(classifier: RobustClassifier, chosen: settings.Settings) -> RobustClassifier:
-    optimizer = loop.make_optimizer(chosen, total_steps=1_000)
+    optimizer = preparation.make_optimizer(chosen, total_steps=1_000)
     classifier.compile(optimizer=optimizer, jit_compile=False)
     optimizer.build(classifier.network.trainable_variables)
     return classifier

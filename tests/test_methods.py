@@ -11,10 +11,10 @@ import tensorflow as tf
 from anpvs_tf import (
     defaults,
     flag_help,
-    loop,
     losses,
     networks,
     noise,
+    preparation,
     resolving,
     selection,
     warm_start,
@@ -234,7 +234,9 @@ def test_the_best_epoch_is_kept_and_warm_ups_do_not_count():
 
 def test_the_first_epoch_that_counts():
     def first(**changes):
-        return loop.first_selectable_epoch(resolving.resolve({"dataset": "digits"} | changes))
+        return preparation.first_selectable_epoch(
+            resolving.resolve({"dataset": "digits"} | changes)
+        )
 
     assert first(method="standard") == 1
     assert first(method="at", epsilon_warmup_epochs=3) == 4
