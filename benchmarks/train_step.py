@@ -160,7 +160,7 @@ def prune(classifier: RobustClassifier, share: float) -> None:
     generator = np.random.default_rng(0)
     for gate in classifier.gates:
         gate.close(generator.permutation(gate.features) < round(share * gate.features))
-    classifier.refreeze()
+    classifier.crafting.refreeze()
 
 
 def shrunk(network: str, precision: str, share: float) -> RobustClassifier:
@@ -172,7 +172,7 @@ def shrunk(network: str, precision: str, share: float) -> RobustClassifier:
     made = RobustClassifier(
         small.network, classifier.method, classifier.objective, shares=small.shares
     )
-    made.refreeze()
+    made.crafting.refreeze()
     return _compiled(made, _settings(network, precision, "anpvs"))
 
 
