@@ -195,6 +195,7 @@ def _train(
     # The chief's choice, which holds for the other workers too.
     if number := devices.of_chief(checkpoints.good() or 0):
         checkpoints.restore(run.checkpoints, number)
+        records.check_columns(run, position, whole.trackers, evaluated)
         print(f"Continuing {run.path} after {position}")
         home.write_metrics(position.rows, position.timings)
     elif home.metrics_path.exists():

@@ -241,7 +241,7 @@ class RunDirectory:
         """Replaces metrics.csv and timings.csv."""
         for path, table in ((self.metrics_path, rows), (self.timings_path, timings)):
             lines = [",".join(table[0])] if table else []
-            lines += [",".join(str(value) for value in row.values()) for row in table]
+            lines += [",".join(str(row[name]) for name in table[0]) for row in table]
             write_atomically(path, "\n".join(lines) + "\n")
 
     def results(self) -> list[dict[str, Any]]:
