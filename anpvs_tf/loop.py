@@ -274,7 +274,9 @@ def _train(
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
         if what := nonfinite.culprit(spoiled):
             nonfinite.stop(what, epoch, steps, checkpoints)
-        check_not_collapsed(evaluated, epoch, run)
+        # Averages lag behind: what is trained can be lost while what is evaluated is not yet.
+        for either in (network, evaluated):
+            check_not_collapsed(either, epoch, run)
         result = evaluate(validation, settings.seed, lambda *_: stop_if_asked())
         removal.observe(evaluated)
         terms = position.means() | {"nonfinite": position.skipped}

@@ -303,15 +303,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(finished, tmp_
     assert len(run.metrics()) == 1
 
 
-def test_collapsed_gates_stop_the_run(finished, tmp_path):
+# The average begins where the first update ends: gates that fall slowly leave it behind.
+@pytest.mark.parametrize(("average", "gate_learning_rate"), [(0.0, 5.0), (0.999, 0.5)])
+def test_collapsed_gates_stop_the_run(finished, tmp_path, average, gate_learning_rate):
     base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
     chosen = resolved(
         base_run=str(base.path),
         beta=1e6,
-        gate_learning_rate=5.0,
+        gate_learning_rate=gate_learning_rate,
         kl_warmup_epochs=0,
         kl_ramp_epochs=0,
         epochs=20,
+        weight_average=average,
     )
     with pytest.raises(TrainingError, match=r"gates collapsed in epoch \d+.*--kl_warmup_epochs"):
         loop.train(chosen, RunDirectory(tmp_path / "run"))
