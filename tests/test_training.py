@@ -210,8 +210,9 @@ def test_frozen_gates_stay_and_the_weights_train(method):
         assert np.any(variable.numpy() != value), variable.path
 
 
+# Without the KL nothing is pruned; with it 37 %, with two other seeds 23 and 25 %.
 @pytest.mark.parametrize(
-    ("beta", "low", "high"), [(0.0, 0.0, 0.05), (0.3, 0.2, 0.7)], ids=["without_kl", "with_kl"]
+    ("beta", "low", "high"), [(0.0, 0.0, 0.05), (0.3, 0.1, 0.7)], ids=["without_kl", "with_kl"]
 )
 def test_the_information_bottleneck_prunes_when_beta_is_large(beta, low, high):
     data = datasets.load("digits", train_examples=256).train
