@@ -32,7 +32,7 @@ def program(*arguments, cwd):
         text=True,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=300,
+        timeout=900,
     )
 
 

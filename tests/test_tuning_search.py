@@ -58,6 +58,7 @@ def search_here(definition, path):
 def untrained(monkeypatch):
     monkeypatch.setattr(loop, "train", stand_in)
     monkeypatch.setattr(sweep.datasets, "load", lambda *_, **__: None)
+    monkeypatch.setattr(runs, "versions", dict)
     monkeypatch.setattr(search.gc, "collect", lambda: None)
     monkeypatch.setattr(search.keras.backend, "clear_session", lambda: None)
 
