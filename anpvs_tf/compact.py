@@ -8,7 +8,8 @@ copy of the folded weights.
 import keras
 import numpy as np
 
-from anpvs_tf.freezing import FrozenNetwork, Step
+from anpvs_tf.freezing import FrozenNetwork
+from anpvs_tf.frozen_steps import Step
 
 
 @keras.saving.register_keras_serializable("anpvs_tf")

@@ -18,25 +18,23 @@ from anpvs_tf import (
     efficiency,
     interruption,
     nonfinite,
+    preparation,
     records,
     runs,
     shrinking,
     tensorboard,
     warm_start,
 )
-from anpvs_tf.admm import WeightPruning
 from anpvs_tf.checkpoints import Checkpoints, Position
 from anpvs_tf.devices import Devices, local
 from anpvs_tf.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
-from anpvs_tf.objective import Objective
-from anpvs_tf.optimization import GroupedAdam, learning_rate_schedule
 from anpvs_tf.progress import Progress
 from anpvs_tf.runs import RunDirectory
 from anpvs_tf.selection import Best
-from anpvs_tf.settings import PRECISIONS, Settings, layer_betas
+from anpvs_tf.settings import PRECISIONS, Settings
 from anpvs_tf.training import RobustClassifier
 
 VALIDATION_EXAMPLES = 1_000
@@ -153,12 +151,12 @@ def _train(
         warm_start.copy_weights(base.load_network(), network)
     steps = len(data.train) // settings.batch_size
     steps = min(steps, settings.steps_per_epoch or steps)
-    objective = objective_of(settings, len(data.train), steps)
+    objective = preparation.objective_of(settings, len(data.train), steps)
 
     def classifier_of(network: keras.Model, shares: dict[str, float] | None) -> RobustClassifier:
-        pruning = weight_pruning(settings, network) if method.weight_pruning else None
+        pruning = preparation.weight_pruning(settings, network) if method.weight_pruning else None
         made = RobustClassifier(network, method, objective, settings.seed, shares, pruning)
-        optimizer = make_optimizer(settings, settings.epochs * steps, execution.skips)
+        optimizer = preparation.make_optimizer(settings, settings.epochs * steps, execution.skips)
         # On a CPU, XLA makes the step many times slower (measured with TF 2.21).
         made.compile(optimizer=optimizer, jit_compile=False)
         return made
@@ -178,7 +176,7 @@ def _train(
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, devices=devices)
     validation = data.validation.take(settings.eval_examples or VALIDATION_EXAMPLES)
     test = data.test.take(settings.eval_examples)
-    best = Best(evaluated, first_selectable_epoch(settings))
+    best = Best(evaluated, preparation.first_selectable_epoch(settings))
 
     # ---- Resume: the newest checkpoint of this run, else the start ----
     if overwrite:
@@ -197,6 +195,7 @@ def _train(
     # The chief's choice, which holds for the other workers too.
     if number := devices.of_chief(checkpoints.good() or 0):
         checkpoints.restore(run.checkpoints, number)
+        records.check_columns(run, position, whole.trackers, evaluated)
         print(f"Continuing {run.path} after {position}")
         home.write_metrics(position.rows, position.timings)
     elif home.metrics_path.exists():
@@ -275,7 +274,9 @@ def _train(
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
         if what := nonfinite.culprit(spoiled):
             nonfinite.stop(what, epoch, steps, checkpoints)
-        check_not_collapsed(evaluated, epoch, run)
+        # Averages lag behind: what is trained can be lost while what is evaluated is not yet.
+        for either in (network, evaluated):
+            check_not_collapsed(either, epoch, run)
         result = evaluate(validation, settings.seed, lambda *_: stop_if_asked())
         removal.observe(evaluated)
         terms = position.means() | {"nonfinite": position.skipped}
@@ -318,63 +319,6 @@ def _train(
 def kept_for_later(checkpoints: Checkpoints) -> str:
     """What an interrupted run says last."""
     return f"{checkpoints.kept()}; the same command, or --run_dir alone, goes on"
-
-
-def objective_of(settings: Settings, train_examples: int, steps: int) -> Objective:
-    """What a step of a run minimises, for epochs of `steps` steps."""
-    names = [field.name for field in dataclasses.fields(Objective)]
-    own = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
-    own |= {
-        "train_examples": train_examples,
-        "layer_beta": layer_betas(settings),
-        "kl_warmup_steps": settings.kl_warmup_epochs * steps,
-        "kl_ramp_steps": settings.kl_ramp_epochs * steps,
-        "epsilon_warmup_steps": settings.epsilon_warmup_epochs * steps,
-    }
-    return Objective(**own)
-
-
-def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:
-    """ADMM on the kernels of a network, as the settings say."""
-    return WeightPruning(
-        network,
-        settings.prune_ratio,
-        settings.prune_structure,
-        admm_epochs=settings.admm_epochs,
-        interval=settings.admm_interval,
-        rho=settings.admm_rho,
-        rho_growth=settings.admm_rho_growth,
-    )
-
-
-def first_selectable_epoch(settings: Settings) -> int:
-    """The first epoch whose network is what was asked for: all warm-ups are over."""
-    method = METHODS[settings.method]
-    begins = 0
-    if method.adversarial:
-        begins = settings.epsilon_warmup_epochs
-    if method.learned_gates:
-        begins = max(begins, settings.kl_warmup_epochs + settings.kl_ramp_epochs)
-    if method.weight_pruning:
-        begins = max(begins, settings.admm_epochs)
-    return min(begins + 1, settings.epochs)
-
-
-def make_optimizer(
-    settings: Settings, total_steps: int, skip_nonfinite: bool = False
-) -> keras.optimizers.Optimizer:
-    """Adam with the published schedule; loss scaling for float16."""
-    optimizer = GroupedAdam(
-        learning_rate_schedule(
-            settings.learning_rate, total_steps, settings.decay_at, settings.decay
-        ),
-        settings.gate_learning_rate / settings.learning_rate,
-        settings.weight_average,
-        skip_nonfinite,
-    )
-    if settings.precision == "float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 def check_not_collapsed(network: keras.Model, epoch: int, run: RunDirectory) -> None:

@@ -1,10 +1,13 @@
 """What a run says of itself: epoch rows, result records, the lines on the screen."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from anpvs_tf import efficiency, runs
+from anpvs_tf.checkpoints import Position
+from anpvs_tf.errors import UsageError
 from anpvs_tf.evaluation import Attack, Result
 from anpvs_tf.progress import duration
 from anpvs_tf.settings import Settings
@@ -36,6 +39,34 @@ def epoch_timing(epoch: int, seconds: float, images: int) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 1),
     }
+
+
+def check_columns(
+    run: runs.RunDirectory, position: Position, terms: Iterable[str], network: keras.Model
+) -> None:
+    """Refuses to go on with tables that would get rows of two kinds.
+
+    Args:
+        position: where the run stands, as its checkpoint says.
+        terms: the loss terms of a step now.
+
+    Raises:
+        UsageError: the version of the package that began the run has other columns.
+    """
+    sums = dict.fromkeys(terms, 0.0)
+    row = epoch_row(0, 0, sums, Result(0, 0.0, 0.0, 0.0, {}), network)
+    held = [(one, row) for one in position.rows]
+    held += [(one, epoch_timing(0, 1.0, 0)) for one in position.timings]
+    held += [(position.sums, sums)] if position.sums else []
+    gone = sorted({name for old, new in held for name in old.keys() - new.keys()})
+    added = sorted({name for old, new in held for name in new.keys() - old.keys()})
+    differences = [f"without {name}" for name in gone] + [f"with {name}" for name in added]
+    if differences:
+        raise UsageError(
+            f"{run.path} was begun by another version of anpvs_tf; this one writes metrics.csv "
+            f"and timings.csv {', '.join(differences)}: go on with the version that began it, or "
+            "train into another --run_dir"
+        )
 
 
 def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any]) -> str:

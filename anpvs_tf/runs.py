@@ -32,7 +32,8 @@ from anpvs_tf import __version__, bayesian, integrity
 from anpvs_tf.errors import InUse, TrainingError, UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.networks import NETWORKS
-from anpvs_tf.settings import Settings, defaults, source_of, validated
+from anpvs_tf.resolving import defaults, validated
+from anpvs_tf.settings import Settings, source_of
 from anpvs_tf.sources import file_name
 
 
@@ -240,7 +241,7 @@ class RunDirectory:
         """Replaces metrics.csv and timings.csv."""
         for path, table in ((self.metrics_path, rows), (self.timings_path, timings)):
             lines = [",".join(table[0])] if table else []
-            lines += [",".join(str(value) for value in row.values()) for row in table]
+            lines += [",".join(str(row[name]) for name in table[0]) for row in table]
             write_atomically(path, "\n".join(lines) + "\n")
 
     def results(self) -> list[dict[str, Any]]:

@@ -316,16 +316,16 @@ def working_copy(
     """
     shrunk = removal.shrunk()
     if shrunk is None:
-        whole.restore_crafting()
+        whole.crafting.restore()
         return whole, []
     small = classifier_of(shrunk.network, shrunk.shares)
     weights = whole.network.trainable_variables
     pairs = shrunk.pairs + shrunk.optimizer_pairs(weights, whole.optimizer, small.optimizer)
-    for name, features in small.crafting_features.items():
-        pairs.append(Pair(whole.crafting_features[name], features, (shrunk.gates[name],)))
+    for name, features in small.crafting.features.items():
+        pairs.append(Pair(whole.crafting.features[name], features, (shrunk.gates[name],)))
     for pair in pairs:
         pair.load()
-    small.restore_crafting()
+    small.crafting.restore()
     return small, pairs
 
 

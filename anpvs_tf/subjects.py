@@ -13,7 +13,7 @@ import tensorflow as tf
 # Their layers may be in a model file: importing registers them.
 from anpvs_tf import bayesian, compact, gates, noise, posterior, runs  # noqa: F401
 from anpvs_tf.attacks import objectives
-from anpvs_tf.errors import UsageError
+from anpvs_tf.errors import UsageError, one_line
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.settings import Settings
 from anpvs_tf.sources import Source
@@ -124,8 +124,7 @@ def of_model(path: str, source: Source) -> Subject:
     except UsageError:
         raise
     except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
-        text = " ".join(str(error).split())[:200]
-        raise UsageError(f"--saved_model={path} cannot be loaded: {text}") from error
+        raise UsageError(f"--saved_model={path} cannot be loaded: {one_line(error)}") from error
 
     def logits(images):
         found = _logits_of(call(images), path)
@@ -137,10 +136,9 @@ def of_model(path: str, source: Source) -> Subject:
     except UsageError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
         raise UsageError(
             f"--saved_model={path} cannot classify images of {source.name}, "
-            f"{list(source.image_shape)}: {text}"
+            f"{list(source.image_shape)}: {one_line(error)}"
         ) from error
     if found.shape.as_list() != [2, source.classes]:
         raise UsageError(

@@ -1,23 +1,17 @@
 """One training step (Algorithm 1): craft, then update weights and gates together."""
 
-from collections.abc import Callable
-
 import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import bayesian, losses, noise, posterior
+from anpvs_tf import batch_statistics, bayesian, losses, noise
 from anpvs_tf.admm import WeightPruning
-from anpvs_tf.attacks import pgd
+from anpvs_tf.crafting import Crafting
 from anpvs_tf.errors import UsageError
-from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.gates import Gate, gates_of
 from anpvs_tf.methods import Method
 from anpvs_tf.objective import Objective
 from anpvs_tf.optimization import GroupedAdam, is_gate_variable
-
-# Standard deviation of the start from which TRADES' attack leaves the clean image.
-TRADES_START = 0.001
 
 
 class RobustClassifier(keras.Model):
@@ -59,13 +53,7 @@ class RobustClassifier(keras.Model):
             for gate in self.gates:
                 gate.trainable = False
         self._check_layer_beta()
-        # Dense until `refreeze`: exact whatever the gates do meanwhile.
-        self.frozen = self._freeze(prune=False)
-        # What `frozen` was made of, for checkpoints: a resumed run crafts on the same network.
-        self.crafting_features = {
-            name: tf.Variable(is_open, trainable=False, name=f"{name}_crafting")
-            for name, is_open in self.frozen.open_gates.items()
-        }
+        self.crafting = Crafting(network, method, objective, pruning)
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["prediction_shift"] if method.trades else []
@@ -88,34 +76,6 @@ class RobustClassifier(keras.Model):
         """Logits of images, float32 [batch, classes]."""
         return self.network(images, training=training)["logits"]
 
-    def _freeze(self, **choice) -> FrozenNetwork:
-        dtype = next(layer.compute_dtype for layer in self.network.layers if layer.weights)
-        # Weights that are zero now may move, but not those that were cut.
-        support = self.pruning.support() if self.pruning else {}
-        return FrozenNetwork(self.network, dtype=dtype, support=support, **choice)
-
-    def refreeze(self) -> bool:
-        """Lets the crafting network follow the gates.
-
-        Returns:
-            Whether it changed, so that a `tf.function` of `train_step` is stale: a
-            feature that it lacks is open again, or leaving out what is pruned now
-            saves three tenths of its work (a new trace takes seconds).
-        """
-        if not self.gates:
-            return False
-        frozen = self._freeze(prune=True)
-        missing = any(
-            np.any(is_open & ~self.frozen.open_gates[name])
-            for name, is_open in frozen.open_gates.items()
-        )
-        if not missing and frozen.multiplications > 0.7 * self.frozen.multiplications:
-            return False
-        self.frozen = frozen
-        for name, is_open in frozen.open_gates.items():
-            self.crafting_features[name].assign(is_open)
-        return True
-
     def begin_epoch(self, epoch: int) -> bool:
         """Prepares an epoch, counted from 1.
 
@@ -123,13 +83,13 @@ class RobustClassifier(keras.Model):
             Whether a `tf.function` of `update` is stale.
         """
         if self.pruning is not None and self.pruning.begin_epoch(epoch, self.optimizer):
-            self.frozen = self._freeze(open_gates=self.frozen.open_gates)
+            self.crafting.follow_pruning()
             return True
-        return self.refreeze()
+        return self.crafting.refreeze()
 
     def state(self) -> dict[str, tf.Variable]:
         """What a resumed run needs besides the network and the optimizer, by name."""
-        return self.crafting_features | (self.pruning.state() if self.pruning else {})
+        return self.crafting.features | (self.pruning.state() if self.pruning else {})
 
     def deployed_weights(self) -> list[np.ndarray]:
         """The network's weights as they are evaluated and saved: the average, if one is kept."""
@@ -141,44 +101,10 @@ class RobustClassifier(keras.Model):
         of = dict(zip(trained, averages, strict=True))
         return [np.asarray(of.get(id(weight), weight)) for weight in self.network.weights]
 
-    def restore_crafting(self) -> None:
-        """Makes the crafting network that `crafting_features`, read from a checkpoint, describe."""
-        features = {name: held.numpy() for name, held in self.crafting_features.items()}
-        self.frozen = self._freeze(open_gates=features)
-
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """PGD against the frozen network: the one that would be deployed now."""
+        """Adversarial images, with the epsilon of this step."""
         warmth = self._progress(0, self.objective.epsilon_warmup_steps)
-        objective = self.objective
-        choices = {}
-        if self.method.trades:
-            shape = images.shape[1:]
-            draw = noise.per_example(
-                lambda n: tf.random.stateless_normal([n, *shape], seed), tf.shape(images)[0]
-            )
-            choices = {"loss": "kl", "start": images + TRADES_START * draw}
-        # The Python function: a compiled `pgd` would keep this network alive after a retrace.
-        return pgd.python_function(
-            self._attacked(seed),
-            images,
-            labels,
-            seed,
-            epsilon=warmth * objective.epsilon,
-            step_size=warmth * objective.step_size,
-            steps=objective.attack_steps,
-            norm=objective.norm,
-            **choices,
-        )
-
-    def _attacked(self, seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Images -> logits of the frozen network, or of draws from its posterior."""
-        frozen, draws = self.frozen, self.objective.crafting_draws
-        if draws:
-            return posterior.sampled_logits(
-                self.network, draws, noise.fold(seed, "posterior"), frozen
-            )
-        weights = frozen.fold()
-        return lambda images: frozen.apply(weights, images)
+        return self.crafting.craft(images, labels, seed, warmth)
 
     def _progress(self, begin: int, length: int) -> tf.Tensor:
         """0 before step `begin`, then linear to 1 over `length` steps."""
@@ -286,7 +212,8 @@ class RobustClassifier(keras.Model):
             images = tf.concat([images, adversarial], axis=0)
 
         skipping = getattr(self.optimizer, "skip_nonfinite", False)
-        kept = [(v, tf.identity(v)) for v in self._statistics()] if skipping else []
+        statistics = batch_statistics.moving(self.network) if skipping else []
+        kept = [(v, tf.identity(v)) for v in statistics]
         scope = (noise.fold(seed, "network"), copies, *place)
         replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
         # Gradients are summed over replicas.
@@ -317,7 +244,7 @@ class RobustClassifier(keras.Model):
         self.optimizer.apply(gradients, weights + gate_variables)
         if skipping:
             self.optimizer.iterations.assign_sub(tf.where(bad, 1, 0))
-        self._agree_on_statistics(replica)
+        batch_statistics.agree(self.network, replica)
         return terms
 
     def _all_finite(self, losses: list[tf.Tensor | None], gradients: list[tf.Tensor]) -> tf.Tensor:
@@ -326,30 +253,6 @@ class RobustClassifier(keras.Model):
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             values += gradients
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
-
-    def _statistics(self, synchronized: bool = True) -> list[keras.Variable]:
-        """The moving statistics of batch normalisations."""
-        return [
-            variable
-            for layer in self.network.layers
-            if isinstance(layer, keras.layers.BatchNormalization)
-            and (synchronized or not layer.synchronized)
-            for variable in layer.non_trainable_variables
-        ]
-
-    def _agree_on_statistics(self, replica: tf.distribute.ReplicaContext) -> None:
-        """Gives all replicas the mean of the moving statistics that each took of its own part.
-
-        Keras would let them drift apart; then a checkpoint, which has the first replica's,
-        would be no exact state, and every replica would craft on another network.
-        """
-        own = self._statistics(synchronized=False)
-        if own and replica.num_replicas_in_sync > 1:
-            means = replica.all_reduce(
-                tf.distribute.ReduceOp.MEAN, [tf.convert_to_tensor(v) for v in own]
-            )
-            for variable, mean in zip(own, means, strict=True):
-                variable.assign(mean)
 
     def _kernels(self) -> list[keras.Variable]:
         variables = self.network.trainable_variables

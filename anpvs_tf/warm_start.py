@@ -5,8 +5,9 @@ import keras
 from anpvs_tf import runs
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
+from anpvs_tf.resolving import resolve
 from anpvs_tf.runs import RunDirectory
-from anpvs_tf.settings import Settings, decisive, resolve
+from anpvs_tf.settings import Settings, decisive
 
 # The layer that may differ between a base and the network that starts from it.
 HEAD = "logits"

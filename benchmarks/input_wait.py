@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import datasets, loop, programs, runs, settings
+from anpvs_tf import datasets, preparation, programs, resolving, runs, settings
 from anpvs_tf.methods import METHODS
 from anpvs_tf.objective import Objective
 from anpvs_tf.training import RobustClassifier
@@ -63,7 +63,7 @@ def row(dataset: str, method: str) -> tuple[str, ...]:
     values = flags.FLAGS
     wanted = {"dataset": dataset, "method": method, "stream": values.stream}
     wanted |= {"batch_size": values.batch_size, "network": values.network}
-    chosen = settings.resolve(wanted, data_dir=values.data_dir)
+    chosen = resolving.resolve(wanted, data_dir=values.data_dir)
     data = datasets.load(chosen.source, values.data_dir, stream=chosen.stream, check=False)
     step = step_of(chosen, len(data.train))
     of_epoch = len(data.train) // chosen.batch_size
@@ -106,7 +106,7 @@ def step_of(chosen: settings.Settings, examples: int):
         beta=chosen.beta,
     )
     classifier = RobustClassifier(network, METHODS[chosen.method], objective)
-    classifier.compile(optimizer=loop.make_optimizer(chosen, 1_000), jit_compile=False)
+    classifier.compile(optimizer=preparation.make_optimizer(chosen, 1_000), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
     update = tf.function(classifier.update, autograph=False)
     return lambda batch: float(update(batch)["loss"])

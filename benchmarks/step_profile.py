@@ -59,7 +59,7 @@ def parts(network: str, precision: str) -> list[Variant]:
 
     whole = classifier_of(network, precision, "anpvs")
     prune(whole, 0.0)
-    macs = whole.frozen.multiplications * len(labels)
+    macs = whole.crafting.frozen.multiplications * len(labels)
     attack_steps = whole.objective.attack_steps
     # A classifier of its own: what is applied here is no gradient.
     other = classifier_of(network, precision, "anpvs")
@@ -71,7 +71,8 @@ def parts(network: str, precision: str) -> list[Variant]:
 
     @tf.function(autograph=False)
     def fold():
-        return tf.add_n([tf.norm(tf.cast(w, tf.float32)) for s in whole.frozen.fold() for w in s])
+        folded = whole.crafting.frozen.fold()
+        return tf.add_n([tf.norm(tf.cast(w, tf.float32)) for s in folded for w in s])
 
     @tf.function(autograph=False)
     def forward():

@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import loop, programs, runs, settings, shrinking, sources
+from anpvs_tf import preparation, programs, resolving, runs, settings, shrinking, sources
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
@@ -137,7 +137,7 @@ def classifier_of(
 
 def _settings(network: str, precision: str, method: str) -> settings.Settings:
     load = WORKLOADS[network]
-    return settings.resolve(
+    return resolving.resolve(
         {
             "dataset": load.dataset,
             "network": network,
@@ -149,7 +149,7 @@ def _settings(network: str, precision: str, method: str) -> settings.Settings:
 
 
 def _compiled(classifier: RobustClassifier, chosen: settings.Settings) -> RobustClassifier:
-    optimizer = loop.make_optimizer(chosen, total_steps=1_000)
+    optimizer = preparation.make_optimizer(chosen, total_steps=1_000)
     classifier.compile(optimizer=optimizer, jit_compile=False)
     optimizer.build(classifier.network.trainable_variables)
     return classifier
@@ -160,7 +160,7 @@ def prune(classifier: RobustClassifier, share: float) -> None:
     generator = np.random.default_rng(0)
     for gate in classifier.gates:
         gate.close(generator.permutation(gate.features) < round(share * gate.features))
-    classifier.refreeze()
+    classifier.crafting.refreeze()
 
 
 def shrunk(network: str, precision: str, share: float) -> RobustClassifier:
@@ -172,7 +172,7 @@ def shrunk(network: str, precision: str, share: float) -> RobustClassifier:
     made = RobustClassifier(
         small.network, classifier.method, classifier.objective, shares=small.shares
     )
-    made.refreeze()
+    made.crafting.refreeze()
     return _compiled(made, _settings(network, precision, "anpvs"))
 
 

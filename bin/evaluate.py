@@ -22,7 +22,7 @@ from anpvs_tf import assessment, datasets, programs, records, runs, subjects
 from anpvs_tf.attacks import norms
 from anpvs_tf.attacks.autoattack import Settings
 from anpvs_tf.errors import TrainingError, UsageError
-from anpvs_tf.settings import defaults, parsed_size
+from anpvs_tf.resolving import defaults, parsed_size
 from anpvs_tf.sources import describe
 
 BATCH_SIZE = 250

@@ -16,7 +16,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import devices, interruption, loop, nonfinite, programs, records, runs, settings
+from anpvs_tf import (
+    defaults,
+    devices,
+    flag_help,
+    interruption,
+    loop,
+    nonfinite,
+    programs,
+    records,
+    resolving,
+    runs,
+    settings,
+)
 
 RUNS = "runs"
 DEFINE = {
@@ -30,9 +42,9 @@ DEFINE = {
 def _define_flags() -> None:
     for field in settings.CHOSEN.values():
         define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
-        define(field.name, None, settings.describe(field))
+        define(field.name, None, flag_help.describe(field))
     flags.DEFINE_string(
-        "recipe", "published", f"named set of defaults: {', '.join(settings.RECIPES)}"
+        "recipe", "published", f"named set of defaults: {', '.join(defaults.RECIPES)}"
     )
     flags.DEFINE_string(
         "run_dir", None, f"where the run goes. Default: {RUNS}/<dataset>-<network>-<method>-seed<n>"
@@ -75,19 +87,19 @@ def _chosen() -> settings.Settings:
     run = runs.RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return settings.resolve(given, values.recipe, values.data_dir)
+        return resolving.resolve(given, values.recipe, values.data_dir)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
     given = {name: value for name, value in given.items() if value is not None}
-    settings.check_used(given.get("method", held.method), given)
-    return settings.validated(dataclasses.asdict(held) | given)
+    resolving.check_used(given.get("method", held.method), given)
+    return resolving.validated(dataclasses.asdict(held) | given)
 
 
 def main() -> None:
     values = flags.FLAGS
     if values.method == "help":
-        print(settings.describe_methods(values.dataset or "digits", values.recipe))
+        print(flag_help.describe_methods(values.dataset or "digits", values.recipe))
         return
     # First: TensorFlow fixes its devices when they are first used.
     used = devices.choose(values.strategy, values.logical_cpus, values.deterministic)

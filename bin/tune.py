@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import interruption, loop, nonfinite, programs, settings
+from anpvs_tf import defaults, flag_help, interruption, loop, nonfinite, programs, settings
 from anpvs_tf.errors import UsageError
 from anpvs_tf.tuning import objectives, oracles, search, space, table
 from anpvs_tf.tuning.sweep import TRIALS, Definition, Sweep, read_definition, wait_until
@@ -27,9 +27,9 @@ def _define_flags() -> None:
     for field in settings.CHOSEN.values():
         boolean = settings.kind_of(field) is bool
         flags.DEFINE(
-            flags.ArgumentParser(), field.name, None, settings.describe(field), boolean=boolean
+            flags.ArgumentParser(), field.name, None, flag_help.describe(field), boolean=boolean
         )
-    flags.DEFINE_string("recipe", None, f"named set of defaults: {', '.join(settings.RECIPES)}")
+    flags.DEFINE_string("recipe", None, f"named set of defaults: {', '.join(defaults.RECIPES)}")
     flags.DEFINE_string("run_dir", None, "the sweep's directory; its trials are run directories")
     flags.DEFINE_string("tuner", None, f"how to search: {', '.join(oracles.TUNERS)}")
     flags.DEFINE_string("objective", None, f"{objectives.HELP}. Default: robust")

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from anpvs_tf import records, runs, settings
+from anpvs_tf import records, resolving, runs
 from anpvs_tf.evaluation import Attack, Result
 from anpvs_tf.gates import gates_of
 from anpvs_tf.methods import METHODS
@@ -16,7 +16,7 @@ def _network(dataset, name, gate):
     """An untrained network; of its gates every second is closed."""
     method = next(m for m, row in METHODS.items() if row.gate == gate)
     wanted = {"dataset": dataset, "network": name, "method": method}
-    network = runs.build_network(settings.resolve(wanted), "float32")
+    network = runs.build_network(resolving.resolve(wanted), "float32")
     for layer in gates_of(network):
         closed = np.arange(layer.a_raw.shape[0]) % 2 == 1
         layer.a_raw.assign(np.where(closed, -12.0, 2.0))
@@ -54,7 +54,7 @@ def make(
         chosen: settings.
     """
     chosen = {"dataset": "digits", "epochs": 3, **chosen, "method": method}
-    resolved = settings.resolve(chosen)
+    resolved = resolving.resolve(chosen)
     run = RunDirectory(path)
     flags = [f"--{name}={value}" for name, value in chosen.items()] if command is None else command
     run.begin(resolved, ["bin/train.py", *flags])

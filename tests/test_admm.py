@@ -244,7 +244,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(saved_after, tmp_path):
 
     resumed, checkpoint = fresh()
     checkpoint.read(path).assert_existing_objects_matched()
-    resumed.restore_crafting()
+    resumed.crafting.restore()
     train(resumed, range(saved_after + 1, 7))
     for a, b in zip(whole.network.weights, resumed.network.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), a.path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf import compact, interruption, loop, runs, settings
+from anpvs_tf import compact, interruption, loop, preparation, resolving, runs, settings
 from anpvs_tf.errors import Interrupted
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.methods import METHODS
@@ -37,7 +37,7 @@ INTERRUPTED = ("at_bnn", "admm", "pat", "anpvs_vib")
 
 def short(method, **changes):
     given = {n: v for n, v in SHORT.items() if settings.used(METHODS[method], n)}
-    return settings.resolve(given | {"method": method} | changes)
+    return resolving.resolve(given | {"method": method} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +97,10 @@ def test_pruning_without_an_adversary_does_not_make_robust(home):
 def test_a_step_in_mixed_precision(method, precision):
     chosen = short(method, precision=precision, awp=0.01, weight_average=0.5)
     network = runs.build_network(chosen, settings.PRECISIONS[precision])
-    pruning = loop.weight_pruning(chosen, network) if method == "admm" else None
-    objective = loop.objective_of(chosen, 100, 10)
+    pruning = preparation.weight_pruning(chosen, network) if method == "admm" else None
+    objective = preparation.objective_of(chosen, 100, 10)
     classifier = loop.RobustClassifier(network, METHODS[method], objective, pruning=pruning)
-    classifier.compile(optimizer=loop.make_optimizer(chosen, 10), jit_compile=False)
+    classifier.compile(optimizer=preparation.make_optimizer(chosen, 10), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
     images = tf.constant(np.random.default_rng(0).random((4, 28, 28, 1)), tf.float32)
     before = network.get_weights()

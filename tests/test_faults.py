@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf import checkpoints, gating, loop, nonfinite, runs, subjects
+from anpvs_tf import checkpoints, gating, loop, nonfinite, records, runs, subjects
 from anpvs_tf.datasets import SOURCES
 from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.methods import METHODS
@@ -69,6 +69,28 @@ def test_a_changed_setting_is_noticed(made, tmp_path):
     run.config_path.write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"config.json says learning_rate=0.004.*was changed"):
         loop.train(run.settings(), run)
+
+
+def test_a_version_with_other_columns_does_not_go_on(made, tmp_path, monkeypatch):
+    stopped, _ = made
+    shutil.copytree(stopped.path, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    row = records.epoch_row
+
+    def other_row(*given):
+        return {n: v for n, v in row(*given).items() if n != "sparsity"} | {"margin": 0.0}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "epoch_row", other_row)
+        with pytest.raises(UsageError, match=r"csv without sparsity, with margin: go on with the"):
+            loop.train(run.settings(), run)
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    # Nor within an epoch that was begun with other loss terms.
+    position = checkpoints.Position({}, step=1, sums={"loss": 1.0})
+    network = runs.build_network(run.settings(), "float32")
+    with pytest.raises(UsageError, match=r"csv with margin: "):
+        records.check_columns(run, position, ["loss", "margin"], network)
 
 
 def test_no_checkpoint_that_can_be_read(made, tmp_path):

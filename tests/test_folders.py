@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from image_files import noise_image, touch, write
 
-from anpvs_tf import datasets, folders, settings, sources, splits
+from anpvs_tf import datasets, folders, resolving, sources, splits
 from anpvs_tf.errors import UsageError
 
 
@@ -131,15 +131,15 @@ def test_grey_or_colour_is_found_in_the_files_and_decides_the_defaults(tmp_path)
     for i in range(8):
         write(tmp_path / "grey" / "ab"[i % 2] / f"{i}.png", noise_image(9, 9, 2))
         write(tmp_path / "mixed" / "ab"[i % 2] / f"{i}.png", noise_image(9, 9, 3 if i == 3 else 1))
-    grey = settings.resolve({"dataset": f"folder:{tmp_path}/grey"})
-    mnist, cifar = (settings.resolve({"dataset": name}) for name in ("mnist", "cifar10"))
+    grey = resolving.resolve({"dataset": f"folder:{tmp_path}/grey"})
+    mnist, cifar = (resolving.resolve({"dataset": name}) for name in ("mnist", "cifar10"))
     assert (grey.image_size, grey.channels, grey.classes) == ((28, 28), 1, 2)
     assert (grey.network, grey.epsilon, grey.augment) == ("lenet5", mnist.epsilon, False)
-    mixed = settings.resolve({"dataset": f"folder:{tmp_path}/mixed"})
+    mixed = resolving.resolve({"dataset": f"folder:{tmp_path}/mixed"})
     assert (mixed.image_size, mixed.channels, mixed.class_names) == ((32, 32), 3, ("a", "b"))
     assert (mixed.network, mixed.epsilon, mixed.augment) == ("vgg16", cifar.epsilon, True)
     chosen = {"dataset": f"folder:{tmp_path}/mixed", "image_size": ["24"], "augment": False}
-    chosen = settings.resolve(chosen)
+    chosen = resolving.resolve(chosen)
     assert (chosen.image_size, chosen.network, chosen.augment) == ((24, 24), "lenet5", False)
     for bad, message in (
         ({"channels": 2}, r"--channels must be 1 \(grey\) or 3"),
@@ -147,7 +147,7 @@ def test_grey_or_colour_is_found_in_the_files_and_decides_the_defaults(tmp_path)
         ({"image_size": ["1", "2", "3"]}, r"--image_size must be height,width or one number"),
     ):
         with pytest.raises(UsageError, match=message):
-            settings.resolve({"dataset": f"folder:{tmp_path}/mixed"} | bad)
+            resolving.resolve({"dataset": f"folder:{tmp_path}/mixed"} | bad)
 
 
 # ---- Images that cannot be read ----

@@ -8,7 +8,17 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from anpvs_tf import loop, losses, networks, noise, selection, settings, warm_start
+from anpvs_tf import (
+    defaults,
+    flag_help,
+    losses,
+    networks,
+    noise,
+    preparation,
+    resolving,
+    selection,
+    warm_start,
+)
 from anpvs_tf.attacks import pgd
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
@@ -224,7 +234,9 @@ def test_the_best_epoch_is_kept_and_warm_ups_do_not_count():
 
 def test_the_first_epoch_that_counts():
     def first(**changes):
-        return loop.first_selectable_epoch(settings.resolve({"dataset": "digits"} | changes))
+        return preparation.first_selectable_epoch(
+            resolving.resolve({"dataset": "digits"} | changes)
+        )
 
     assert first(method="standard") == 1
     assert first(method="at", epsilon_warmup_epochs=3) == 4
@@ -245,26 +257,26 @@ def test_a_flag_that_the_method_does_not_use_is_refused_and_says_who_does():
         ("at", "base_epochs", 1, "bp, pretrained_at"),
     ):
         with pytest.raises(UsageError) as error:
-            settings.resolve({"method": method, name: value})
+            resolving.resolve({"method": method, name: value})
         assert f"--{name} is not used by --method={method}; methods" in str(error.value)
         assert users in str(error.value)
     # PAT does not learn gates, but its base run does.
-    assert settings.resolve({"method": "pat", "beta": 2.0}).beta == 2.0
+    assert resolving.resolve({"method": "pat", "beta": 2.0}).beta == 2.0
 
 
 def test_every_method_resolves_on_every_dataset_and_is_in_the_help():
-    text = settings.describe_methods()
+    text = flag_help.describe_methods()
     for name, method in METHODS.items():
         assert f"{name}: {method.summary} ({method.source})" in text
-        for dataset in settings.BY_DATASET:
-            assert settings.resolve({"dataset": dataset, "method": name}).method == name
+        for dataset in defaults.BY_DATASET:
+            assert resolving.resolve({"dataset": dataset, "method": name}).method == name
 
 
 def test_other_norms_have_their_own_threat_model():
-    chosen = settings.resolve({"dataset": "mnist", "method": "at", "norm": "l2"})
+    chosen = resolving.resolve({"dataset": "mnist", "method": "at", "norm": "l2"})
     assert (chosen.epsilon, chosen.attack_steps) == (2.0, 20)
     assert chosen.step_size == pytest.approx(0.25)
-    given = settings.resolve({"method": "at", "norm": "l2", "epsilon": 1.5, "step_size": 0.2})
+    given = resolving.resolve({"method": "at", "norm": "l2", "epsilon": 1.5, "step_size": 0.2})
     assert (given.epsilon, given.step_size) == (1.5, 0.2)
     classifier = classifier_of("at", dataclasses.replace(OBJECTIVE, norm="l2", epsilon=0.7))
     crafted = classifier.craft(IMAGES, LABELS, noise.seed_of(1))
@@ -276,20 +288,20 @@ def test_other_norms_have_their_own_threat_model():
 @pytest.mark.parametrize("text", ["conv1", "conv1=", "=2", "conv1=x", "conv1=-1", "conv1=inf"])
 def test_betas_by_layer_that_cannot_be_read(text):
     with pytest.raises(UsageError, match="--layer_beta must be layer=factor"):
-        settings.resolve({"method": "anp", "layer_beta": [text]})
+        resolving.resolve({"method": "anp", "layer_beta": [text]})
 
 
 def test_bases_of_bases(tmp_path):
-    pat = settings.resolve({"method": "pat", "epochs": 5, "base_epochs": 2, "beta": 3.0})
+    pat = resolving.resolve({"method": "pat", "epochs": 5, "base_epochs": 2, "beta": 3.0})
     bp = warm_start.base_settings(pat)
     assert (bp.method, bp.epochs, bp.base_epochs, bp.beta) == ("bp", 5, 2, 3.0)
-    assert bp == settings.resolve({"method": "bp", "epochs": 5, "base_epochs": 2, "beta": 3.0})
+    assert bp == resolving.resolve({"method": "bp", "epochs": 5, "base_epochs": 2, "beta": 3.0})
     standard = warm_start.base_settings(bp)
     assert (standard.method, standard.epochs) == ("standard", 2)
     # A base without the gates that PAT freezes.
     run = RunDirectory(tmp_path / "at")
-    run.begin(settings.resolve({"method": "at"}), [])
-    chosen = settings.resolve({"method": "pat", "base_run": str(run.path)})
+    run.begin(resolving.resolve({"method": "at"}), [])
+    chosen = resolving.resolve({"method": "pat", "base_run": str(run.path)})
     with pytest.raises(UsageError, match="gate kind None, this run needs beta_bernoulli"):
         warm_start.base_run(chosen, RunDirectory(tmp_path / "run"))
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from image_files import noise_image, write
 
-from anpvs_tf import datasets, loop, runs, settings, sources, subjects, warm_start
+from anpvs_tf import datasets, loop, resolving, runs, sources, subjects, warm_start
 from anpvs_tf.errors import UsageError
 
 WANTED = {"method": "standard", "image_size": [16], "stream": True}
@@ -20,7 +20,7 @@ def chosen(tmp_path):
             tmp_path / "shapes" / ("test" if i % 5 == 0 else "train") / ("round", "square")[i % 2]
         )
         write(place / f"{i}.png", noise_image(16, 16, 1) // 2 + 127 * (i % 2))
-    return settings.resolve({"dataset": f"folder:{tmp_path}/shapes"} | WANTED)
+    return resolving.resolve({"dataset": f"folder:{tmp_path}/shapes"} | WANTED)
 
 
 def test_a_finished_run_needs_no_data_to_be_loaded(chosen, tmp_path):
@@ -32,7 +32,7 @@ def test_a_finished_run_needs_no_data_to_be_loaded(chosen, tmp_path):
     subject = subjects.of_run(run)
     assert (subject.classes, subject.source.class_names) == (2, ("round", "square"))
     assert subject.network.output["logits"].shape == (None, 2)
-    assert settings.defaults(subject.source)["epsilon"] == chosen.epsilon
+    assert resolving.defaults(subject.source)["epsilon"] == chosen.epsilon
     with pytest.raises(UsageError, match=r"shapes cannot be read: No such file"):
         datasets.load_test(subject.source, stream=True)
 
@@ -42,7 +42,7 @@ def test_a_run_does_not_go_on_with_other_data(chosen, tmp_path):
     run.begin(chosen, [])
     write(tmp_path / "shapes" / "train" / "round" / "more.png", noise_image(16, 16, 1))
     with pytest.raises(UsageError, match=r"holds a run of other settings: data_version="):
-        run.check(settings.resolve({"dataset": chosen.dataset} | WANTED))
+        run.check(resolving.resolve({"dataset": chosen.dataset} | WANTED))
     # Not even if it takes its settings from the run itself.
     with pytest.raises(UsageError, match=r"has other files now"):
         datasets.load(run.settings().source)
@@ -63,7 +63,7 @@ def test_run_directories_are_named_after_the_data(chosen):
 
 def test_a_run_of_an_older_version_has_its_data_by_name(tmp_path):
     run = runs.RunDirectory(tmp_path / "run")
-    new = settings.resolve({"dataset": "cifar10", "method": "standard"})
+    new = resolving.resolve({"dataset": "cifar10", "method": "standard"})
     run.begin(new, [])
     config = json.loads(run.config_path.read_text())
     for name in (
@@ -79,5 +79,5 @@ def test_a_run_of_an_older_version_has_its_data_by_name(tmp_path):
 
 def test_the_shape_of_a_named_dataset_is_not_to_be_chosen():
     with pytest.raises(UsageError, match=r"images of mnist are 28 x 28 x 1; --image_size and"):
-        settings.resolve({"dataset": "mnist", "image_size": ["32"]})
-    assert settings.resolve({"dataset": "mnist", "image_size": ["28"]}).image_size == (28, 28)
+        resolving.resolve({"dataset": "mnist", "image_size": ["32"]})
+    assert resolving.resolve({"dataset": "mnist", "image_size": ["28"]}).image_size == (28, 28)

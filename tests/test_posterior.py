@@ -14,8 +14,8 @@ from anpvs_tf import (
     model_card,
     noise,
     posterior,
+    resolving,
     runs,
-    settings,
     subjects,
     verification,
 )
@@ -111,7 +111,7 @@ def test_the_ensemble_and_its_gradient_are_means_over_the_drawn_networks(network
 def finished_run(path, network, method):
     """A run directory as training leaves it, but for its metrics."""
     run = runs.RunDirectory(path)
-    run.begin(settings.resolve({"dataset": "digits", "method": method}), [])
+    run.begin(resolving.resolve({"dataset": "digits", "method": method}), [])
     run.write_weights(network)
     run.write_results([{"efficiency": {}}])
     return run

@@ -9,7 +9,7 @@ pytest.importorskip("pyautoattack", reason="no reference AutoAttack; pip install
 
 import torch
 
-from anpvs_tf import datasets, loop, settings, subjects
+from anpvs_tf import datasets, loop, resolving, subjects
 from anpvs_tf.attacks import autoattack
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.runs import RunDirectory
@@ -25,7 +25,7 @@ def peers(tmp_path_factory):
     """A LeNet after three epochs of adversarial training, about half robust, and its copy."""
     chosen = {"dataset": "digits", "method": "at", "epochs": 3, "epsilon_warmup_epochs": 1}
     run = RunDirectory(tmp_path_factory.mktemp("reference") / "at")
-    loop.train(settings.resolve(chosen | {"eval_examples": 20, "eval_attack_steps": 1}), run)
+    loop.train(resolving.resolve(chosen | {"eval_examples": 20, "eval_attack_steps": 1}), run)
     subject = subjects.of_run(run)
     torch.set_num_threads(1)
     split = datasets.load("digits").test.take(EXAMPLES)

@@ -5,7 +5,7 @@ import json
 import fake_runs
 import pytest
 
-from anpvs_tf import methods, settings
+from anpvs_tf import methods, resolving
 from anpvs_tf.errors import UsageError
 from anpvs_tf.reporting import published, reading
 
@@ -119,7 +119,7 @@ def test_published_figures(dataset, method, expected):
 
 def test_published_figures_stand_beside_the_same_setting_only():
     def known(**chosen):
-        return published.figures(settings.resolve({"method": "at", **chosen}))
+        return published.figures(resolving.resolve({"method": "at", **chosen}))
 
     assert known(dataset="cifar10")["white_accuracy"] == 49.85
     assert known(dataset="cifar10", network="resnet18") == {}

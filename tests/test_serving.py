@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf import compact, loop, runs, serving, settings, verification
+from anpvs_tf import compact, loop, resolving, runs, serving, verification
 from anpvs_tf.datasets import Split, load
 from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.gates import gates_of
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
         "attack_steps": 2,
     }
     found = runs.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
-    loop.train(settings.resolve(tiny), found)
+    loop.train(resolving.resolve(tiny), found)
     network = found.load_network()
     for gate in gates_of(network):
         gate.close(np.arange(gate.features) % 2 == 1)

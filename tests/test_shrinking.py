@@ -7,7 +7,7 @@ import tensorflow as tf
 from gate_states import KINDS, set_certain
 from test_freezing import NETWORKS, logits_and_gradient, randomise
 
-from anpvs_tf import loop, networks, runs, settings, shrinking
+from anpvs_tf import loop, networks, resolving, runs, shrinking
 from anpvs_tf.gates import gates_of
 from anpvs_tf.gating import GATE_KINDS
 from anpvs_tf.methods import METHODS
@@ -219,7 +219,7 @@ def half_closed(monkeypatch):
 
 def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch):
     half_closed(monkeypatch)
-    chosen = settings.resolve(
+    chosen = resolving.resolve(
         {
             "dataset": "digits",
             "epochs": 3,

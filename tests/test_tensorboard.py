@@ -8,12 +8,12 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from anpvs_tf import datasets, runs, settings, tensorboard
+from anpvs_tf import datasets, resolving, runs, tensorboard
 from anpvs_tf.evaluation import Attack, Evaluator
 from anpvs_tf.gates import gates_of
 from anpvs_tf.runs import RunDirectory
 
-CHOSEN = settings.resolve({"method": "anpvs"})
+CHOSEN = resolving.resolve({"method": "anpvs"})
 
 
 def row(epoch, value):

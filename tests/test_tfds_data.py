@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from anpvs_tf import datasets, settings, sources, tfds_data
+from anpvs_tf import datasets, resolving, sources, tfds_data
 from anpvs_tf.errors import UsageError
 
 SIZES = {"train": 37, "validation": 5, "test": 11}
@@ -83,7 +83,7 @@ def test_a_description_needs_no_data(tmp_path):
     assert source.image_shape == (32, 32, 3)
     assert source.class_names == ("ash", "birch", "cedar", "date")
     assert source.version == "numbered_greys/all/1.2.3"
-    chosen = settings.resolve({"dataset": "tfds:numbered_greys", "channels": 1}, "published", None)
+    chosen = resolving.resolve({"dataset": "tfds:numbered_greys", "channels": 1}, "published", None)
     assert (chosen.image_size, chosen.classes, chosen.network) == ((28, 28), 4, "lenet5")
     with pytest.raises(UsageError, match=r"numbered_greys is not in .*; pass --data_dir"):
         datasets.load("tfds:numbered_greys", str(tmp_path), download=False)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from anpvs_tf import loop, runs, settings
+from anpvs_tf import defaults, loop, resolving, runs
 from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.runs import RunDirectory
 
@@ -32,12 +32,12 @@ def program(*arguments, cwd):
         text=True,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=300,
+        timeout=900,
     )
 
 
 def resolved(**changes):
-    return settings.resolve(TINY | changes)
+    return resolving.resolve(TINY | changes)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_run_directory_keeps_its_contract(finished):
         "tensorboard",
     }
     config = json.loads(run.config_path.read_text())
-    assert config["settings"]["epsilon"] == settings.BY_DATASET["digits"]["epsilon"]
+    assert config["settings"]["epsilon"] == defaults.BY_DATASET["digits"]["epsilon"]
     assert config["versions"]["tensorflow"].startswith("2.")
     assert runs.RunDirectory(run.path).settings() == resolved()
     rows = run.metrics()
@@ -195,7 +195,7 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path, change, message):
 
 
 def test_a_directory_without_the_dataset_leaves_nothing_behind(tmp_path):
-    chosen = settings.resolve({"dataset": "mnist", "method": "standard"})
+    chosen = resolving.resolve({"dataset": "mnist", "method": "standard"})
     with pytest.raises(UsageError, match="mnist is not in"):
         loop.train(chosen, RunDirectory(tmp_path / "run"), str(tmp_path), download=False)
     assert not list(tmp_path.iterdir())
@@ -235,7 +235,7 @@ def test_overwrite_deletes_the_run_and_only_the_run_and_only_when_all_is_well(fi
 
 def test_bases_that_cannot_be_used(finished, tmp_path):
     run, _ = finished
-    other = settings.resolve(
+    other = resolving.resolve(
         {"dataset": "cifar10", "method": "anp", "network": "vgg16", "base_run": str(run.path)}
     )
     with pytest.raises(UsageError, match="has network lenet5, this run needs vgg16"):
@@ -303,22 +303,25 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(finished, tmp_
     assert len(run.metrics()) == 1
 
 
-def test_collapsed_gates_stop_the_run(finished, tmp_path):
+# The average begins where the first update ends: gates that fall slowly leave it behind.
+@pytest.mark.parametrize(("average", "gate_learning_rate"), [(0.0, 5.0), (0.999, 0.5)])
+def test_collapsed_gates_stop_the_run(finished, tmp_path, average, gate_learning_rate):
     base = RunDirectory(finished[0].path.parent / "digits-lenet5-standard-seed0")
     chosen = resolved(
         base_run=str(base.path),
         beta=1e6,
-        gate_learning_rate=5.0,
+        gate_learning_rate=gate_learning_rate,
         kl_warmup_epochs=0,
         kl_ramp_epochs=0,
         epochs=20,
+        weight_average=average,
     )
     with pytest.raises(TrainingError, match=r"gates collapsed in epoch \d+.*--kl_warmup_epochs"):
         loop.train(chosen, RunDirectory(tmp_path / "run"))
 
 
 def test_published_defaults():
-    by_dataset = {n: settings.resolve({"dataset": n}) for n in settings.BY_DATASET}
+    by_dataset = {n: resolving.resolve({"dataset": n}) for n in defaults.BY_DATASET}
     mnist, cifar = by_dataset["mnist"], by_dataset["cifar100"]
     assert (mnist.epsilon, mnist.step_size, mnist.attack_steps) == (0.3, 0.01, 20)
     assert (mnist.beta, mnist.lambda_vs, mnist.epochs, mnist.batch_size) == (4.0, 1e-3, 200, 64)

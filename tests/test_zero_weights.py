@@ -182,8 +182,8 @@ def test_zeros_that_may_move_stay_in_the_crafting_network():
     network = keras.Model(images, {"logits": layers.Dense(3)(x)})
     objective = Objective(epsilon=0.1, step_size=0.1, attack_steps=1, train_examples=10)
     classifier = RobustClassifier(network, METHODS["anp"], objective)
-    assert FrozenNetwork(network).multiplications < 0.1 * classifier.frozen.multiplications
-    assert not classifier.refreeze()
+    assert FrozenNetwork(network).multiplications < 0.1 * classifier.crafting.frozen.multiplications
+    assert not classifier.crafting.refreeze()
 
 
 @pytest.mark.parametrize("name", ["batch_norm", "lenet5"])

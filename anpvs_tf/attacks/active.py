@@ -4,6 +4,7 @@ An attack keeps the positions of the examples that are left, int [examples], and
 state tensors with one row for each of them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -28,3 +29,24 @@ def select(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
 def any_size(state: Any) -> Any:
     """Shapes of a structure of tensors with the number of rows left open."""
     return tf.nest.map_structure(lambda t: tf.TensorShape([None, *t.shape[1:]]), state)
+
+
+def run(period: Callable, end: int, state: Any, images: tf.Tensor) -> tf.Tensor:
+    """Runs an attack until its end, or until no example is left.
+
+    Args:
+        period: (i, state, images) -> the next i, the state of what is left, and the images.
+        end: where i, which begins at 0, ends.
+        state: of the examples that are left; `state.position` says which they are.
+        images: [batch, ...], all of them.
+
+    Returns:
+        The images of the last period, without a gradient.
+    """
+    _, _, images = tf.while_loop(
+        lambda i, state, _: (i < end) & (tf.size(state.position) > 0),
+        period,
+        (0, state, images),
+        shape_invariants=(tf.TensorShape([]), any_size(state), any_size(images)),
+    )
+    return tf.stop_gradient(images)

@@ -171,14 +171,4 @@ def fab(
         return i, state if shortest else active.keep(~inside, state), result
 
     state = begin()
-    _, _, result = tf.while_loop(
-        lambda i, state, _: (i < steps) & (tf.size(state.position) > 0),
-        period,
-        (0, state, images),
-        shape_invariants=(
-            tf.TensorShape([]),
-            active.any_size(state),
-            active.any_size(images),
-        ),
-    )
-    return tf.stop_gradient(result)
+    return active.run(period, steps, state, images)

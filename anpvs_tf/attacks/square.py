@@ -242,14 +242,4 @@ def square(
     # What the start has broken goes no further.
     result = active.put(images, first.position, first.best)
     first = active.keep(~first.fooled, first)
-    _, _, result = tf.while_loop(
-        lambda i, state, _: (i < queries) & (tf.size(state.position) > 0),
-        period,
-        (0, first, result),
-        shape_invariants=(
-            tf.TensorShape([]),
-            active.any_size(first),
-            active.any_size(result),
-        ),
-    )
-    return tf.stop_gradient(result)
+    return active.run(period, queries, first, result)

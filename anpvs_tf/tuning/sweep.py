@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from anpvs_tf import datasets, interruption, loop, runs, settings, tensorboard, warm_start
+from anpvs_tf import datasets, interruption, loop, resolving, runs, tensorboard, warm_start
 from anpvs_tf.errors import Interrupted, InUse, UsageError, one_line
 from anpvs_tf.methods import METHODS
 from anpvs_tf.runs import RunDirectory
@@ -36,7 +36,7 @@ class Definition:
 
     Attributes:
         settings: {setting: text of its flag}.
-        recipe: of `settings.RECIPES`.
+        recipe: of `defaults.RECIPES`.
         tuner: of `oracles.TUNERS`.
         objective: as `objectives.parse` takes it.
         trials: at most so many; None for as many as the tuner makes.
@@ -86,7 +86,7 @@ class Sweep:
         if self.space.constants.get("precision", "auto") == "auto" and (
             "precision" not in self.space.swept
         ):
-            self.space.constants["precision"] = settings.fast_precision()
+            self.space.constants["precision"] = resolving.fast_precision()
         corners = [self._resolved(values) for values in self.space.corners()]
         self.longest = max(one.epochs for one in corners)
         objectives.check_recorded(self.objective, {one.method for one in corners})
@@ -152,7 +152,7 @@ class Sweep:
         return shortened(whole, epochs)
 
     def _resolved(self, values: dict[str, Any]) -> Settings:
-        return settings.resolve(values, self.definition.recipe, self.data_dir)
+        return resolving.resolve(values, self.definition.recipe, self.data_dir)
 
     def train(self, chosen: Settings, run: RunDirectory) -> None:
         """Trains a trial and what it starts from, or continues, or finds it done.
@@ -246,7 +246,7 @@ def shortened(whole: Settings, epochs: int) -> Settings:
     parts = {name: round(getattr(whole, name) * share) for name in _EPOCHS}
     if METHODS[whole.method].weight_pruning:
         parts["admm_epochs"] = max(parts["admm_epochs"], 1)
-    return settings.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
+    return resolving.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
 
 
 def read_state(path: pathlib.Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 
-from anpvs_tf import loop, settings
+from anpvs_tf import loop, resolving
 from anpvs_tf.errors import TrainingError, UsageError
 from anpvs_tf.runs import RunDirectory
 from tests.faults.kill import differences
@@ -48,7 +48,7 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 
 def make(directory: pathlib.Path) -> tuple[RunDirectory, RunDirectory]:
     """A run that was stopped after its second epoch, and the same run finished."""
-    chosen = settings.resolve(TINY)
+    chosen = resolving.resolve(TINY)
     finished, stopped = (RunDirectory(directory / name / "run") for name in ("finished", "stopped"))
     loop.train(chosen, finished)
     end_epoch = loop.Position.end_epoch

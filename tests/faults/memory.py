@@ -12,7 +12,7 @@ import os
 import pathlib
 import tempfile
 
-from anpvs_tf import loop, settings
+from anpvs_tf import loop, resolving
 from anpvs_tf.devices import Devices
 from anpvs_tf.methods import METHODS
 from anpvs_tf.runs import RunDirectory
@@ -52,7 +52,7 @@ def main() -> None:
     flags = {"method": given.method, "epochs": given.epochs}
     if METHODS[given.method].base is not None:
         flags["base_epochs"] = 1
-    chosen = settings.resolve(flags)
+    chosen = resolving.resolve(flags)
     with tempfile.TemporaryDirectory() as directory:
         loop.train(chosen, RunDirectory(pathlib.Path(directory) / "run"))
     (first, handles, before), (last, handles_after, after) = seen[5], seen[given.epochs]
