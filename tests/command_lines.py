@@ -14,13 +14,13 @@ import sys
 
 from absl import app, flags
 from absl.testing import flagsaver
+from documents import ROOT, Command
 
 from anpvs_tf import datasets, devices, loop, programs, serving, settings, subjects
 from anpvs_tf.errors import UsageError
 from anpvs_tf.reporting import writing
 from anpvs_tf.sources import SOURCES
 from anpvs_tf.tuning import search, sweep, table
-from documents import ROOT, Command
 
 # A dataset that is not here has these facts, so that nobody looks for it.
 _FOUND = {"image_size": (32, 32), "channels": 3, "augment": True, "classes": 10}
