@@ -16,7 +16,7 @@ from absl import app, flags
 from absl.testing import flagsaver
 from documents import ROOT, Command
 
-from anpvs_tf import datasets, devices, loop, programs, serving, settings, subjects
+from anpvs_tf import datasets, devices, loop, programs, resolving, serving, subjects
 from anpvs_tf.errors import UsageError
 from anpvs_tf.reporting import writing
 from anpvs_tf.sources import SOURCES
@@ -24,7 +24,7 @@ from anpvs_tf.tuning import search, sweep, table
 
 # A dataset that is not here has these facts, so that nobody looks for it.
 _FOUND = {"image_size": (32, 32), "channels": 3, "augment": True, "classes": 10}
-_resolve = settings.resolve
+_resolve = resolving.resolve
 _parse_args = argparse.ArgumentParser.parse_args
 
 
@@ -74,7 +74,7 @@ def prepare() -> None:
     programs.run = _run
     argparse.ArgumentParser.error = _refuse
     argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
-    settings.resolve = _resolve_unseen
+    resolving.resolve = _resolve_unseen
     devices.choose = lambda *_: devices.local()
     loop.train = datasets.load_test = writing.write = search.run = table.text = _accept
     subjects.of_run = subjects.of_model = _subject

@@ -31,7 +31,7 @@ WHOLE = {
 SHORT = WHOLE | {
     "bin/evaluate.py": ["--examples=20", "--attack=pgd"],
     "bin/report.py": ["--examples=0"],
-    "bin/tune.py": [*_TRAINING, "--trials=1"],
+    "bin/tune.py": [*_TRAINING, "--trials=1", "--base_run=runs/digits-lenet5-standard-seed0"],
 }
 NOT_IN_SHORT = "method=at|-at-|epsilon|adversarial_examples|histograms|surfaces"
 # What is not run: it installs, starts a server, or asks it (tests/test_serving.py does).
