@@ -1,0 +1,110 @@
+"""Asks each program whether it would take a command line, without letting it work.
+
+Changes modules and flags for good: for a process of its own.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pathlib
+import runpy
+import sys
+
+from absl import app, flags
+from absl.testing import flagsaver
+from documents import ROOT, Command
+
+from anpvs_tf import datasets, devices, loop, programs, resolving, serving, subjects
+from anpvs_tf.errors import UsageError
+from anpvs_tf.reporting import writing
+from anpvs_tf.sources import SOURCES
+from anpvs_tf.tuning import search, sweep, table
+
+# A dataset that is not here has these facts, so that nobody looks for it.
+_FOUND = {"image_size": (32, 32), "channels": 3, "augment": True, "classes": 10}
+_resolve = resolving.resolve
+_parse_args = argparse.ArgumentParser.parse_args
+
+
+class Accepted(BaseException):
+    """The program would begin its work now."""
+
+
+def _accept(*_, **__):
+    raise Accepted
+
+
+def _run(main, operands=False):
+    """In place of `programs.run`."""
+    rest = flags.FLAGS(sys.argv)
+    if rest[1:] and not operands:
+        raise UsageError(f"unexpected argument {rest[1]!r}")
+    if pathlib.Path(sys.argv[0]).parent.name == "bin":
+        main(*([rest[1:]] if operands else []))
+    raise Accepted
+
+
+def _resolve_unseen(given, *rest):
+    absent = ":" in (given.get("dataset") or "")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return _resolve(_FOUND | chosen if absent else given, *rest)
+
+
+def _export(run, base, version, format, *rest):
+    if format not in serving.FORMATS:
+        raise UsageError(f"unknown format {format!r}")
+    raise Accepted
+
+
+def _subject(*_, **__):
+    source = SOURCES["digits"]
+    return subjects.Subject("run", source, "", _accept, _accept, settings=_resolve({}))
+
+
+def _refuse(parser, message):
+    raise UsageError(message)
+
+
+def prepare() -> None:
+    """Puts a stop where the work of each program begins."""
+    sys.path.insert(0, str(ROOT))
+    app.define_help_flags()
+    programs.run = _run
+    argparse.ArgumentParser.error = _refuse
+    argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
+    resolving.resolve = _resolve_unseen
+    devices.choose = lambda *_: devices.local()
+    loop.train = datasets.load_test = writing.write = search.run = table.text = _accept
+    subjects.of_run = subjects.of_model = _subject
+    serving.export = _export
+    # A sweep that goes on knows what it sweeps.
+    sweep.read_definition = lambda path: sweep.Definition({"beta": "1:2"})
+
+
+def complaint(command: Command) -> str | None:
+    """Why the program would refuse the command; None if it would not."""
+    path = ROOT / command.program
+    if not path.exists():
+        return "no such program"
+    takes_flags = "flags" in path.read_text() or "argparse" in path.read_text()
+    if not takes_flags:
+        return f"takes no arguments; got {command.arguments}" if command.arguments else None
+    sys.argv = [command.program, *command.arguments]
+    try:
+        with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(str(path), run_name="__main__")
+    except (UsageError, flags.Error) as error:
+        return str(error)
+    except (Accepted, SystemExit):  # SystemExit: --help.
+        return None
+    return None
+
+
+def judge(commands: list[Command], answer: pathlib.Path) -> None:
+    """Writes [[place, complaint], ...] to the file `answer`, beside which it works."""
+    os.chdir(answer.parent)
+    prepare()
+    found = [[command.place, complaint(command)] for command in commands]
+    answer.write_text(json.dumps([[place, why] for place, why in found if why]))
