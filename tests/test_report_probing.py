@@ -178,3 +178,15 @@ def test_no_two_of_many_groups_look_alike():
     strokes = style.Strokes(groups)
     drawn = [dataclasses.astuple(strokes[group]) for group in groups]
     assert len(set(map(str, drawn))) == 8
+
+
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_steps_that_were_left_out_have_a_panel_where_there_are_any(tmp_path, skipped):
+    fake_runs.make(tmp_path / "r", "at", weights=None)
+    (run,), _ = reading.collect([str(tmp_path)])
+    rows = [row | {"nonfinite": 0} for row in run.metrics]
+    rows[1]["nonfinite"] = skipped
+    groups = reading.groups([dataclasses.replace(run, metrics=rows)])
+    picture = curves.loss_terms(groups, style.Strokes(groups))
+    assert ("steps left out" in picture.alt) == bool(skipped)
+    assert "nonfinite" not in picture.alt

@@ -38,6 +38,8 @@ _TERMS = {
     "kl": "KL of the gates, nats",
     "weight_decay": "weight decay",
 }
+# How many steps were left out: of interest where there are any.
+_SKIPPED = "nonfinite"
 
 
 def build(groups: list[Group]) -> list[Picture]:
@@ -153,7 +155,7 @@ def training(groups: list[Group], strokes: Strokes) -> Picture | None:
         "training",
         "Training, epoch by epoch",
         "On the validation images, after each epoch. Line: mean over seeds; band: their standard "
-        "deviation. The last epoch's weights are the ones that are kept.",
+        "deviation.",
         "Curves over the epochs of " + ", ".join(_WATCHED[name] for name in columns),
         lambda theme: _over_epochs(groups, strokes, {n: _WATCHED[n] for n in columns}, theme),
         commands=_training_commands(groups),
@@ -168,10 +170,13 @@ def loss_terms(groups: list[Group], strokes: Strokes) -> Picture | None:
         for name in run.metrics[0]
         if name not in _OTHER and name not in _WATCHED and not name.startswith("active_")
     }
+    logged.discard(_SKIPPED)
     found = [*(name for name in _TERMS if name in logged), *sorted(logged - set(_TERMS))]
     if not found:
         return None
     titles = {name: _TERMS.get(name, name.replace("_", " ")) for name in found}
+    if any(row.get(_SKIPPED) for run in _with(groups) for row in run.metrics):
+        titles[_SKIPPED] = "steps left out"
     return Picture(
         "loss_terms",
         "The terms of the training loss",
