@@ -15,7 +15,8 @@ LOG_VARIANCE_MIN, LOG_VARIANCE_MAX = -40.0, 10.0
 class InformationBottleneckGate(Gate):
     """A gate that drowns a feature in noise when the feature is not worth its information.
 
-    z = h (mu + sigma epsilon), epsilon ~ N(0, 1) for each example and feature. The KL
+    z = h (mu + sigma epsilon), epsilon ~ N(0, 1) for each example and feature; 0 where the
+    feature is pruned (the authors' gate passes it on in training). The KL
     is 1/2 log(1 + mu^2 / sigma^2): what a Gaussian channel of that signal-to-noise
     ratio lets through. The importance is the ratio mu^2 / sigma^2 itself. mu is the
     absolute value of the parameter `gate_mu`, which loses nothing (see `Gate.mean`).
@@ -73,9 +74,12 @@ class InformationBottleneckGate(Gate):
     def sample_mask(self, batch_size: int | tf.Tensor) -> tf.Tensor:
         seed = noise.layer_seed(self.name, self.seed_generator)
         sigma = tf.exp(0.5 * self.log_variance())
+        # Else training could rely on what deployment leaves out, and the attack does not see.
+        is_open = self.importance() > self.prune_threshold
 
         def masks(examples):
-            return self.mean() + sigma * tf.random.stateless_normal([examples, self.features], seed)
+            drawn = tf.random.stateless_normal([examples, self.features], seed)
+            return tf.where(is_open, self.mean() + sigma * drawn, 0.0)
 
         return noise.per_example(masks, batch_size)
 

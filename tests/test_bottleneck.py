@@ -40,8 +40,8 @@ def test_kl_sums_over_features():
 
 
 def test_statistics_of_the_noise():
-    mu, sigma = np.array([1.0, 0.3, -0.5, 0.0]), np.array([0.011, 0.8, 0.5, 2.0])
-    gate = built(mu, 2 * np.log(sigma))
+    mu, sigma = np.array([1.0, 0.3, -0.5, 0.1]), np.array([0.011, 0.8, 0.5, 2.0])
+    gate = built(mu, 2 * np.log(sigma), prune_threshold=0.0)
     n = 50_000
     with noise.scope(noise.seed_of(4)):
         outputs = gate(tf.fill([n, 4], 2.0), training=True).numpy()
@@ -51,6 +51,17 @@ def test_statistics_of_the_noise():
     correlations = np.corrcoef(outputs.T)[np.triu_indices(4, 1)]
     assert np.abs(correlations).max() < 5 / n**0.5
     assert stats.kstest((outputs[:, 1] - 0.6) / 1.6, "norm").pvalue > 1e-3
+
+
+def test_what_deployment_leaves_out_training_does_not_see_either():
+    # Signal-to-noise ratios 4, 0.81, 1.21 and 0.25: the second and the last are pruned.
+    gate = built([1.0, 0.9, -1.1, 0.5], 2 * np.log([0.5, 1.0, 1.0, 1.0]))
+    with noise.scope(noise.seed_of(4)), tf.GradientTape() as tape:
+        outputs = gate(tf.ones([100, 4]), training=True)
+        loss = tf.reduce_sum(outputs**2)
+    np.testing.assert_array_equal(outputs.numpy() == 0, [[False, True, False, True]] * 100)
+    slopes = tape.gradient(loss, [gate.raw_mu, gate.raw_log_variance])
+    np.testing.assert_array_equal(np.array(slopes) == 0, [[False, True, False, True]] * 2)
 
 
 def test_begins_as_the_authors_gate_does():
