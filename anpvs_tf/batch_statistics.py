@@ -11,7 +11,7 @@ def moving(network: keras.Model, synchronized: bool = True) -> list[keras.Variab
         for layer in network.layers
         if isinstance(layer, keras.layers.BatchNormalization)
         and (synchronized or not layer.synchronized)
-        for variable in layer.non_trainable_variables
+        for variable in (layer.moving_mean, layer.moving_variance)
     ]
 
 

@@ -69,7 +69,7 @@ def load(
     found = _splits(source, {"train", "validation", "test"}, data_dir, download, stream, check)
     train, validation, held_out = found["train"], found.get("validation"), 0
     if validation is None:
-        held_out = min(VALIDATION_EXAMPLES, len(train) // 10)
+        held_out = min(VALIDATION_EXAMPLES, max(1, len(train) // 10))
         available = len(train) - held_out
         train, validation = train.part(0, available), train.part(available)
     if train_examples is not None and train_examples > len(train):

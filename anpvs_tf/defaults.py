@@ -99,8 +99,8 @@ BY_DATASET: dict[str, dict[str, Any]] = {
         "eval_step_size": 0.01,
         "eval_attack_steps": 40,
     },
-    "cifar10": _CIFAR | {"beta": 2.0, "lambda_vs": 1e-4},
-    "cifar100": _CIFAR | {"beta": 1.0, "lambda_vs": 0.1},
+    "cifar10": _CIFAR | {"beta": 2.0, "lambda_vs": 1e-4, "prune_ratio": 0.75},
+    "cifar100": _CIFAR | {"beta": 1.0, "lambda_vs": 0.1, "prune_ratio": 0.65},
 }
 
 # Named departures from the published settings.

@@ -65,7 +65,10 @@ def survey(path: str) -> Folder:
         UsageError: no such folder, or one without two classes of images to train and to test on.
     """
     held = _directories(path)
-    roles = {ROLES[name]: name for name in held if name in ROLES}
+    named = [name for name in held if name in ROLES]
+    roles = {ROLES[name]: name for name in named}
+    if len(roles) < len(named):
+        raise UsageError(f"folder {path} has two folders for one split: {', '.join(named)}")
     digest = hashlib.sha256()
     if "train" not in roles:
         if roles:

@@ -34,8 +34,8 @@ from anpvs_tf.methods import METHODS
 from anpvs_tf.progress import Progress
 from anpvs_tf.runs import RunDirectory
 from anpvs_tf.selection import Best
-from anpvs_tf.settings import PRECISIONS, Settings
-from anpvs_tf.training import RobustClassifier
+from anpvs_tf.settings import PRECISIONS, Settings, layer_betas
+from anpvs_tf.training import RobustClassifier, check_layer_beta
 
 VALIDATION_EXAMPLES = 1_000
 EVALUATION_BATCH = 250
@@ -94,7 +94,8 @@ def train(
     run.check(settings, overwrite)
     if run.finished and not overwrite:
         return run.results()
-    runs.build_network(settings, "float32")  # The network fits the dataset, or raises.
+    # The network fits the dataset, or raises.
+    check_layer_beta(runs.build_network(settings, "float32"), layer_betas(settings))
     # What goes on from a checkpoint needs no base any more.
     base = None if run.begun and not overwrite else warm_start.base_run(settings, run)
     data = datasets.load(
@@ -263,6 +264,7 @@ def _train(
                 shrinking.store(copies)
                 checkpoints.save()
             if leave:
+                devices.of_chief(0)  # Whoever leaves first may end the others, the chief too.
                 raise Interrupted(
                     interruption.asked() or signal.SIGTERM, kept_for_later(checkpoints)
                 )

@@ -219,6 +219,18 @@ def of_training(record: dict[str, Any]) -> bool:
     return "efficiency" in record
 
 
+def training_record(run: runs.RunDirectory) -> dict[str, Any]:
+    """What bin/train.py wrote of a finished run.
+
+    Raises:
+        UsageError: it is not finished, or damaged.
+    """
+    for record in run.results():
+        if of_training(record):
+            return record
+    raise UsageError(f"{run.path} has no results of a finished training")
+
+
 def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
     compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
     after, before = saved["parameters"]

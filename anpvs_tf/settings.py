@@ -119,7 +119,8 @@ class Settings:
         "factor of KL / N of the weights' posterior in their loss", "bayesian", at_least=0.0
     )
     crafting_draws: int = _setting(
-        "draws of the weights that the training attack sees at every step; 0: their means",
+        "draws of the weights that the training attack averages over, the same ones at all its "
+        "steps; 0: their means",
         "bayesian",
         at_least=0,
     )
@@ -240,6 +241,8 @@ def layer_betas(settings: Settings) -> dict[str, float]:
     found = {}
     for text in settings.layer_beta:
         layer, _, factor = text.partition("=")
+        if layer in found:
+            raise UsageError(f"--layer_beta names layer {layer!r} twice")
         try:
             found[layer] = float(factor)
         except ValueError:

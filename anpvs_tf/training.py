@@ -1,5 +1,7 @@
 """One training step (Algorithm 1): craft, then update weights and gates together."""
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -52,7 +54,7 @@ class RobustClassifier(keras.Model):
         if method.frozen_gates:
             for gate in self.gates:
                 gate.trainable = False
-        self._check_layer_beta()
+        check_layer_beta(network, objective.layer_beta)
         self.crafting = Crafting(network, method, objective, pruning)
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
@@ -121,15 +123,6 @@ class RobustClassifier(keras.Model):
         ]
         ramp = self._progress(objective.kl_warmup_steps, objective.kl_ramp_steps)
         return ramp * tf.add_n(terms)
-
-    def _check_layer_beta(self) -> None:
-        layers = [_layer_of(gate) for gate in self.gates]
-        for name in self.objective.layer_beta:
-            if name not in layers:
-                raise UsageError(
-                    f"--layer_beta names layer {name!r}; {self.network.name} has gates at "
-                    f"{', '.join(layers)}"
-                )
 
     def loss_terms(
         self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
@@ -211,7 +204,9 @@ class RobustClassifier(keras.Model):
                 adversarial = self.craft(images, labels, noise.fold(seed, "attack"))
             images = tf.concat([images, adversarial], axis=0)
 
-        skipping = getattr(self.optimizer, "skip_nonfinite", False)
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        updating = self.optimizer.inner_optimizer if scaled else self.optimizer
+        skipping = getattr(updating, "skip_nonfinite", False)
         statistics = batch_statistics.moving(self.network) if skipping else []
         kept = [(v, tf.identity(v)) for v in statistics]
         scope = (noise.fold(seed, "network"), copies, *place)
@@ -242,7 +237,7 @@ class RobustClassifier(keras.Model):
             for variable, value in kept:
                 variable.assign(tf.where(bad, value, variable))
         self.optimizer.apply(gradients, weights + gate_variables)
-        if skipping:
+        if skipping and not scaled:  # A scaling optimizer does not count what it leaves out.
             self.optimizer.iterations.assign_sub(tf.where(bad, 1, 0))
         batch_statistics.agree(self.network, replica)
         return terms
@@ -296,9 +291,23 @@ class RobustClassifier(keras.Model):
         shifts = []
         for kernel, gradient in zip(kernels, gradients, strict=True):
             length = self.objective.awp * tf.norm(tf.convert_to_tensor(kernel))
-            direction = tf.math.divide_no_nan(gradient, tf.norm(gradient))
+            slope = tf.norm(gradient)
+            # Where float16's gradients overflow, those of the update do too, and it is left out.
+            direction = tf.where(tf.math.is_finite(slope), gradient / slope, 0.0)
+            direction = tf.where(slope > 0, direction, 0.0)
             shifts.append(tf.stop_gradient(length * direction))
         return list(zip(kernels, shifts, strict=True))
+
+
+def check_layer_beta(network: keras.Model, layer_beta: Iterable[str]) -> None:
+    """Raises UsageError for a layer after which `network` has no gate."""
+    layers = [_layer_of(gate) for gate in gates_of(network)]
+    for name in layer_beta:
+        if name not in layers:
+            raise UsageError(
+                f"--layer_beta names layer {name!r}; {network.name} has gates at "
+                f"{', '.join(layers)}"
+            )
 
 
 def _layer_of(gate: keras.layers.Layer) -> str:

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import special, stats
 
-from anpvs_tf import bayesian, compact, noise
+from anpvs_tf import batch_statistics, bayesian, compact, noise
 from anpvs_tf.bayesian import BayesianBatchNormalization, BayesianConv2D, BayesianDense
 from anpvs_tf.freezing import FrozenNetwork
 from anpvs_tf.networks import lenet5
@@ -313,3 +313,10 @@ def test_bad_arguments_are_named():
         BayesianConv2D(3, 3, data_format="channels_first")
     with pytest.raises(ValueError, match="axis"):
         BayesianBatchNormalization(axis=1).build((None, 4, 4, 3))
+
+
+def test_what_replicas_agree_on_is_the_statistics_and_not_the_seed():
+    network = bayesian.convert(small_network(), 1.0, -3.0)
+    norm = network.get_layer("norm")
+    found = batch_statistics.moving(network)
+    assert [v.path for v in found] == [norm.moving_mean.path, norm.moving_variance.path]

@@ -158,15 +158,20 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_nothing_else(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_step_that_is_skipped_did_not_happen():
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_step_that_is_skipped_did_not_happen(dtype):
     layers = keras.layers
     image = keras.Input((8, 8, 1))
-    x = layers.BatchNormalization(name="norm")(layers.Conv2D(3, 3, name="conv")(image))
-    x = layers.Flatten()(layers.ReLU(name="relu")(x))
-    network = gating.add_gates(keras.Model(image, layers.Dense(3, name="logits")(x)))
+    x = layers.Conv2D(3, 3, name="conv", dtype=dtype)(image)
+    x = layers.BatchNormalization(name="norm", dtype=dtype)(x)
+    x = layers.Flatten(dtype=dtype)(layers.ReLU(name="relu", dtype=dtype)(x))
+    x = layers.Dense(3, name="logits", dtype="float32")(x)
+    network = gating.add_gates(keras.Model(image, x))
     objective = Objective(0.1, 0.05, 1, train_examples=100, lambda_vs=1.0)
     classifier = RobustClassifier(network, METHODS["anpvs"], objective, seed=1)
-    optimizer = GroupedAdam(1e-3, average=0.9, skip_nonfinite=True)
+    optimizer = inner = GroupedAdam(1e-3, average=0.9, skip_nonfinite=True)
+    if dtype == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
     classifier.compile(optimizer=optimizer, jit_compile=False)
     optimizer.build(network.trainable_variables)
     update = tf.function(classifier.update, autograph=False)
@@ -175,7 +180,7 @@ def test_a_step_that_is_skipped_did_not_happen():
     spoiled[0] = np.nan
 
     def state():
-        return [v.numpy() for v in [*network.weights, *optimizer.variables]]
+        return [v.numpy() for v in [*network.weights, *inner.variables]]
 
     assert update((images, labels))["nonfinite"] == 0.0
     before = state()

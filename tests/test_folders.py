@@ -44,6 +44,17 @@ def test_a_validation_folder_is_used_and_tests_where_there_is_no_test(tmp_path, 
     folder = folders.survey(str(tmp_path))
     assert set(folder.files) == {"train", "validation", "test"}
     assert names_of(folder, "test") == {"a/x", "b/y"}
+    touch(tmp_path, *(f"{s}/{c}/{i}" for s in ("validation", "val") for c in "ab" for i in "12"))
+    with pytest.raises(UsageError, match=r"two folders for one split: .*val"):
+        folders.survey(str(tmp_path))
+
+
+def test_few_images_leave_one_to_validate_on(tmp_path):
+    for split, label in ((s, c) for s in ("train", "test") for c in "ab"):
+        for i in range(2):
+            write(tmp_path / split / label / f"{i}.png", noise_image(8, 8, 1))
+    data = datasets.load(sources.describe(f"folder:{tmp_path}", image_size=(8, 8)))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [3, 1, 4]
 
 
 def test_a_single_level_is_split_by_names_alone(tmp_path):

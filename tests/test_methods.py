@@ -9,8 +9,10 @@ import scipy.special
 import tensorflow as tf
 
 from anpvs_tf import (
+    bayesian,
     defaults,
     flag_help,
+    loop,
     losses,
     networks,
     noise,
@@ -42,6 +44,29 @@ def classifier_of(method, objective=OBJECTIVE, optimizer=None, **changes):
     classifier.compile(optimizer=optimizer or GroupedAdam(1e-3), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
     return classifier
+
+
+# ---- AT-BNN ----
+
+
+def test_loss_of_at_bnn_by_hand():
+    objective = dataclasses.replace(OBJECTIVE, kl_scale=0.25, adversarial_weight=2.0)
+    network = bayesian.convert(networks.lenet5((16, 16, 1), 4, seed=1), 0.5, -1.0)
+    classifier = RobustClassifier(network, METHODS["at_bnn"], objective)
+    logits = RNG.normal(size=(12, 4)).astype(np.float32)
+    loss, gate_loss, terms = classifier.loss_terms({"logits": tf.constant(logits)}, LABELS)
+    log_p = scipy.special.log_softmax(logits, axis=1)[np.arange(12), np.tile(LABELS, 2)]
+    # Of every mean and rho: log(s / sigma) + (sigma^2 + mean^2) / 2 s^2 - 1/2, with s = 0.5.
+    sigma, kl, decay = np.log1p(np.exp(-1.0)), 0.0, 0.0
+    for layer in bayesian.layers_of(network):
+        means = [v.numpy().astype(np.float64) for v in layer.trainable_variables[:2]]
+        for mean in means:
+            kl += (np.log(0.5 / sigma) + (sigma**2 + mean**2) / 0.5 - 0.5).sum()
+        decay += 1e-4 * (means[0] ** 2).sum() / 2
+    expected = -(log_p[:6].mean() + 2 * log_p[6:].mean()) / 3 + 0.25 * kl / 50 + decay
+    assert float(terms["kl"]) == pytest.approx(kl, rel=1e-4)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert gate_loss is None
 
 
 # ---- TRADES ----
@@ -289,6 +314,15 @@ def test_other_norms_have_their_own_threat_model():
 def test_betas_by_layer_that_cannot_be_read(text):
     with pytest.raises(UsageError, match="--layer_beta must be layer=factor"):
         resolving.resolve({"method": "anp", "layer_beta": [text]})
+
+
+def test_a_beta_of_a_layer_that_is_not_there_is_refused_before_a_base_is_trained(tmp_path):
+    with pytest.raises(UsageError, match="'conv1' twice"):
+        resolving.resolve({"method": "anp", "layer_beta": ["conv1=1", "conv1=2"]})
+    chosen = resolving.resolve({"method": "anp", "layer_beta": ["conv9=1"]})
+    with pytest.raises(UsageError, match=r"'conv9'; .*conv1, conv2"):
+        loop.train(chosen, RunDirectory(tmp_path / "runs/run"))
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_bases_of_bases(tmp_path):

@@ -1,5 +1,7 @@
 """The training step against independent calculations on a fixed batch."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -303,6 +305,18 @@ def test_mixed_precision_stays_close_to_float32(dtype):
     for variable in mixed.network.trainable_variables:
         assert variable.dtype == "float32"
         tf.debugging.assert_all_finite(tf.convert_to_tensor(variable), variable.name)
+
+
+def test_gradients_of_float16_that_overflow_leave_out_the_update_and_no_more():
+    optimizer = keras.optimizers.LossScaleOptimizer(GroupedAdam(1e-3), initial_scale=2.0**60)
+    objective = dataclasses.replace(OBJECTIVE, awp=0.01)
+    classifier = classifier_of("anpvs", objective, "mixed_float16", optimizer)
+    before = [v.numpy() for v in classifier.network.trainable_variables]
+    terms = classifier.train_step((IMAGES, LABELS))
+    assert np.isfinite(terms["loss"]) and terms["nonfinite"] == 0.0
+    assert float(optimizer.dynamic_scale) == 2.0**59
+    for value, variable in zip(before, classifier.network.trainable_variables, strict=True):
+        np.testing.assert_array_equal(value, variable)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])

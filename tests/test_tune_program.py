@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -72,6 +73,19 @@ def test_trials_are_runs(trained):
     assert state["chosen"] in by_name and state["chosen"] in state["front"]
     assert f"--run_dir={path / state['chosen']}" in output
     assert "failed: --batch_size=4096" in output
+
+
+def test_a_damaged_trial_hides_no_other(trained, tmp_path):
+    path, _ = trained
+    copy = tmp_path / "sweep"
+    shutil.copytree(path, copy)
+    (copy / "trial-0000/results.json").write_text("[]")
+    rows = table.trials(Sweep(copy, sweep.read_definition(path)))
+    assert [row["state"] for row in rows] == ["failed", "failed"]
+    assert "results.json" in rows[0]["reason"] and "4096" in rows[1]["reason"]
+    shutil.rmtree(copy / "trial-0000")
+    rows = table.trials(Sweep(copy, sweep.read_definition(path)))
+    assert "trial-0000 has no results" in rows[0]["reason"]
 
 
 def test_a_finished_sweep_is_shown_again(trained, monkeypatch):

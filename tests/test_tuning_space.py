@@ -96,6 +96,8 @@ def test_steps_and_choices_are_values_of_the_setting():
             {"objective": "robust@sparsity>=0.5"},
             "--method=at prunes nothing",
         ),
+        ({"eval_attack_steps": "1:20"}, {}, "--eval_attack_steps decides how a trial is measured"),
+        ({"epsilon": "0.1|0.2"}, {}, "--epsilon decides how a trial is measured"),
     ],
 )
 def test_what_cannot_be_swept_is_said_and_nothing_is_written(texts, more, message, tmp_path):

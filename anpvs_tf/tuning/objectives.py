@@ -4,6 +4,7 @@ import dataclasses
 import math
 import operator
 import re
+from collections.abc import Iterable
 
 from anpvs_tf import records
 from anpvs_tf.errors import UsageError
@@ -23,6 +24,8 @@ HELP = (
     f"what is maximised on validation: {', '.join(TARGETS)}; one of them where another figure "
     "keeps a limit, as in robust@sparsity>=0.75; or pareto, the mean of the three"
 )
+# Settings of the data and of the attack by which all trials are judged; "eval_..." are too.
+_YARDSTICKS = ("dataset", "image_size", "channels", "epsilon", "norm")
 _COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 
@@ -107,8 +110,18 @@ def check_recorded(objective: Objective, methods: set[str]) -> None:
             )
 
 
+def check_comparable(swept: Iterable[str]) -> None:
+    """Raises UsageError if a swept setting decides what trials are measured by."""
+    for name in swept:
+        if name in _YARDSTICKS or name.startswith("eval_"):
+            raise UsageError(
+                f"--{name} decides how a trial is measured, so that trials that differ in it "
+                "cannot be compared; give it one value, and make a sweep for each"
+            )
+
+
 def validation_figures(run: RunDirectory) -> dict[str, float]:
     """Figures of a finished run on validation: of the epoch whose network is saved."""
-    trained = next(record for record in run.results() if records.of_training(record))
+    trained = records.training_record(run)
     row = run.metrics()[trained["epoch"] - 1]
     return {name: float(row[column]) for name, column in FIGURES.items()}

@@ -82,7 +82,7 @@ class Sweep:
         self.command = list(command)
         self.objective: Objective = objectives.parse(definition.objective)
         self.space: Space = space.parse(definition.settings)
-        # Workers may have other processors; their trials must not differ.
+        # One for all trials, whatever else decides it; so workers need processors of one kind.
         if self.space.constants.get("precision", "auto") == "auto" and (
             "precision" not in self.space.swept
         ):
@@ -90,6 +90,7 @@ class Sweep:
         corners = [self._resolved(values) for values in self.space.corners()]
         self.longest = max(one.epochs for one in corners)
         objectives.check_recorded(self.objective, {one.method for one in corners})
+        objectives.check_comparable(self.space.swept)
         self._check_tuner()
 
     def _check_tuner(self) -> None:

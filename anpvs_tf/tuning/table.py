@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from anpvs_tf import records
+from anpvs_tf.errors import UsageError
 from anpvs_tf.runs import RunDirectory
 from anpvs_tf.tuning import objectives
 from anpvs_tf.tuning.sweep import Sweep
@@ -54,9 +55,14 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
             reason = reason_path(sweep.path, held["trial_id"])
             row["reason"] = reason.read_text().strip() if reason.exists() else "unknown"
         elif row["state"] == "done":
-            row |= _figures(run)
-            row["score"] = sweep.objective.score(row)
-            row["feasible"] = sweep.objective.feasible(row)
+            try:
+                row |= _figures(run)
+            except (UsageError, OSError) as error:
+                # One damaged trial must not hide the others.
+                row |= {"state": "failed", "reason": str(error)}
+            else:
+                row["score"] = sweep.objective.score(row)
+                row["feasible"] = sweep.objective.feasible(row)
         rows.append(row)
     rows.sort(key=lambda row: row["name"])
     done = [row for row in rows if row["state"] == "done"]
@@ -66,7 +72,7 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _figures(run: RunDirectory) -> dict[str, float]:
-    trained = next(record for record in run.results() if records.of_training(record))
+    trained = records.training_record(run)
     compact = trained["efficiency"]["measured"]["compact"]
     return objectives.validation_figures(run) | {"latency": compact["latency"]["1"]}
 
