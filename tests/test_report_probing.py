@@ -190,3 +190,21 @@ def test_steps_that_were_left_out_have_a_panel_where_there_are_any(tmp_path, ski
     picture = curves.loss_terms(groups, style.Strokes(groups))
     assert ("steps left out" in picture.alt) == bool(skipped)
     assert "nonfinite" not in picture.alt
+
+
+def test_runs_that_were_attacked_differently_are_on_no_common_front(tmp_path):
+    for seed, (epsilon, robust) in enumerate([(0.03, 0.9), (0.13, 0.6), (0.13, 0.5)]):
+        settings = {"epsilon": epsilon, "beta": 1.0 + seed, "sparsity": 0.2 * seed}
+        fake_runs.make(tmp_path / str(seed), "anpvs", robust=robust, **settings)
+    found, _ = reading.collect([str(tmp_path)])
+    mixed = reading.groups(found)
+    (chosen,) = reading.most_robust(mixed)
+    assert (chosen.settings.epsilon, chosen.settings.beta) == (0.13, 2.0)
+    alike = reading.groups([run for run in found if run.settings.epsilon == 0.13])
+    fronts = []
+    for groups in (mixed, alike):
+        picture = curves.trade_off(groups, style.Strokes(groups))
+        assert ("attacked differently" in picture.caption) == (groups is mixed)
+        axes = picture.draw(style.LIGHT).axes[:2]
+        fronts.append([any(line.get_linestyle() == "-" for line in axis.lines) for axis in axes])
+    assert [under_pgd for _, under_pgd in fronts] == [False, True]

@@ -73,6 +73,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
         "clean accuracy": measurements.trained("clean_accuracy"),
         "accuracy under PGD": measurements.white_box,
     }
+    alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
     keys = {"clean accuracy": "clean_accuracy", "accuracy under PGD": "white_accuracy"}
 
     def draw(theme: Theme):
@@ -104,7 +105,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
                     paper = True
                     place = known["sparsity"] / 100, known[keys[title]] / 100
                     axis.plot(*place, "*", color=stroke.of(theme), markersize=12)
-            line = front(points)
+            line = front(points) if alike or title == "clean accuracy" else []
             if len(line) > 1:
                 axis.plot(*zip(*line, strict=True), color=theme.text, lw=1, alpha=0.6, zorder=2)
             axis.set(title=title, xlabel="sparsity", ylabel="accuracy")
@@ -127,7 +128,8 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
         "A point is a run; sparsity is of features (of weights where a method prunes those). "
         "Further right is smaller, higher is better. The line joins the runs that no other run "
         "equals in both. Hollow: a check, or a stronger attack, contradicts "
-        "the figure.",
+        "the figure."
+        + ("" if alike else " The runs were attacked differently: under PGD they do not compare."),
         "Scatter plots of clean accuracy and accuracy under PGD against sparsity: "
         + "; ".join(
             f"{group.label}: sparsity {_mean(group, measurements.sparsity):.0%}, clean "

@@ -59,6 +59,11 @@ def attack_of(record: dict[str, Any]) -> Attack:
     return Attack(threat["norm"], threat["epsilon"], json.dumps(held))
 
 
+def conditions(run: Run) -> tuple[Attack, int]:
+    """How a run was attacked when its training ended, and on how many images."""
+    return attack_of(run.trained), run.trained["examples"]
+
+
 def _place(name: str) -> tuple[int, str]:
     first = ("name", "steps", "step_size", "restarts")
     return (first.index(name) if name in first else len(first)), name

@@ -1,5 +1,6 @@
 """Finished runs as a report reads them: found below paths, checked, grouped by settings."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -142,13 +143,21 @@ def distinguishing(settings: Settings) -> dict[str, Any]:
 
 
 def most_robust(groups: list[Group]) -> list[Group]:
-    """Of each method, the group with the highest accuracy under the attack that ended training."""
-    best: dict[str, tuple[float, Group]] = {}
+    """Of each method, the group with the highest accuracy under the attack that ended training.
+
+    Groups that most others were not attacked like come after those that they were.
+    """
+
+    def attacked(group: Group) -> tuple:
+        return tuple(getattr(group.settings, name) for name in _EVALUATION)
+
+    usual, _ = collections.Counter(map(attacked, groups)).most_common(1)[0]
+    best: dict[str, tuple[tuple[bool, float], Group]] = {}
     for group in groups:
         found = [run.trained["robust_accuracy"] or 0.0 for run in group.runs]
-        mean = sum(found) / len(found)
-        if group.method not in best or mean > best[group.method][0]:
-            best[group.method] = mean, group
+        merit = attacked(group) == usual, sum(found) / len(found)
+        if group.method not in best or merit > best[group.method][0]:
+            best[group.method] = merit, group
     return [group for _, group in best.values()]
 
 

@@ -147,7 +147,7 @@ def _table(
                 {c.key: known[c.key] for c in columns if c.key in known},
             )
         )
-    alike = len({_conditions(run) for run in runs_of(groups)}) == 1
+    alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
     marked = [_with_best(columns, rows, row) if alike else row for row in rows]
     notes = (*notes, *_notes(columns, marked, groups))
     return Table(name, title, columns, tuple(marked), notes, _key(marked))
@@ -199,10 +199,6 @@ def leading(column: Column, rows: Sequence[Row]) -> list[Cell]:
     return [cell for cell, mean in zip(cells, shown, strict=True) if mean == best]
 
 
-def _conditions(run: Run) -> tuple:
-    return measurements.attack_of(run.trained), run.trained["examples"]
-
-
 def conditions_text(run: Run) -> str:
     """How a run was evaluated after training, in words."""
     record = run.trained
@@ -216,7 +212,7 @@ def conditions_text(run: Run) -> str:
 
 def _notes(columns: tuple[Column, ...], rows: list[Row], groups: list[Group]) -> list[str]:
     runs = runs_of(groups)
-    kinds = {_conditions(run): conditions_text(run) for run in runs}
+    kinds = {measurements.conditions(run): conditions_text(run) for run in runs}
     if len(kinds) == 1:
         notes = [f"Evaluated on {next(iter(kinds.values()))}."]
     else:
