@@ -1,4 +1,4 @@
-"""The default of every setting: for all datasets, by dataset, by recipe, by method."""
+"""The default of every setting: for all datasets, by dataset, by recipe, by norm."""
 
 from typing import Any
 
@@ -126,9 +126,6 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
 }
-
-# What a method needs otherwise, by dataset.
-BY_METHOD: dict[str, dict[str, dict[str, Any]]] = {}
 
 # Radii of other threat models; the steps follow from them. MNIST and CIFAR-10: as in Croce &
 # Hein 2020.

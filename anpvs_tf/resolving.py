@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from anpvs_tf.defaults import BY_DATASET, BY_METHOD, BY_NORM, COMMON, RECIPES
+from anpvs_tf.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
 from anpvs_tf.errors import UsageError
 from anpvs_tf.methods import METHODS
 from anpvs_tf.settings import Settings, declared, kind_of, layer_betas, source_of, used
@@ -55,7 +55,7 @@ def defaults(
     values |= {"classes": source.classes, "class_names": source.class_names}
     method = method or values["method"]
     _check_choice("method", method, METHODS)
-    return values | {"method": method} | BY_METHOD.get(method, {}).get(dataset, {})
+    return values | {"method": method}
 
 
 def resolve(

@@ -293,8 +293,8 @@ class RobustClassifier(keras.Model):
             length = self.objective.awp * tf.norm(tf.convert_to_tensor(kernel))
             slope = tf.norm(gradient)
             # Where float16's gradients overflow, those of the update do too, and it is left out.
-            direction = tf.where(tf.math.is_finite(slope), gradient / slope, 0.0)
-            direction = tf.where(slope > 0, direction, 0.0)
+            usable = tf.math.is_finite(slope) & (slope > 0)
+            direction = tf.where(usable, gradient / slope, 0.0)
             shifts.append(tf.stop_gradient(length * direction))
         return list(zip(kernels, shifts, strict=True))
 

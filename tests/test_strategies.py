@@ -6,12 +6,14 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from anpvs_tf import devices
-from anpvs_tf.errors import UsageError
+from anpvs_tf import datasets, devices
+from anpvs_tf.errors import UsageError, WorkerLost
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -214,3 +216,18 @@ def test_devices_that_do_not_exist(monkeypatch, choice, config, message):
         monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(UsageError, match=message):
         devices.choose(**choice)
+
+
+def test_a_worker_that_is_lost_between_two_steps_is_no_damaged_data():
+    def batches(_):
+        yield "first"
+        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+
+    strategy = types.SimpleNamespace(
+        num_replicas_in_sync=2, distribute_datasets_from_function=batches
+    )
+    found = devices.Devices(strategy, 0, 2).distribute(tf.data.Dataset.range(4), 2)
+    found = datasets.readable(found, datasets.load("digits").train)
+    assert next(found) == "first"
+    with pytest.raises(WorkerLost, match=r"another worker is gone .*Connection reset"):
+        next(found)
