@@ -42,7 +42,7 @@ setup(
         "serving": serving,
         "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", "ruff>=0.12", *serving],
         "benchmark": ["torch>=2.4"],
-        # AutoAttack by its authors, repackaged: tests/test_reference.py, benchmarks.agreement.
+        # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.
         "reference": ["torch>=2.4", "pyautoattack==0.2.0"],
     },
 )

@@ -26,13 +26,16 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import datasets, programs, runs, subjects
-from anpvs_tf.attack_runs import AttackRun
-from anpvs_tf.attacks import autoattack, norms
-from anpvs_tf.attacks.autoattack import Settings
-from anpvs_tf.errors import UsageError
-from anpvs_tf.freezing import FrozenNetwork
-from anpvs_tf.subjects import Subject
+from anpvs_tf.attacks import registry, threat_model
+from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.common import program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data import loading, pipelines
+from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.evaluation.attack_run import AttackRun
+from anpvs_tf.evaluation.attacked_model import Subject
+from anpvs_tf.pruning.frozen import FrozenNetwork
+from anpvs_tf.runs import directory
 from benchmarks import reference, timing
 
 COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -71,7 +74,7 @@ def compare(
     component: str,
     subject: Subject,
     model,
-    split: datasets.Split,
+    split: loading.Split,
     settings: Settings,
     *,
     seed: int,
@@ -89,9 +92,9 @@ def compare(
         AssertionError: an adversarial image left the ball or [0, 1].
     """
     epsilon, norm = settings.epsilon, settings.norm
-    images, labels = datasets.to_float(split.images).numpy(), np.asarray(split.labels, np.int64)
+    images, labels = pipelines.to_float(split.images).numpy(), np.asarray(split.labels, np.int64)
     bare = dataclasses.replace(subject, outputs=None)
-    stages = autoattack.stages(component, settings)
+    stages = registry.stages(component, settings)
     ours = AttackRun(
         bare, split, stages, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch_size
     ).run()
@@ -99,7 +102,7 @@ def compare(
 
     def logits_under(attack):
         found = attack(images, labels)
-        norms.assert_in_threat_model(images, found, epsilon, norm)
+        threat_model.assert_in_threat_model(images, found, epsilon, norm)
         return subject.logits(tf.constant(found)).numpy()
 
     attack = reference.autoattack(
@@ -154,10 +157,10 @@ def main() -> None:
         raise UsageError("the reference is not installed: pip install -e '.[reference]'")
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
-    subject = subjects.of_run(runs.RunDirectory(values.run_dir))
-    split = datasets.load_test(subject.source).take(values.examples)
+    subject = attacked_model.of_run(directory.RunDirectory(values.run_dir))
+    split = loading.load_test(subject.source).take(values.examples)
     model = reference.torch_copy(FrozenNetwork(subject.network))
-    images = datasets.to_float(split.images).numpy()
+    images = pipelines.to_float(split.images).numpy()
     epsilon = values.epsilon or subject.settings.epsilon
     settings = Settings(epsilon, values.norm, subject.classes, queries=values.queries)
 
@@ -183,8 +186,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("run_dir", None, "a finished LeNet run of bin/train.py")
     flags.DEFINE_integer("examples", 1000, "of the test set, from its start", lower_bound=2)
     flags.DEFINE_float("epsilon", None, "in pixel units. Default: the run's", lower_bound=0.0)
-    flags.DEFINE_enum("norm", "linf", norms.NORMS, "of the ball")
+    flags.DEFINE_enum("norm", "linf", threat_model.NORMS, "of the ball")
     flags.DEFINE_multi_enum("components", list(COMPONENTS), COMPONENTS, "which; repeat the flag")
     flags.DEFINE_integer("queries", 5000, "of Square", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of all random draws", lower_bound=0)
-    programs.run(main)
+    program.run(main)

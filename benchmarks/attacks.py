@@ -32,13 +32,16 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import datasets, programs, runs, subjects
-from anpvs_tf.attack_runs import AttackRun
-from anpvs_tf.attacks import autoattack
-from anpvs_tf.attacks.autoattack import Settings
-from anpvs_tf.errors import UsageError
-from anpvs_tf.freezing import FrozenNetwork
-from anpvs_tf.subjects import Subject
+from anpvs_tf.attacks import registry
+from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.common import program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data import loading, pipelines
+from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.evaluation.attack_run import AttackRun
+from anpvs_tf.evaluation.attacked_model import Subject
+from anpvs_tf.pruning.frozen import FrozenNetwork
+from anpvs_tf.runs import directory
 from benchmarks import reference, timing
 from benchmarks.agreement import COMPONENTS
 from benchmarks.timing import Variant
@@ -52,10 +55,10 @@ MEMORY_BATCH = 100
 class Timed:
     """An attack on all images, and the accuracy that its last call left."""
 
-    def __init__(self, attack: reference.Attack, subject: Subject, split: datasets.Split):
+    def __init__(self, attack: reference.Attack, subject: Subject, split: loading.Split):
         self.attack = attack
         self.subject = subject
-        self.images = datasets.to_float(split.images).numpy()
+        self.images = pipelines.to_float(split.images).numpy()
         self.labels = np.asarray(split.labels, np.int64)
         self.found = None
 
@@ -82,13 +85,13 @@ class Ours:
 
 
 def attack_run(
-    subject: Subject, split: datasets.Split, attack: str, settings: Settings, batch_size: int
+    subject: Subject, split: loading.Split, attack: str, settings: Settings, batch_size: int
 ) -> AttackRun:
     bare = dataclasses.replace(subject, outputs=None)  # Vulnerability is no part of an attack.
     return AttackRun(
         bare,
         split,
-        autoattack.stages(attack, settings),
+        registry.stages(attack, settings),
         epsilon=settings.epsilon,
         norm=settings.norm,
         seed=0,
@@ -97,7 +100,7 @@ def attack_run(
 
 
 def variants(
-    attack: str, subject: Subject, split: datasets.Split, settings: Settings, batch_size: int
+    attack: str, subject: Subject, split: loading.Split, settings: Settings, batch_size: int
 ) -> list[Variant]:
     """Ours, then what there is beside it.
 
@@ -110,7 +113,7 @@ def variants(
     model = reference.torch_copy(FrozenNetwork(subject.network))
     others: dict[str, reference.Attack] = {}
     if attack == "pgd":
-        resolved = autoattack.resolve(attack, settings)
+        resolved = registry.resolve(attack, settings)
         own = {"epsilon": settings.epsilon, "batch_size": batch_size}
         own |= {"steps": resolved.steps, "step_size": resolved.step_size}
         others["PyTorch"] = reference.pgd(model, **own)
@@ -156,10 +159,10 @@ def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
     """MiB of this process before AutoAttack on `examples` images, and at its peak."""
     tf.get_logger().setLevel("ERROR")  # It takes many stages for a function that is retraced.
     set_threads(threads)
-    subject = subjects.of_run(runs.RunDirectory(run_dir))
-    test = datasets.load_test(subject.source)
+    subject = attacked_model.of_run(directory.RunDirectory(run_dir))
+    test = loading.load_test(subject.source)
     again = np.resize(np.arange(len(test)), examples)  # Small test sets more than once.
-    split = datasets.Split(test.images[again], test.labels[again])
+    split = loading.Split(test.images[again], test.labels[again])
     settings = Settings(
         subject.settings.epsilon, classes=subject.classes, steps=10, targets=2, queries=100
     )
@@ -208,8 +211,8 @@ def main() -> None:
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     set_threads(values.threads)
-    subject = subjects.of_run(runs.RunDirectory(values.run_dir))
-    split = datasets.load_test(subject.source).take(values.examples)
+    subject = attacked_model.of_run(directory.RunDirectory(values.run_dir))
+    split = loading.load_test(subject.source).take(values.examples)
     settings = Settings(subject.settings.epsilon, classes=subject.classes, queries=values.queries)
     print(
         f"{timing.environment('attacks')}\n\n{len(split)} test images of {subject.dataset}, linf "
@@ -245,4 +248,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("threads", os.cpu_count(), "of TensorFlow and PyTorch", lower_bound=1)
     flags.DEFINE_multi_enum("attacks", list(attacks), attacks, "which; repeat the flag")
     flags.DEFINE_bool("memory", True, "measure memory too")
-    programs.run(main)
+    program.run(main)

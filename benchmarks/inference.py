@@ -22,8 +22,11 @@ import keras
 import numpy as np
 from absl import flags, logging
 
-from anpvs_tf import compact, efficiency, networks, programs, runs
-from anpvs_tf.gates import gates_of
+from anpvs_tf.common import program
+from anpvs_tf.networks import architectures
+from anpvs_tf.networks.gate import gates_of
+from anpvs_tf.pruning import compact, efficiency
+from anpvs_tf.runs import directory
 
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, *[512] * 8)
 # Features that stay: 1,232 of 5,248.
@@ -35,7 +38,7 @@ PATTERNS = {
 
 def vgg16(kept: tuple[int, ...]) -> keras.Model:
     """VGG-16 for CIFAR-10 with random features pruned."""
-    network = networks.vgg16((32, 32, 3), 10, gate="beta_bernoulli")
+    network = architectures.vgg16((32, 32, 3), 10, gate="beta_bernoulli")
     rng = np.random.default_rng(0)
     for gate, count in zip(gates_of(network), kept, strict=True):
         gate.close(rng.permutation(gate.features) >= count)
@@ -87,7 +90,7 @@ def main() -> None:
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     if values.run_dir:
-        run = runs.RunDirectory(values.run_dir)
+        run = directory.RunDirectory(values.run_dir)
         lines += rows(run.settings().dataset, run.load_network(), values.repeats)
     for pattern in values.patterns:
         lines += rows(f"vgg16, {pattern}", vgg16(PATTERNS[pattern]), values.repeats)
@@ -98,4 +101,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
     flags.DEFINE_multi_enum("patterns", list(PATTERNS), list(PATTERNS), "of VGG-16's pruning")
     flags.DEFINE_integer("repeats", 20, "timed calls of each form and batch size", lower_bound=1)
-    programs.run(main)
+    program.run(main)

@@ -18,10 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import datasets, preparation, programs, resolving, runs, settings
-from anpvs_tf.methods import METHODS
-from anpvs_tf.objective import Objective
-from anpvs_tf.training import RobustClassifier
+from anpvs_tf.common import program
+from anpvs_tf.data import loading, pipelines
+from anpvs_tf.methods.hyperparameters import Objective
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.methods.robust_classifier import RobustClassifier
+from anpvs_tf.runs import build, resolve, settings
 from benchmarks import timing
 
 # Steps between those with a batch at hand: so long the pipeline has a rest of one step.
@@ -63,12 +65,12 @@ def row(dataset: str, method: str) -> tuple[str, ...]:
     values = flags.FLAGS
     wanted = {"dataset": dataset, "method": method, "stream": values.stream}
     wanted |= {"batch_size": values.batch_size, "network": values.network}
-    chosen = resolving.resolve(wanted, data_dir=values.data_dir)
-    data = datasets.load(chosen.source, values.data_dir, stream=chosen.stream, check=False)
+    chosen = resolve.resolve(wanted, data_dir=values.data_dir)
+    data = loading.load(chosen.source, values.data_dir, stream=chosen.stream, check=False)
     step = step_of(chosen, len(data.train))
     of_epoch = len(data.train) // chosen.batch_size
     epochs = 2 + 2 * values.steps // of_epoch
-    batches = iter(datasets.train_batches(data, chosen.batch_size, 0, epochs))
+    batches = iter(pipelines.train_batches(data, chosen.batch_size, 0, epochs))
 
     held = next(batches)
     step(held)  # Compiles.
@@ -96,7 +98,7 @@ def row(dataset: str, method: str) -> tuple[str, ...]:
 
 def step_of(chosen: settings.Settings, examples: int):
     """A compiled update of a run with these settings; returns when it is done."""
-    network = runs.build_network(chosen, settings.PRECISIONS[chosen.precision])
+    network = build.build_network(chosen, settings.PRECISIONS[chosen.precision])
     objective = Objective(
         epsilon=chosen.epsilon,
         step_size=chosen.step_size,
@@ -106,7 +108,7 @@ def step_of(chosen: settings.Settings, examples: int):
         beta=chosen.beta,
     )
     classifier = RobustClassifier(network, METHODS[chosen.method], objective)
-    classifier.compile(optimizer=preparation.make_optimizer(chosen, 1_000), jit_compile=False)
+    classifier.compile(optimizer=build.make_optimizer(chosen, 1_000), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
     update = tf.function(classifier.update, autograph=False)
     return lambda batch: float(update(batch)["loss"])
@@ -120,4 +122,4 @@ def seconds(run) -> float:
 
 if __name__ == "__main__":
     define_flags()
-    programs.run(main)
+    program.run(main)

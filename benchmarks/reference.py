@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from anpvs_tf.freezing import FrozenNetwork
+from anpvs_tf.pruning.frozen import FrozenNetwork
 
 PACKAGE = "pyautoattack"
 

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import noise, programs
+from anpvs_tf.common import program, randomness
 from benchmarks import timing
 from benchmarks.timing import Variant
 from benchmarks.train_step import (
@@ -51,7 +51,7 @@ def parts(network: str, precision: str) -> list[Variant]:
     """An ANP-VS step with nothing pruned, and its parts, each compiled by itself."""
     images, labels = batch_of(network)
     batch = tf.constant(images), tf.constant(labels)
-    seed = noise.seed_of(0)
+    seed = randomness.seed_of(0)
 
     def update(method: str) -> Callable:
         # No steps of the attack: its random start and the whole of the update are left.
@@ -76,7 +76,7 @@ def parts(network: str, precision: str) -> list[Variant]:
 
     @tf.function(autograph=False)
     def forward():
-        with noise.scope(seed, 2):
+        with randomness.scope(seed, 2):
             outputs = whole.network(tf.concat([batch[0]] * 2, axis=0), training=True)
         return tf.reduce_sum(outputs["logits"])
 
@@ -145,4 +145,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("networks", list(WORKLOADS), f"of {', '.join(WORKLOADS)}")
     flags.DEFINE_list("precisions", list(PRECISIONS), f"of {', '.join(PRECISIONS)}")
     flags.DEFINE_integer("repeats", None, "timed rounds. Default: by network", lower_bound=1)
-    programs.run(main)
+    program.run(main)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from anpvs_tf.networks import CIFAR_STATISTICS
-from anpvs_tf.objective import Objective
+from anpvs_tf.methods.hyperparameters import Objective
+from anpvs_tf.networks.architectures import CIFAR_STATISTICS
 
 # PyTorch's threads wait asleep: on a busy machine, spinning made its step 7 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

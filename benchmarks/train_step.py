@@ -29,12 +29,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from anpvs_tf import preparation, programs, resolving, runs, settings, shrinking, sources
 from anpvs_tf.attacks import pgd
-from anpvs_tf.errors import UsageError
-from anpvs_tf.methods import METHODS
-from anpvs_tf.objective import Objective
-from anpvs_tf.training import RobustClassifier
+from anpvs_tf.common import program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data import sources
+from anpvs_tf.methods.hyperparameters import Objective
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.methods.robust_classifier import RobustClassifier
+from anpvs_tf.runs import build, resolve, settings
+from anpvs_tf.training import shrinking
 from benchmarks import timing
 from benchmarks.timing import Variant
 
@@ -130,14 +133,14 @@ def classifier_of(
         lambda_vs=chosen.lambda_vs,
         beta=chosen.beta,
     )
-    model = runs.build_network(chosen, settings.PRECISIONS[precision])
+    model = build.build_network(chosen, settings.PRECISIONS[precision])
     classifier = kind(model, METHODS[method], objective)
     return _compiled(classifier, chosen)
 
 
 def _settings(network: str, precision: str, method: str) -> settings.Settings:
     load = WORKLOADS[network]
-    return resolving.resolve(
+    return resolve.resolve(
         {
             "dataset": load.dataset,
             "network": network,
@@ -149,7 +152,7 @@ def _settings(network: str, precision: str, method: str) -> settings.Settings:
 
 
 def _compiled(classifier: RobustClassifier, chosen: settings.Settings) -> RobustClassifier:
-    optimizer = preparation.make_optimizer(chosen, total_steps=1_000)
+    optimizer = build.make_optimizer(chosen, total_steps=1_000)
     classifier.compile(optimizer=optimizer, jit_compile=False)
     optimizer.build(classifier.network.trainable_variables)
     return classifier
@@ -249,4 +252,4 @@ def rows(
 
 if __name__ == "__main__":
     define_flags()
-    programs.run(main)
+    program.run(main)

@@ -18,12 +18,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import assessment, datasets, programs, records, runs, subjects
-from anpvs_tf.attacks import norms
-from anpvs_tf.attacks.autoattack import Settings
-from anpvs_tf.errors import TrainingError, UsageError
-from anpvs_tf.resolving import defaults, parsed_size
-from anpvs_tf.sources import describe
+from anpvs_tf.attacks import threat_model
+from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.common import program
+from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.data import loading
+from anpvs_tf.data.sources import describe
+from anpvs_tf.evaluation import assessment, attack_choice, attacked_model
+from anpvs_tf.runs import console, records
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.resolve import defaults, parsed_size
 
 BATCH_SIZE = 250
 FEWEST_CHECKED = 50
@@ -55,7 +59,7 @@ def _define_flags() -> None:
         "of a Bayesian run: evaluate the ensemble of so many networks drawn from its posterior. "
         "Default: the network of the posterior means",
     )
-    flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(assessment.ATTACKS)}")
+    flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(attack_choice.ATTACKS)}")
     flags.DEFINE_list(
         "epsilons", None, "radii in pixel units of [0, 1]. Default: the run's or dataset's"
     )
@@ -70,7 +74,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("targets", 9, "classes that targeted attacks aim at")
     flags.DEFINE_integer("queries", 5000, "of square")
     flags.DEFINE_float("gamma", 1.0, "weight of the latent displacement in pgd-latent")
-    flags.DEFINE_string("norm", None, f"one of {', '.join(norms.NORMS)}. Default: as the epsilons")
+    flags.DEFINE_string(
+        "norm", None, f"one of {', '.join(threat_model.NORMS)}. Default: as the epsilons"
+    )
     flags.DEFINE_multi_string("source_run", [], "with --attack=transfer: a run to craft on; repeat")
     flags.DEFINE_integer(
         "examples", None, "evaluate on the first only. Default: the whole test set"
@@ -110,13 +116,13 @@ def main() -> None:
         raise UsageError("--out_dir belongs to --saved_model; a run keeps its own results")
     if len(set(values.source_run)) < len(values.source_run):
         raise UsageError("--source_run names a run twice")
-    unknown = [name for name in values.attack if name not in assessment.ATTACKS]
+    unknown = [name for name in values.attack if name not in attack_choice.ATTACKS]
     if unknown or not values.attack:
         raise UsageError(
-            f"unknown attack {', '.join(unknown)!r}; choose of {', '.join(assessment.ATTACKS)}"
+            f"unknown attack {', '.join(unknown)!r}; choose of {', '.join(attack_choice.ATTACKS)}"
         )
     for flag, setting in SETTINGS.items():
-        used = [name for name in assessment.ATTACKS if setting in assessment.uses(name)]
+        used = [name for name in attack_choice.ATTACKS if setting in attack_choice.uses(name)]
         if values[flag].present and not set(used) & set(values.attack):
             raise UsageError(f"--{flag} is used by {', '.join(used)} only")
         value = values[flag].value
@@ -124,21 +130,21 @@ def main() -> None:
             raise UsageError(f"--{flag} must be a finite number, at least 0; got {value}")
     if not 0 <= values.seed < 2**31:
         raise UsageError(f"--seed must lie in [0, 2^31); got {values.seed}")
-    if (assessment.TRANSFER in values.attack) != bool(values.source_run):
+    if (attack_choice.TRANSFER in values.attack) != bool(values.source_run):
         raise UsageError("--attack=transfer and --source_run need each other")
     if values.run_dir:
-        run = runs.RunDirectory(values.run_dir)
-        subject, directory = subjects.of_run(run, values.posterior_draws), run.path
+        run = RunDirectory(values.run_dir)
+        subject, directory = attacked_model.of_run(run, values.posterior_draws), run.path
     else:
         size = parsed_size(values.image_size) if values.image_size else None
         source = describe(values.dataset, size, values.channels, values.data_dir)
-        subject = subjects.of_model(values.saved_model, source)
+        subject = attacked_model.of_model(values.saved_model, source)
         beside = pathlib.Path(values.saved_model).absolute()
         directory = pathlib.Path(values.out_dir or f"{beside}-evaluation")
-    sources = [subjects.of_run(runs.RunDirectory(path)) for path in values.source_run]
+    sources = [attacked_model.of_run(RunDirectory(path)) for path in values.source_run]
     attacks = chosen_attacks(subject)
     stream = subject.settings is not None and subject.settings.stream
-    test = datasets.load_test(subject.source, values.data_dir, values.download, stream)
+    test = loading.load_test(subject.source, values.data_dir, values.download, stream)
     split = test.take(values.examples)
 
     # ---- Attack ----
@@ -149,7 +155,7 @@ def main() -> None:
     found = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        home = runs.RunDirectory(directory)
+        home = RunDirectory(directory)
         with home.owned():
             try:
                 held = home.results()
@@ -172,11 +178,11 @@ def main() -> None:
         raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
     except AssertionError as error:
         raise TrainingError(f"{error}; nothing of this attack is to be believed") from error
-    print(records.evaluation_table(found))
+    print(console.evaluation_table(found))
     print(f"Results are in {directory}")
 
 
-def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
+def chosen_attacks(subject: attacked_model.Subject) -> list[tuple[str, Settings]]:
     """The attacks that the flags ask for, in order, each with its settings.
 
     Raises:
@@ -200,7 +206,7 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
             # The published step reaches the published epsilon; other radii and step counts
             # take 2.5 epsilon / steps.
             usual_radius = norm == usual["norm"] and epsilon == usual["epsilon"] and not steps
-            if "step_size" in assessment.uses(attack) and usual_radius:
+            if "step_size" in attack_choice.uses(attack) and usual_radius:
                 published = {"steps": usual["eval_attack_steps"]}
                 published["step_size"] = usual["eval_step_size"]
             if values.step_size is not None:
@@ -224,9 +230,9 @@ def chosen_attacks(subject: subjects.Subject) -> list[tuple[str, Settings]]:
                     raise UsageError(
                         "--attack=pgd-latent needs --run_dir: it attacks latent features"
                     )
-                one = (attack, assessment.resolve(attack, settings))
+                one = (attack, attack_choice.resolve(attack, settings))
                 if all(
-                    assessment.description(*one) != assessment.description(*other)
+                    attack_choice.description(*one) != attack_choice.description(*other)
                     or one[1].epsilon != other[1].epsilon
                     for other in chosen
                 ):
@@ -250,4 +256,4 @@ def numbers(flag: str, texts: list, kind: type) -> list:
 
 if __name__ == "__main__":
     _define_flags()
-    programs.run(main)
+    program.run(main)

@@ -12,15 +12,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import efficiency, programs, runs, serving
-from anpvs_tf.errors import UsageError
+from anpvs_tf.common import program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.pruning import efficiency
+from anpvs_tf.runs import directory
+from anpvs_tf.serving import export
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
     flags.DEFINE_string("export_base", None, "directory of all versions of this model")
     flags.DEFINE_integer("version", None, "at least 1. Default: one more than the newest")
-    flags.DEFINE_string("format", "saved_model", f"one of {', '.join(serving.FORMATS)}")
+    flags.DEFINE_string("format", "saved_model", f"one of {', '.join(export.FORMATS)}")
     flags.DEFINE_string(
         "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
     )
@@ -32,8 +35,8 @@ def main() -> None:
     for name in ("run_dir", "export_base"):
         if not values[name].value:
             raise UsageError(f"--{name} is missing")
-    done = serving.export(
-        runs.RunDirectory(values.run_dir),
+    done = export.export(
+        directory.RunDirectory(values.run_dir),
         values.export_base,
         values.version,
         values.format,
@@ -47,7 +50,7 @@ def main() -> None:
     print(f"The export is in {done.path}")
 
 
-def table(done: serving.Exported, measured: dict) -> str:
+def table(done: export.Exported, measured: dict) -> str:
     """The lines that end an export."""
     report = done.report
     lines = [f"{report.examples} test images", f"  {'training network':<22}{report.accuracy:.2%}"]
@@ -78,4 +81,4 @@ def table(done: serving.Exported, measured: dict) -> str:
 
 if __name__ == "__main__":
     _define_flags()
-    programs.run(main)
+    program.run(main)

@@ -14,9 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import programs
-from anpvs_tf.errors import UsageError
-from anpvs_tf.reporting import formats, writing
+from anpvs_tf.common import program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.reporting import formats, report
 
 
 def _define_flags() -> None:
@@ -41,7 +41,7 @@ def main(paths: list[str]) -> None:
         raise UsageError("--out is missing")
     if values.examples < 0:
         raise UsageError(f"--examples must be at least 0; got {values.examples}")
-    found = writing.write(
+    found = report.write(
         paths,
         values.out,
         examples=values.examples,
@@ -50,9 +50,9 @@ def main(paths: list[str]) -> None:
         command=sys.argv,
     )
     print(formats.markdown(found[0]))
-    print(f"The report is {os.path.join(values.out, writing.PAGE)}")
+    print(f"The report is {os.path.join(values.out, report.PAGE)}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    programs.run(main, operands=True)
+    program.run(main, operands=True)

@@ -16,19 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import (
-    defaults,
-    devices,
-    flag_help,
-    interruption,
-    loop,
-    nonfinite,
-    programs,
-    records,
-    resolving,
-    runs,
-    settings,
-)
+from anpvs_tf.common import devices, interruption, program
+from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolve, settings
+from anpvs_tf.training import nonfinite, trainer
 
 RUNS = "runs"
 DEFINE = {
@@ -84,16 +74,16 @@ def _chosen() -> settings.Settings:
     """The settings that the flags give; what they leave open, an existing --run_dir says."""
     values = flags.FLAGS
     given = {name: values[name].value for name in settings.CHOSEN}
-    run = runs.RunDirectory(values.run_dir or "")
+    run = directory.RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return resolving.resolve(given, values.recipe, values.data_dir)
+        return resolve.resolve(given, values.recipe, values.data_dir)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
     given = {name: value for name, value in given.items() if value is not None}
-    resolving.check_used(given.get("method", held.method), given)
-    return resolving.validated(dataclasses.asdict(held) | given)
+    resolve.check_used(given.get("method", held.method), given)
+    return resolve.validated(dataclasses.asdict(held) | given)
 
 
 def main() -> None:
@@ -107,17 +97,19 @@ def main() -> None:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     chosen = _chosen()
-    run = runs.RunDirectory(values.run_dir or os.path.join(RUNS, runs.default_name(chosen)))
+    run = directory.RunDirectory(
+        values.run_dir or os.path.join(RUNS, directory.default_name(chosen))
+    )
     finished = run.finished and not values.overwrite
     with interruption.deferred():
-        found = loop.train(
+        found = trainer.train(
             chosen,
             run,
             values.data_dir,
             values.download,
             sys.argv,
             values.overwrite,
-            loop.Execution(used, values.checkpoint_minutes, values.on_nonfinite),
+            trainer.Execution(used, values.checkpoint_minutes, values.on_nonfinite),
         )
     if not used.is_chief:
         return
@@ -127,12 +119,12 @@ def main() -> None:
             f"weights: --base_run={run.path} with another --run_dir; to start anew: --overwrite"
         )
     for record in filter(records.of_training, found):
-        print(records.result_table(record))
+        print(console.result_table(record))
     if others := [record for record in found if not records.of_training(record)]:
-        print(records.evaluation_table(others))
+        print(console.evaluation_table(others))
     print(f"Results are in {run.path}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    programs.run(main)
+    program.run(main)

@@ -17,9 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 
-from anpvs_tf import defaults, flag_help, interruption, loop, nonfinite, programs, settings
-from anpvs_tf.errors import UsageError
-from anpvs_tf.tuning import objectives, oracles, search, space, table
+from anpvs_tf.common import interruption, program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.runs import defaults, flag_help, settings
+from anpvs_tf.training import nonfinite, trainer
+from anpvs_tf.tuning import oracles, score, search, space, table
 from anpvs_tf.tuning.sweep import TRIALS, Definition, Sweep, read_definition, wait_until
 
 
@@ -32,7 +34,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("recipe", None, f"named set of defaults: {', '.join(defaults.RECIPES)}")
     flags.DEFINE_string("run_dir", None, "the sweep's directory; its trials are run directories")
     flags.DEFINE_string("tuner", None, f"how to search: {', '.join(oracles.TUNERS)}")
-    flags.DEFINE_string("objective", None, f"{objectives.HELP}. Default: robust")
+    flags.DEFINE_string("objective", None, f"{score.HELP}. Default: robust")
     flags.DEFINE_integer(
         "trials", None, f"at most so many. Default: {TRIALS}; grid: all; more later goes on"
     )
@@ -87,7 +89,7 @@ def main() -> None:
             definition,
             values.data_dir,
             values.download,
-            loop.Execution(
+            trainer.Execution(
                 checkpoint_minutes=values.checkpoint_minutes, on_nonfinite=values.on_nonfinite
             ),
             sys.argv,
@@ -100,4 +102,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    programs.run(main)
+    program.run(main)

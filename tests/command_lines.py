@@ -16,15 +16,20 @@ from absl import app, flags
 from absl.testing import flagsaver
 from documents import ROOT, Command
 
-from anpvs_tf import datasets, devices, loop, programs, resolving, serving, subjects
-from anpvs_tf.errors import UsageError
-from anpvs_tf.reporting import writing
-from anpvs_tf.sources import SOURCES
+from anpvs_tf.common import devices, program
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data import loading
+from anpvs_tf.data.sources import SOURCES
+from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.reporting import report
+from anpvs_tf.runs import resolve
+from anpvs_tf.serving import export
+from anpvs_tf.training import trainer
 from anpvs_tf.tuning import search, sweep, table
 
 # A dataset that is not here has these facts, so that nobody looks for it.
 _FOUND = {"image_size": (32, 32), "channels": 3, "augment": True, "classes": 10}
-_resolve = resolving.resolve
+_resolve = resolve.resolve
 _parse_args = argparse.ArgumentParser.parse_args
 
 
@@ -53,14 +58,14 @@ def _resolve_unseen(given, *rest):
 
 
 def _export(run, base, version, format, *rest):
-    if format not in serving.FORMATS:
+    if format not in export.FORMATS:
         raise UsageError(f"unknown format {format!r}")
     raise Accepted
 
 
 def _subject(*_, **__):
     source = SOURCES["digits"]
-    return subjects.Subject("run", source, "", _accept, _accept, settings=_resolve({}))
+    return attacked_model.Subject("run", source, "", _accept, _accept, settings=_resolve({}))
 
 
 def _refuse(parser, message):
@@ -71,14 +76,14 @@ def prepare() -> None:
     """Puts a stop where the work of each program begins."""
     sys.path.insert(0, str(ROOT))
     app.define_help_flags()
-    programs.run = _run
+    program.run = _run
     argparse.ArgumentParser.error = _refuse
     argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
-    resolving.resolve = _resolve_unseen
+    resolve.resolve = _resolve_unseen
     devices.choose = lambda *_: devices.local()
-    loop.train = datasets.load_test = writing.write = search.run = table.text = _accept
-    subjects.of_run = subjects.of_model = _subject
-    serving.export = _export
+    trainer.train = loading.load_test = report.write = search.run = table.text = _accept
+    attacked_model.of_run = attacked_model.of_model = _subject
+    export.export = _export
     # A sweep that goes on knows what it sweeps.
     sweep.read_definition = lambda path: sweep.Definition({"beta": "1:2"})
 

@@ -4,11 +4,12 @@ import functools
 
 import numpy as np
 
-from anpvs_tf import records, resolving, runs
-from anpvs_tf.evaluation import Attack, Result
-from anpvs_tf.gates import gates_of
-from anpvs_tf.methods import METHODS
-from anpvs_tf.runs import RunDirectory
+from anpvs_tf.evaluation.evaluator import Attack, Result
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.networks.gate import gates_of
+from anpvs_tf.runs import build, resolve
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.training import history
 
 
 @functools.lru_cache
@@ -16,7 +17,7 @@ def _network(dataset, name, gate):
     """An untrained network; of its gates every second is closed."""
     method = next(m for m, row in METHODS.items() if row.gate == gate)
     wanted = {"dataset": dataset, "network": name, "method": method}
-    network = runs.build_network(resolving.resolve(wanted), "float32")
+    network = build.build_network(resolve.resolve(wanted), "float32")
     for layer in gates_of(network):
         closed = np.arange(layer.a_raw.shape[0]) % 2 == 1
         layer.a_raw.assign(np.where(closed, -12.0, 2.0))
@@ -54,7 +55,7 @@ def make(
         chosen: settings.
     """
     chosen = {"dataset": "digits", "epochs": 3, **chosen, "method": method}
-    resolved = resolving.resolve(chosen)
+    resolved = resolve.resolve(chosen)
     run = RunDirectory(path)
     flags = [f"--{name}={value}" for name, value in chosen.items()] if command is None else command
     run.begin(resolved, ["bin/train.py", *flags])
@@ -65,7 +66,7 @@ def make(
     layers = {name: vulnerability for name in network.output if name != "logits"}
     result = Result(examples, clean, robust, vulnerability, layers)
     attack = Attack(resolved.epsilon, resolved.eval_step_size, resolved.eval_attack_steps)
-    record = records.result_record(resolved, attack, "test", result, network)
+    record = history.result_record(resolved, attack, "test", result, network)
     if sparsity is not None:
         record["sparsity"] = sparsity
     record["efficiency"] = {
@@ -73,7 +74,7 @@ def make(
         "flops_reduction": 1 + 2 * record["sparsity"],
     }
     terms = {"loss": 2.0, "ce_clean": 1.5, "ce_adversarial": 2.2, "weight_decay": 0.05}
-    first = records.epoch_row(0, 0, terms, result, network)
+    first = history.epoch_row(0, 0, terms, result, network)
     rows = []
     for epoch in range(1, resolved.epochs + 1):
         row = {name: value * (0.5 + epoch / 2 / resolved.epochs) for name, value in first.items()}

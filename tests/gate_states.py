@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from anpvs_tf.gates import BetaBernoulliGate
-from anpvs_tf.gating import GATE_KINDS
+from anpvs_tf.networks.beta_bernoulli import BetaBernoulliGate
+from anpvs_tf.networks.gating import GATE_KINDS
 
 KINDS = tuple(GATE_KINDS)
 

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from anpvs_tf import noise
-from anpvs_tf.attacks import active, objectives
+from anpvs_tf.attacks import active_examples, losses
+from anpvs_tf.common import randomness
 
 Attack = Callable[..., tf.Tensor]
 
 
 def _rounds(
-    logits_fn: objectives.LogitsFn,
+    logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
     count: int,
@@ -28,21 +28,23 @@ def _rounds(
     is an image that fools the model, or else the one of the largest margin.
     """
     images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
-    logits = objectives.logits_of(logits_fn, images)
-    margins = objectives.margins_of(logits, labels)
-    left = ~objectives.fooled(logits, labels)
-    position = active.keep(left, tf.range(tf.shape(images)[0]))
+    logits = losses.logits_of(logits_fn, images)
+    margins = losses.margins_of(logits, labels)
+    left = ~losses.fooled(logits, labels)
+    position = active_examples.keep(left, tf.range(tf.shape(images)[0]))
 
     def one(i, position, worst, largest):
         attacked = attack_round(i, position)
         own = tf.gather(labels, position)
-        logits = objectives.logits_of(logits_fn, attacked)
-        margins, wrong = objectives.margins_of(logits, own), objectives.fooled(logits, own)
+        logits = losses.logits_of(logits_fn, attacked)
+        margins, wrong = losses.margins_of(logits, own), losses.fooled(logits, own)
         before, most = tf.gather(worst, position), tf.gather(largest, position)
         better = wrong | (margins > most)
-        worst = active.put(worst, position, active.select(better, attacked, before))
-        largest = active.put(largest, position, tf.where(better, margins, most))
-        return i + 1, active.keep(~wrong, position), worst, largest
+        worst = active_examples.put(
+            worst, position, active_examples.select(better, attacked, before)
+        )
+        largest = active_examples.put(largest, position, tf.where(better, margins, most))
+        return i + 1, active_examples.keep(~wrong, position), worst, largest
 
     _, _, worst, _ = tf.while_loop(
         lambda i, position, *_: (i < count) & (tf.size(position) > 0),
@@ -50,7 +52,7 @@ def _rounds(
         (0, position, images, margins),
         shape_invariants=(
             tf.TensorShape([]),
-            *active.any_size((position, images, margins)),
+            *active_examples.any_size((position, images, margins)),
         ),
     )
     return worst
@@ -68,7 +70,7 @@ def restarts(attack: Attack, count: int) -> Attack:
     def attack_with_restarts(logits_fn, images, labels, seed, **settings):
         def attack_round(i, position):
             rows = tf.gather(images, position), tf.gather(labels, position)
-            return attack(logits_fn, *rows, noise.fold(seed, i), **settings)
+            return attack(logits_fn, *rows, randomness.fold(seed, i), **settings)
 
         return _rounds(logits_fn, images, labels, count, attack_round)
 
@@ -94,13 +96,13 @@ def targets(attack: Attack, count: int) -> Attack:
         raise ValueError(f"the number of target classes must be at least 1; received {count}")
 
     def attack_every_target(logits_fn, images, labels, seed, **settings):
-        logits = objectives.logits_of(logits_fn, images)
+        logits = losses.logits_of(logits_fn, images)
         ranked = wrong_classes(logits, labels)
 
         def attack_round(i, position):
             rows = tf.gather(images, position), tf.gather(labels, position)
             targets = tf.gather(ranked, position)[:, i]
-            return attack(logits_fn, *rows, noise.fold(seed, i), targets=targets, **settings)
+            return attack(logits_fn, *rows, randomness.fold(seed, i), targets=targets, **settings)
 
         rounds = min(count, logits.shape[-1] - 1)
         return _rounds(logits_fn, images, labels, rounds, attack_round)
@@ -108,7 +110,7 @@ def targets(attack: Attack, count: int) -> Attack:
     return attack_every_target
 
 
-def expectation(logits_fn: objectives.LogitsFn, draws: int) -> objectives.LogitsFn:
+def expectation(logits_fn: losses.LogitsFn, draws: int) -> losses.LogitsFn:
     """Expectation over a stochastic model's randomness (Athalye et al. 2018).
 
     Args:

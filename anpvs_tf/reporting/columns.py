@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 
 from anpvs_tf.reporting import measurements, published
+from anpvs_tf.reporting.groups import Group, runs_of
 from anpvs_tf.reporting.measurements import Lookup
-from anpvs_tf.reporting.reading import Group, runs_of
 
 
 @dataclasses.dataclass(frozen=True)

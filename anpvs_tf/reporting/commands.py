@@ -5,8 +5,8 @@ import pathlib
 import shlex
 from typing import Any
 
-from anpvs_tf import records
-from anpvs_tf.reporting.reading import Run
+from anpvs_tf.reporting.groups import Run
+from anpvs_tf.runs import records
 
 # What an attack depends on, as records hold it: bin/evaluate.py's flag, its default.
 _FLAGS: dict[str, tuple[str, Any]] = {

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from anpvs_tf import records
-from anpvs_tf.methods import METHODS
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands
-from anpvs_tf.reporting.reading import Run
+from anpvs_tf.reporting.groups import Run
+from anpvs_tf.runs import records
 
 
 @dataclasses.dataclass(frozen=True)

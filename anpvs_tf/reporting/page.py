@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 from html import escape
 
-from anpvs_tf.methods import METHODS
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import formats, provenance, tables
+from anpvs_tf.reporting.groups import Group, Skipped, runs_of
 from anpvs_tf.reporting.provenance import items, scrolling, sortable_head
-from anpvs_tf.reporting.reading import Group, Skipped, runs_of
 from anpvs_tf.reporting.style import Picture
 from anpvs_tf.reporting.tables import Row, Table
 

@@ -6,9 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import datasets, losses, noise, subjects
-from anpvs_tf.attacks import norms, objectives, pgd
-from anpvs_tf.reporting.reading import Group, Run
+from anpvs_tf.attacks import losses as attacks_losses
+from anpvs_tf.attacks import pgd, threat_model
+from anpvs_tf.attacks.losses import evaluate
+from anpvs_tf.common import randomness
+from anpvs_tf.data import loading, pipelines
+from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.methods import losses
+from anpvs_tf.reporting.groups import Group, Run
 
 PICTURED = 6
 SURFACE_IMAGES = 10
@@ -63,7 +68,7 @@ class Probe:
 
 def probe(
     group: Group,
-    split: datasets.Split,
+    split: loading.Split,
     examples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Probe:
@@ -78,30 +83,30 @@ def probe(
         UsageError: the network cannot be loaded.
     """
     run = group.runs[0]
-    subject = subjects.of_run(run.directory)
+    subject = attacked_model.of_run(run.directory)
     network = _Network(subject, run)
     counted, few = split.take(examples), split.take(SURFACE_IMAGES)
     total = len(counted) + PICTURED + SURFACE_POINTS * len(few)
 
     moved: dict[str, np.ndarray] = {}
     for start in range(0, len(counted), BATCH_SIZE):
-        images = datasets.to_float(counted.images[start : start + BATCH_SIZE])
+        images = pipelines.to_float(counted.images[start : start + BATCH_SIZE])
         labels = tf.constant(counted.labels[start : start + BATCH_SIZE])
-        adversarial = network.attack(images, labels, noise.seed_of(0, "report", start))
+        adversarial = network.attack(images, labels, randomness.seed_of(0, "report", start))
         for layer, distance in network.movement(images, adversarial).items():
             moved[layer] = moved.get(layer, 0.0) + distance.numpy().astype(np.float64).ravel()
         progress(start + len(labels), total)
 
     rows = first_of_classes(split.labels, PICTURED)
-    images = datasets.to_float(split.images[rows])
+    images = pipelines.to_float(split.images[rows])
     labels = tf.constant(split.labels[rows])
-    adversarial = network.attack(images, labels, noise.seed_of(0, "report", "pictured"))
+    adversarial = network.attack(images, labels, randomness.seed_of(0, "report", "pictured"))
     probabilities = [tf.nn.softmax(subject.logits(x)).numpy() for x in (images, adversarial)]
     before, after = (found.argmax(axis=1) for found in probabilities)
     projections = network.projection(images, adversarial).numpy()
     progress(len(counted) + PICTURED, total)
 
-    images_of_surface = datasets.to_float(few.images)
+    images_of_surface = pipelines.to_float(few.images)
     done = len(counted) + PICTURED
     surface = network.surface(
         images_of_surface,
@@ -132,7 +137,7 @@ def first_of_classes(labels: np.ndarray, count: int) -> list[int]:
 class _Network:
     """The compiled functions of one network."""
 
-    def __init__(self, subject: subjects.Subject, run: Run):
+    def __init__(self, subject: attacked_model.Subject, run: Run):
         self.subject = subject
         self.settings = run.settings
         compiled = {"autograph": False, "reduce_retracing": True}
@@ -173,9 +178,9 @@ class _Network:
         return tf.reduce_sum(tf.abs(tape.gradient(total, adversarial)), axis=-1)
 
     def _gradient(self, images, labels):
-        objective = objectives.objective("ce", self.subject.logits, images, labels)
-        found = objectives.evaluate(self.subject.logits, images, objective).gradients
-        return norms.steepest(found, self.settings.norm)
+        objective = attacks_losses.objective("ce", self.subject.logits, images, labels)
+        found = evaluate(self.subject.logits, images, objective).gradients
+        return threat_model.steepest(found, self.settings.norm)
 
     def _cross_entropy(self, images, labels):
         return losses.cross_entropy(labels, self.subject.logits(images))
@@ -183,8 +188,8 @@ class _Network:
     def surface(self, images, labels, progress: Callable[[int], None]) -> np.ndarray:
         epsilon = self.settings.epsilon
         along = self._sign_gradient(images, labels)
-        draws = tf.random.stateless_normal(tf.shape(images), noise.seed_of(0, "surface"))
-        across = norms.steepest(draws, self.settings.norm)
+        draws = tf.random.stateless_normal(tf.shape(images), randomness.seed_of(0, "surface"))
+        across = threat_model.steepest(draws, self.settings.norm)
         places = np.linspace(-epsilon, epsilon, SURFACE_POINTS).astype(np.float32)
         found = np.zeros([SURFACE_POINTS, SURFACE_POINTS], np.float32)
         for i, t in enumerate(places):

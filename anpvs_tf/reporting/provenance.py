@@ -3,8 +3,8 @@
 import dataclasses
 from html import escape
 
-from anpvs_tf.reporting import commands, reading
-from anpvs_tf.reporting.reading import Group, Run, Skipped, runs_of
+from anpvs_tf.reporting import commands
+from anpvs_tf.reporting.groups import Group, Run, Skipped, runs_of, shown, varying
 
 
 def sortable_head(text: str, about: str = "", first: str = "ascending") -> str:
@@ -93,7 +93,7 @@ def runs(groups: list[Group], skipped: list[Skipped]) -> str:
     """Every run with the command that trained it; then those that were left out."""
     found = runs_of(groups)
     settings = [dataclasses.asdict(run.settings) for run in found]
-    varied = [n for n in reading.varying(settings) if n not in ("method", "seed", "base_run")]
+    varied = [n for n in varying(settings) if n not in ("method", "seed", "base_run")]
     heads = "".join(sortable_head(head) for head in ("run", "method", "seed", "command"))
     rows = "".join(_run_row(run, varied) for run in found)
     text = scrolling("Runs", f'<table class="left"><thead><tr>{heads}</tr></thead>{rows}</table>')
@@ -113,7 +113,7 @@ def runs(groups: list[Group], skipped: list[Skipped]) -> str:
 def _run_row(run: Run, varied: list[str]) -> str:
     values = (run.settings.method, run.settings.seed)
     cells = "".join(f'<td data-value="{escape(str(v))}">{escape(str(v))}</td>' for v in values)
-    own = ", ".join(f"{name}={reading.shown(getattr(run.settings, name))}" for name in varied)
+    own = ", ".join(f"{name}={shown(getattr(run.settings, name))}" for name in varied)
     command, path = escape(commands.training(run)), escape(run.path)
     return (
         f'<tbody><tr><th scope="row" data-value="{path}">{path}</th>{cells}'

@@ -1,6 +1,6 @@
 """What Madaan, Shin and Hwang (ICML 2020) report, means of five seeds (Tables 1 and 3)."""
 
-from anpvs_tf.settings import Settings
+from anpvs_tf.runs.settings import Settings
 
 # The names of the columns, as in `tables`; "-" is a figure that was not published.
 _COLUMNS = (

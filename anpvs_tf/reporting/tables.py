@@ -4,11 +4,11 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from anpvs_tf.methods import METHODS
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements, published
 from anpvs_tf.reporting.columns import SHARE, Column, comparison_columns
+from anpvs_tf.reporting.groups import Group, Run, runs_of
 from anpvs_tf.reporting.measurements import Attack, Measurement
-from anpvs_tf.reporting.reading import Group, Run, runs_of
 
 # Table 3 takes the method apart.
 ABLATION = ("at", "at_vs", "anp", "anpvs")

@@ -13,7 +13,7 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from anpvs_tf.runs import write_atomically
+from anpvs_tf.common.files import write_atomically
 
 SCORE = "score"
 _TRIAL = "trial.json"

@@ -24,10 +24,11 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import config
 
-from anpvs_tf.errors import Interrupted, InUse, TrainingError, UsageError, one_line
-from anpvs_tf.runs import RunDirectory, write_atomically
-from anpvs_tf.settings import Settings
-from anpvs_tf.tuning import objectives, oracles, table
+from anpvs_tf.common.errors import Interrupted, InUse, TrainingError, UsageError, one_line
+from anpvs_tf.common.files import write_atomically
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.settings import Settings
+from anpvs_tf.tuning import oracles, score, table
 from anpvs_tf.tuning.sweep import Sweep, wait_until
 
 # Or it prints the traceback of each failed trial; the trial's file has it.
@@ -93,7 +94,7 @@ class TrainingRuns(keras_tuner.HyperModel):
             UsageError, TrainingError, Interrupted: as `loop.train`.
         """
         self.sweep.train(model, run)
-        return self.sweep.objective.score(objectives.validation_figures(run))
+        return self.sweep.objective.score(score.validation_figures(run))
 
 
 class RunTuner(BaseTuner):

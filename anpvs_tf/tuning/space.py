@@ -8,8 +8,8 @@ from typing import Any
 import keras_tuner
 import numpy as np
 
-from anpvs_tf import settings
-from anpvs_tf.errors import UsageError
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.runs import settings
 
 HELP = (
     "A number may be a range, low:high[:log|:linear][:steps]; any setting may be choices, 'a|b|c'"

@@ -16,13 +16,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from anpvs_tf import datasets, interruption, loop, resolving, runs, tensorboard, warm_start
-from anpvs_tf.errors import Interrupted, InUse, UsageError, one_line
-from anpvs_tf.methods import METHODS
-from anpvs_tf.runs import RunDirectory
-from anpvs_tf.settings import Settings
-from anpvs_tf.tuning import objectives, oracles, space
-from anpvs_tf.tuning.objectives import Objective
+from anpvs_tf.common import files, interruption
+from anpvs_tf.common.errors import Interrupted, InUse, UsageError, one_line
+from anpvs_tf.data import loading
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.runs import resolve
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.settings import Settings
+from anpvs_tf.training import tensorboard, trainer, warm_start
+from anpvs_tf.tuning import oracles, score, space
+from anpvs_tf.tuning.score import Objective
 from anpvs_tf.tuning.space import Space
 
 TRIALS = 20
@@ -71,26 +74,26 @@ class Sweep:
         definition: Definition,
         data_dir: str | None = None,
         download: bool = True,
-        execution: loop.Execution | None = None,
+        execution: trainer.Execution | None = None,
         command: list[str] = (),
     ):
         self.path = pathlib.Path(path)
         self.definition = definition
         self.data_dir = data_dir
         self.download = download
-        self.execution = execution or loop.Execution()
+        self.execution = execution or trainer.Execution()
         self.command = list(command)
-        self.objective: Objective = objectives.parse(definition.objective)
+        self.objective: Objective = score.parse(definition.objective)
         self.space: Space = space.parse(definition.settings)
         # One for all trials, whatever else decides it; so workers need processors of one kind.
         if self.space.constants.get("precision", "auto") == "auto" and (
             "precision" not in self.space.swept
         ):
-            self.space.constants["precision"] = resolving.fast_precision()
+            self.space.constants["precision"] = resolve.fast_precision()
         corners = [self._resolved(values) for values in self.space.corners()]
         self.longest = max(one.epochs for one in corners)
-        objectives.check_recorded(self.objective, {one.method for one in corners})
-        objectives.check_comparable(self.space.swept)
+        score.check_recorded(self.objective, {one.method for one in corners})
+        score.check_comparable(self.space.swept)
         self._check_tuner()
 
     def _check_tuner(self) -> None:
@@ -153,7 +156,7 @@ class Sweep:
         return shortened(whole, epochs)
 
     def _resolved(self, values: dict[str, Any]) -> Settings:
-        return resolving.resolve(values, self.definition.recipe, self.data_dir)
+        return resolve.resolve(values, self.definition.recipe, self.data_dir)
 
     def train(self, chosen: Settings, run: RunDirectory) -> None:
         """Trains a trial and what it starts from, or continues, or finds it done.
@@ -182,7 +185,7 @@ class Sweep:
     def _train(self, chosen: Settings, run: RunDirectory) -> None:
         while True:
             try:
-                loop.train(
+                trainer.train(
                     chosen,
                     run,
                     self.data_dir,
@@ -204,7 +207,7 @@ class Sweep:
         """Raises UsageError unless the sweep can begin or go on in its directory."""
         chosen = self._resolved(self.space.corners()[0])
         if "dataset" not in self.space.swept:  # What cannot be had would fail every trial.
-            datasets.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
+            loading.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
         RunDirectory(self.path).check_place()
         if not self.state_path.exists():
             if self.path.is_dir() and any(self.path.iterdir()):
@@ -233,7 +236,7 @@ class Sweep:
         state = {"sweep": dataclasses.asdict(self.definition)} | {
             name: value for name, value in state.items() if name != "sweep"
         }
-        runs.write_atomically(self.state_path, json.dumps(state, indent=2) + "\n")
+        files.write_atomically(self.state_path, json.dumps(state, indent=2) + "\n")
 
 
 def shortened(whole: Settings, epochs: int) -> Settings:
@@ -247,7 +250,7 @@ def shortened(whole: Settings, epochs: int) -> Settings:
     parts = {name: round(getattr(whole, name) * share) for name in _EPOCHS}
     if METHODS[whole.method].weight_pruning:
         parts["admm_epochs"] = max(parts["admm_epochs"], 1)
-    return resolving.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
+    return resolve.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
 
 
 def read_state(path: pathlib.Path) -> dict[str, Any]:

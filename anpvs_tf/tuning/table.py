@@ -5,10 +5,10 @@ import pathlib
 import shlex
 from typing import Any
 
-from anpvs_tf import records
-from anpvs_tf.errors import UsageError
-from anpvs_tf.runs import RunDirectory
-from anpvs_tf.tuning import objectives
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.runs import records
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.tuning import score
 from anpvs_tf.tuning.sweep import Sweep
 
 # Directory of keras-tuner's files in that of the sweep.
@@ -74,7 +74,7 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
 def _figures(run: RunDirectory) -> dict[str, float]:
     trained = records.training_record(run)
     compact = trained["efficiency"]["measured"]["compact"]
-    return objectives.validation_figures(run) | {"latency": compact["latency"]["1"]}
+    return score.validation_figures(run) | {"latency": compact["latency"]["1"]}
 
 
 def _merits(row: dict[str, Any]) -> tuple[float, ...]:

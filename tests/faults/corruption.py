@@ -15,9 +15,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 
-from anpvs_tf import loop, resolving
-from anpvs_tf.errors import TrainingError, UsageError
-from anpvs_tf.runs import RunDirectory
+from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.runs import resolve
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.training import trainer
 from tests.faults.kill import differences
 
 TINY = {
@@ -48,23 +49,23 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 
 def make(directory: pathlib.Path) -> tuple[RunDirectory, RunDirectory]:
     """A run that was stopped after its second epoch, and the same run finished."""
-    chosen = resolving.resolve(TINY)
+    chosen = resolve.resolve(TINY)
     finished, stopped = (RunDirectory(directory / name / "run") for name in ("finished", "stopped"))
-    loop.train(chosen, finished)
-    end_epoch = loop.Position.end_epoch
+    trainer.train(chosen, finished)
+    end_epoch = trainer.Position.end_epoch
 
     def interrupted(self, *arguments):
         if self.epoch == 2:
             raise KeyboardInterrupt
         end_epoch(self, *arguments)
 
-    loop.Position.end_epoch = interrupted
+    trainer.Position.end_epoch = interrupted
     try:
-        loop.train(chosen, stopped)
+        trainer.train(chosen, stopped)
     except KeyboardInterrupt:
         pass
     finally:
-        loop.Position.end_epoch = end_epoch
+        trainer.Position.end_epoch = end_epoch
     return stopped, finished
 
 
@@ -77,7 +78,7 @@ def outcome(run: RunDirectory, finished: RunDirectory) -> str:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            loop.train(run.settings(), run)
+            trainer.train(run.settings(), run)
             run.load_network()
     except (UsageError, TrainingError) as error:
         assert "\n" not in str(error)

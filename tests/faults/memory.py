@@ -12,10 +12,11 @@ import os
 import pathlib
 import tempfile
 
-from anpvs_tf import loop, resolving
-from anpvs_tf.devices import Devices
-from anpvs_tf.methods import METHODS
-from anpvs_tf.runs import RunDirectory
+from anpvs_tf.common.devices import Devices
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.runs import resolve
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.training import trainer
 
 
 def resident() -> float:
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--method", default="anpvs")
     given = parser.parse_args()
     seen, compiled = {}, []
-    save, step = loop.Checkpoints.save, Devices.step
+    save, step = trainer.Checkpoints.save, Devices.step
 
     def watched(self):
         save(self)
@@ -48,13 +49,13 @@ def main() -> None:
         compiled.append(update)
         return step(self, update)
 
-    loop.Checkpoints.save, Devices.step = watched, counted
+    trainer.Checkpoints.save, Devices.step = watched, counted
     flags = {"method": given.method, "epochs": given.epochs}
     if METHODS[given.method].base is not None:
         flags["base_epochs"] = 1
-    chosen = resolving.resolve(flags)
+    chosen = resolve.resolve(flags)
     with tempfile.TemporaryDirectory() as directory:
-        loop.train(chosen, RunDirectory(pathlib.Path(directory) / "run"))
+        trainer.train(chosen, RunDirectory(pathlib.Path(directory) / "run"))
     (first, handles, before), (last, handles_after, after) = seen[5], seen[given.epochs]
     print(
         f"memory {last / first - 1:+.2%}, open files {handles_after - handles:+d}, "

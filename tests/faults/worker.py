@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 
-from anpvs_tf.errors import WorkerLost
+from anpvs_tf.common.errors import WorkerLost
 from tests.faults.kill import ROOT, checkpoints, command, differences
 
 FLAGS = {

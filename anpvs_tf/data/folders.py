@@ -1,0 +1,259 @@
+"""Image folders: a sub-folder for each class, its name the class's.
+
+PATH/train and PATH/test with the same classes, optionally PATH/validation (or val);
+or the classes directly in PATH, which is split by the names of the files. Images are
+PNG, JPEG, WebP or GIF (the first frame).
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.progress import Progress
+from anpvs_tf.data import splits
+from anpvs_tf.data.splits import Split, StoredSplit
+
+ROLES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+TEST_SHARE = 0.2
+# So many of the files, in their mixed order, tell whether a folder is grey.
+SAMPLE = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a split, in the order of `_place`.
+
+    Attributes:
+        root: the directory that `names` are relative to.
+        names: "<class>/<file>", as bytes.
+        labels: int64.
+    """
+
+    root: str
+    names: list[bytes]
+    labels: np.ndarray
+
+    def part(self, begin: int, end: int | None) -> "Files":
+        return Files(self.root, self.names[begin:end], self.labels[begin:end])
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What is in a folder.
+
+    Attributes:
+        files: by split; "validation" where the folder has one.
+        version: a digest of the names and sizes of all files.
+    """
+
+    path: str
+    class_names: tuple[str, ...]
+    files: dict[str, Files]
+    version: str
+
+
+def survey(path: str) -> Folder:
+    """Lists a folder; reads no image.
+
+    Raises:
+        UsageError: no such folder, or one without two classes of images to train and to test on.
+    """
+    held = _directories(path)
+    named = [name for name in held if name in ROLES]
+    roles = {ROLES[name]: name for name in named}
+    if len(roles) < len(named):
+        raise UsageError(f"folder {path} has two folders for one split: {', '.join(named)}")
+    digest = hashlib.sha256()
+    if "train" not in roles:
+        if roles:
+            raise UsageError(f"folder {path} has {'/'.join(roles.values())} but no train")
+        class_names, files = _survey_classes(path, held, digest)
+        cut = sum(_place(name) < TEST_SHARE for name in files.names)
+        found = {"test": files.part(0, cut), "train": files.part(cut, None)}
+        if not found["test"].names or not found["train"].names:
+            raise UsageError(
+                f"folder {path} has {len(files.names)} files, too few to split; make "
+                f"{path}/train and {path}/test"
+            )
+        return Folder(path, class_names, found, digest.hexdigest()[:16])
+    if len(roles) == 1:
+        raise UsageError(
+            f"folder {path} has train but no test; pass folder:{os.path.join(path, 'train')} to "
+            "have it split"
+        )
+    if "test" not in roles:
+        roles["test"] = roles.pop("validation")
+    found, classes = {}, {}
+    for role, name in sorted(roles.items()):
+        root = os.path.join(path, name)
+        digest.update(f"{role}\n".encode())
+        classes[role], found[role] = _survey_classes(root, _directories(root), digest)
+    for role, names in classes.items():
+        if different := set(names) ^ set(classes["train"]):
+            raise UsageError(
+                f"folders {path}/{roles['train']} and {path}/{roles[role]} have different "
+                f"classes: only one of them has {', '.join(sorted(different))}"
+            )
+    return Folder(path, classes["train"], found, digest.hexdigest()[:16])
+
+
+def _entries(path: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+    except OSError as error:
+        raise UsageError(f"folder {path} cannot be read: {error.strerror}") from error
+
+
+def _directories(path: str) -> list[str]:
+    return [entry.name for entry in _entries(path) if entry.is_dir()]
+
+
+def _survey_classes(root: str, class_names: list[str], digest) -> tuple[tuple[str, ...], Files]:
+    if len(class_names) < 2:
+        raise UsageError(
+            f"folder {root} has {len(class_names)} sub-folder(s); a folder for each class, at "
+            "least two, was expected"
+        )
+    loose = [e.name for e in _entries(root) if e.name.lower().endswith(IMAGES)]
+    if loose:
+        raise UsageError(
+            f"folder {root} has images beside the class folders, {loose[0]} for one; move them "
+            "into class folders"
+        )
+    names, labels = [], []
+    for label, class_name in enumerate(class_names):
+        entries = _entries(os.path.join(root, class_name))
+        if not entries:
+            raise UsageError(f"class folder {os.path.join(root, class_name)} is empty; delete it")
+        for entry in entries:
+            if entry.is_dir():
+                raise UsageError(
+                    f"class folder {os.path.join(root, class_name)} has a folder in it, "
+                    f"{entry.name}; only images were expected"
+                )
+            name = os.fsencode(f"{class_name}/{entry.name}")
+            digest.update(name + f"\n{_size(entry)}\n".encode())
+            names.append(name)
+            labels.append(label)
+    order = sorted(range(len(names)), key=lambda i: _place(names[i]))
+    mixed = [names[i] for i in order]
+    return tuple(class_names), Files(root, mixed, np.asarray(labels, np.int64)[order])
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1  # A link to nowhere: reading it will say so.
+
+
+def _place(name: bytes) -> float:
+    """A number in [0, 1) that is a function of "<class>/<file>" alone.
+
+    So a file's place, and whether it tests, does not depend on the system, nor on
+    which other files there are.
+    """
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+
+
+def is_grey(folder: Folder) -> bool:
+    """Whether the first `SAMPLE` training images are all grey; unreadable ones do not count."""
+    files = folder.files["train"]
+    for name in files.names[:SAMPLE]:
+        try:
+            if _decoded(os.path.join(os.fsencode(files.root), name)).shape[-1] >= 3:
+                return False
+        except tf.errors.OpError:
+            continue
+    return True
+
+
+def _decoded(path: tf.Tensor) -> tf.Tensor:
+    content = tf.io.read_file(path)
+    # Of a BMP with a palette, TensorFlow takes the indices for grey values.
+    tf.debugging.Assert(tf.strings.substr(content, 0, 2) != b"BM", ["a BMP file"])
+    return tf.ensure_shape(tf.io.decode_image(content, expand_animations=False), [None] * 3)
+
+
+def stored(files: Files, image_shape: tuple[int, int, int]) -> StoredSplit:
+    """A split that is read from disk, its images made to fit `image_shape`."""
+    root, names = os.fsencode(files.root), tf.constant(files.names)
+    labels = tf.constant(files.labels)
+    image = tf.TensorSpec(image_shape, tf.uint8)
+
+    def read(rows):
+        paths = tf.strings.join([root, tf.gather(names, rows)], "/")
+        images = tf.map_fn(
+            lambda path: splits.fit(_decoded(path), image_shape), paths, fn_output_signature=image
+        )
+        return images, tf.gather(labels, rows)
+
+    def check():
+        _refuse(files, _damaged(files, image_shape))
+
+    return StoredSplit(read, np.arange(len(files.names)), image_shape, check)
+
+
+def in_memory(files: Files, image_shape: tuple[int, int, int]) -> Split:
+    """A split in memory, its images made to fit `image_shape`.
+
+    Raises:
+        UsageError: files that are no readable images, by name.
+    """
+    images = np.zeros((len(files.names), *image_shape), np.uint8)
+    _refuse(files, _damaged(files, image_shape, images))
+    return Split(images, files.labels)
+
+
+def _damaged(
+    files: Files, image_shape: tuple[int, int, int], images: np.ndarray | None = None
+) -> np.ndarray:
+    """Reads every image, into `images` if given; returns the rows that cannot be read."""
+    root, names = os.fsencode(files.root), tf.constant(files.names)
+
+    def read(row):
+        path = tf.strings.join([root, names[row]], "/")
+        return row, splits.fit(_decoded(path), image_shape)
+
+    rows = tf.data.Dataset.range(len(files.names)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    damaged = np.ones(len(files.names), bool)
+    progress = Progress(f"reading {files.root}: image", len(files.names))
+    for batch, pixels in rows.ignore_errors().batch(splits.READ_AT_ONCE).as_numpy_iterator():
+        damaged[batch] = False
+        if images is not None:
+            images[batch] = pixels
+        progress.update(int(batch[-1]))
+    progress.done()
+    return np.flatnonzero(damaged)
+
+
+def _refuse(files: Files, rows: np.ndarray) -> None:
+    """Raises UsageError if there are any damaged rows."""
+    found = []
+    for name in sorted(os.fsdecode(files.names[row]) for row in rows):
+        found.append(f"{name} ({_fault(os.path.join(files.root, name))})")
+    if found:
+        raise UsageError(
+            f"{len(found)} file(s) in folder {files.root} are no readable PNG, JPEG, WebP or GIF "
+            f"images: {', '.join(found)}; replace or delete them"
+        )
+
+
+def _fault(path: str) -> str:
+    try:
+        _decoded(os.fsencode(path))
+    except tf.errors.OpError as error:
+        if "a BMP file" in error.message:
+            return "BMP"
+        # "{{node}} Invalid PNG data, size 7 [Op:DecodeImage]", "{{node}} <path>; Not found [Op..."
+        text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL).strip()
+        text = text.removeprefix(f"{path}; ")
+        return re.split("[.,]", text)[0]
+    return "readable now"

@@ -1,0 +1,241 @@
+"""An evaluation: attacks on one model, their records, the worst case, the checks."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf.attacks import pgd, registry
+from anpvs_tf.attacks.registry import Settings, Stage
+from anpvs_tf.common import randomness
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.progress import Progress
+from anpvs_tf.data import loading, pipelines
+from anpvs_tf.evaluation import attack_run, self_checks
+from anpvs_tf.evaluation.attack_choice import TRANSFER, description, resolve, uses
+from anpvs_tf.evaluation.attack_run import AttackRun
+from anpvs_tf.evaluation.attacked_model import Subject
+from anpvs_tf.pruning import efficiency
+from anpvs_tf.runs import records
+from anpvs_tf.runs.directory import now, versions
+
+
+def file_name(attack: str, settings: Settings, identity: str) -> str:
+    """The name of an attack's file of per-example results."""
+    return f"{attack}-{settings.norm}-epsilon{settings.epsilon:g}-{identity[:8]}.npz"
+
+
+def transfer_stages(sources: list[Subject], settings: Settings) -> list[Stage]:
+    """Black box: PGD crafted on each source, which knows nothing of the model."""
+    settings = resolve(TRANSFER, settings)
+
+    def stage(source, restart):
+        name = f"{TRANSFER}/{source.name}"
+        if settings.restarts > 1:
+            name += f"/restart{restart + 1}"
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def craft(images, labels, seed):
+            return pgd.python_function(
+                source.logits,
+                images,
+                labels,
+                randomness.fold(seed, name),
+                epsilon=settings.epsilon,
+                norm=settings.norm,
+                steps=settings.steps,
+                step_size=settings.step_size,
+            )
+
+        return Stage(name, lambda logits_fn, images, labels, seed: craft(images, labels, seed))
+
+    return [stage(source, restart) for restart in range(settings.restarts) for source in sources]
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    share, half = successes / trials, z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + half / (2 * trials))
+    scale = 1 + 2 * half
+    return max(0.0, (share + half - spread) / scale), min(1.0, (share + half + spread) / scale)
+
+
+def assess(
+    subject: Subject,
+    split: loading.Split,
+    attacks: list[tuple[str, Settings]],
+    *,
+    seed: int,
+    batch_size: int,
+    directory: pathlib.Path,
+    sources: list[Subject] = (),
+    check_examples: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Runs the attacks that have not been run yet.
+
+    Args:
+        subject: the model.
+        split: the examples.
+        attacks: (name, settings) in the order in which they are run; each sees every
+            example, so that its own figure does not depend on the others.
+        seed: of the attacks.
+        batch_size: examples attacked at a time.
+        directory: where the per-example results go; made if absent.
+        sources: where transferred examples are crafted.
+        check_examples: run the self-checks on so many examples; 0 leaves them out.
+
+    Yields:
+        A record for each attack, and for each threat model with more than one attack
+        the worst case over them; a threat model's records once it is done.
+
+    Raises:
+        UsageError: the model does not return logits, or a source does not fit.
+        AssertionError: an adversarial example left the ball or [0, 1].
+    """
+    for source in sources:
+        if source.dataset != subject.dataset:
+            raise UsageError(
+                f"--source_run={source.name} was trained on {source.dataset}, the model on "
+                f"{subject.dataset}; choose a source of the same dataset"
+            )
+    steady = self_checks.deterministic(subject, pipelines.to_float(split.images[:batch_size]))
+    for epsilon, norm in dict.fromkeys((s.epsilon, s.norm) for _, s in attacks):
+        chosen = [(n, resolve(n, s)) for n, s in attacks if (s.epsilon, s.norm) == (epsilon, norm)]
+        runs_ = [_run(subject, split, *one, seed, batch_size, directory, sources) for one in chosen]
+        outcomes = []
+        for (attack, _), run in zip(chosen, runs_, strict=True):
+            shown = _Shown(f"{attack}, epsilon {epsilon:g}", [stage.name for stage in run.stages])
+            outcomes.append(run.run(shown.update))
+            shown.done(f"{attack}, epsilon {epsilon:g}: {np.mean(outcomes[-1].robust):.2%}")
+        checks = None
+        if check_examples:
+            checks = _check(subject, split.take(check_examples), chosen, outcomes, seed, batch_size)
+        worst = np.logical_and.reduce([outcome.robust for outcome in outcomes])
+        for (attack, settings), run, outcome in zip(chosen, runs_, outcomes, strict=True):
+            record = _record(subject, outcome.correct, outcome.robust, settings, steady, checks)
+            beaten = np.mean(outcome.robust) > np.mean(worst) + self_checks.TOLERANCE
+            if beaten and attack != TRANSFER:
+                # Others here found more: whatever this figure is, it is no robustness.
+                record["reliable"] = False
+            record["attack"] = description(attack, settings, sources)
+            record["accuracy_after"] = outcome.accuracy_after()
+            layers = outcome.vulnerability()
+            if layers and attack.startswith(("pgd", TRANSFER)):
+                record["vulnerability"] = float(np.mean(list(layers.values())))
+                record["layer_vulnerability"] = layers
+            record["per_example"] = f"{directory.name}/{run.path.name}"
+            record["attack_seed"] = seed
+            yield record
+        if len(chosen) > 1:
+            weakest = min((s for _, s in chosen), key=lambda s: s.draws)
+            record = _record(subject, outcomes[0].correct, worst, weakest, steady, checks)
+            of = [description(*one, sources) for one in chosen]
+            attack = {"name": records.WORST_CASE, "of": of}
+            yield record | {"attack": attack, "attack_seed": seed}
+
+
+def _run(subject, split, attack, settings, seed, batch_size, directory, sources) -> AttackRun:
+    if attack == TRANSFER:
+        stages, models = transfer_stages(sources, settings), [subject, *sources]
+    else:
+        stages, models = registry.stages(attack, settings), [subject]
+    what = description(attack, settings) | {
+        "seed": seed,
+        "norm": settings.norm,
+        "epsilon": settings.epsilon,
+        "stages": [stage.name for stage in stages],
+    }
+    identity = attack_run.fingerprint(models, split, what)
+    return AttackRun(
+        subject,
+        split,
+        stages,
+        epsilon=settings.epsilon,
+        norm=settings.norm,
+        seed=seed,
+        batch_size=batch_size,
+        draws=settings.draws,
+        path=directory / file_name(attack, settings, identity),
+        identity=identity,
+        use_latent=attack == "pgd-latent",
+    )
+
+
+def _check(subject, split, chosen, outcomes, seed, batch_size) -> list[self_checks.Check]:
+    count = len(split)
+    with_steps = [settings for attack, settings in chosen if "step_size" in uses(attack)]
+    settings = (with_steps or [chosen[0][1]])[0]
+    white, black = [], []
+    for (attack, _), outcome in zip(chosen, outcomes, strict=True):
+        (black if attack == TRANSFER else white).append(outcome.robust[:count])
+    shown = _Shown(f"checks, epsilon {settings.epsilon:g}", [])
+    checks = self_checks.run(
+        subject,
+        split,
+        settings,
+        np.logical_and.reduce(white) if white else None,
+        np.logical_and.reduce(black) if black else None,
+        seed=seed,
+        batch_size=batch_size,
+        progress=shown.update,
+    )
+    shown.done()
+    return checks
+
+
+def _record(subject, correct, robust, settings, steady, checks) -> dict[str, Any]:
+    count = len(robust)
+    survived = int(np.sum(robust))
+    # Of a stochastic model that was attacked in single draws, nothing is known to be robust.
+    called = steady or settings.draws > 1
+    record = {
+        "dataset": subject.dataset,
+        "split": "test",
+        "examples": count,
+        "threat_model": {"norm": settings.norm, "epsilon": settings.epsilon},
+        "clean_accuracy": float(np.mean(correct)),
+        "clean_interval": wilson(int(np.sum(correct)), count),
+        "robust_accuracy": survived / count if called else None,
+        "accuracy_under_attack": survived / count,
+        "interval": wilson(survived, count),
+        "model": subject.name,
+    }
+    if subject.settings is not None:
+        held = subject.settings
+        counts = efficiency.active_features(subject.network)
+        record |= {"method": held.method, "network": held.network, "seed": held.seed}
+        record |= {"sparsity": efficiency.sparsity(counts), "active_features": counts}
+    if subject.posterior_draws is not None:
+        record["posterior_draws"] = subject.posterior_draws
+    if checks is not None:
+        record["reliable"] = all(check.passed for check in checks) and called
+        record["checks"] = [dataclasses.asdict(check) for check in checks]
+    elif not called:
+        record["reliable"] = False
+    return record | {"date": now(), "versions": versions()}
+
+
+class _Shown:
+    """A progress line over the stages of an attack."""
+
+    def __init__(self, title: str, stages: list[str]):
+        self.title = title
+        self.stages = stages
+        self.stage = None
+        self.progress = Progress(title, 0)
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            number = f" {self.stages.index(stage) + 1}/{len(self.stages)}" if self.stages else ""
+            self.stage, self.progress = (
+                stage,
+                Progress(f"{self.title}{number} {stage}: image", total),
+            )
+        self.progress.update(done)
+
+    def done(self, summary: str = "") -> None:
+        self.progress.done(summary)

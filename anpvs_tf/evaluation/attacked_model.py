@@ -1,0 +1,234 @@
+"""What is evaluated: a run's network as it is deployed, or a model that the user brings."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf.attacks import losses
+from anpvs_tf.common import randomness
+from anpvs_tf.common.errors import UsageError, one_line
+from anpvs_tf.data.sources import Source
+from anpvs_tf.networks import bayesian
+
+# Their layers may be in a model file: importing registers them.
+from anpvs_tf.pruning.frozen import FrozenNetwork, sampled_logits
+from anpvs_tf.runs import directory
+from anpvs_tf.runs.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A classifier to attack.
+
+    Attributes:
+        name: where it comes from.
+        source: the data that it classifies.
+        digest: of its weights: what tells it from others.
+        logits: float32 images [batch, H, W, C] in [0, 1] -> logits [batch, classes], as
+            deployed: what is attacked and what decides.
+        outputs: the same with the latent features, {"logits": ..., "<layer>": ...}; None
+            where only logits are to be had.
+        network: of a run, else None.
+        settings: of the run, else None.
+        posterior_draws: it is an ensemble of so many networks drawn from the run's
+            posterior; None if it is not.
+    """
+
+    name: str
+    source: Source
+    digest: str
+    logits: Callable[[tf.Tensor], tf.Tensor]
+    outputs: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
+    network: keras.Model | None = None
+    settings: Settings | None = None
+    posterior_draws: int | None = None
+
+    @property
+    def dataset(self) -> str:
+        return self.source.name
+
+    @property
+    def classes(self) -> int:
+        return self.source.classes
+
+
+def of_run(run: directory.RunDirectory, posterior_draws: int | None = None) -> Subject:
+    """The network of a finished run; of a Bayesian one, that of the posterior means.
+
+    Args:
+        posterior_draws: instead, the ensemble (the mean softmax) of so many networks
+            drawn from a Bayesian run's posterior. The draws are fixed by the run's seed.
+
+    Raises:
+        UsageError: no finished run, or posterior draws of one that is not Bayesian.
+    """
+    settings = run.settings()
+    network = run.load_network()
+    if posterior_draws is not None:
+        return _ensemble(run, settings, network, posterior_draws)
+    frozen = FrozenNetwork(network)
+    weights = frozen.fold()
+    return Subject(
+        str(run.path),
+        settings.source,
+        _digest(array.tobytes() for array in network.get_weights()),
+        logits=lambda images: frozen.apply(weights, images),
+        outputs=lambda images: network(images, training=False),
+        network=network,
+        settings=settings,
+    )
+
+
+def _ensemble(
+    run: directory.RunDirectory, settings: Settings, network: keras.Model, draws: int
+) -> Subject:
+    if not bayesian.layers_of(network):
+        raise UsageError(
+            f"{run.path} was trained by {settings.method}, whose weights have no posterior; "
+            "--posterior_draws needs a Bayesian run (--method=at_bnn)"
+        )
+    seed = randomness.seed_of(settings.seed, "posterior")
+    sampled = sampled_logits(network, draws, seed)
+    weights = [array.tobytes() for array in network.get_weights()]
+    return Subject(
+        f"{run.path} ({draws} posterior draws)",
+        settings.source,
+        _digest([*weights, f"{settings.seed} {draws}".encode()]),
+        logits=lambda images: losses.logits_of(sampled, images),
+        outputs=sampled_outputs(network, draws, seed),
+        network=network,
+        settings=settings,
+        posterior_draws=draws,
+    )
+
+
+def of_model(path: str, source: Source) -> Subject:
+    """A SavedModel directory (a version of an export, say) or a Keras model file.
+
+    A SavedModel is called by its signature `serving_default`. Its logits are the output
+    "logits", or its only output.
+
+    Args:
+        source: the data that the model classifies.
+
+    Raises:
+        UsageError: no such model, or one that does not fit the dataset.
+    """
+    if not pathlib.Path(path).exists():
+        raise UsageError(f"--saved_model={path} does not exist")
+    try:
+        call = _saved_model(path) if pathlib.Path(path).is_dir() else _keras_file(path)
+    except UsageError:
+        raise
+    except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
+        raise UsageError(f"--saved_model={path} cannot be loaded: {one_line(error)}") from error
+
+    def logits(images):
+        found = _logits_of(call(images), path)
+        # A signature's shapes may be unknown, and the rank tells whether there are draws.
+        return found if tf.executing_eagerly() else tf.ensure_shape(found, [None, source.classes])
+
+    try:
+        found = logits(tf.zeros([2, *source.image_shape]))
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"--saved_model={path} cannot classify images of {source.name}, "
+            f"{list(source.image_shape)}: {one_line(error)}"
+        ) from error
+    if found.shape.as_list() != [2, source.classes]:
+        raise UsageError(
+            f"--saved_model={path} returns {found.shape.as_list()[1:]} values for an image; the "
+            f"{source.classes} classes of {source.name} were expected"
+        )
+    return Subject(path, source, _digest_of_files(pathlib.Path(path)), logits)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _digest_of_files(path: pathlib.Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) or [path]
+    return _digest(file.read_bytes() for file in files)
+
+
+def _saved_model(path: str) -> Callable[[tf.Tensor], Any]:
+    loaded = tf.saved_model.load(path)
+    if "serving_default" not in loaded.signatures:
+        raise UsageError(f"--saved_model={path} has no signature serving_default")
+    signature = loaded.signatures["serving_default"]
+    (name,) = signature.structured_input_signature[1]
+
+    def call(images):
+        return signature(**{name: images})
+
+    call.keeps = loaded  # A signature does not keep its variables alive.
+    return call
+
+
+def _keras_file(path: str) -> Callable[[tf.Tensor], Any]:
+    model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    return lambda images: model(images, training=False)
+
+
+def _logits_of(output: Any, path: str) -> tf.Tensor:
+    if isinstance(output, dict):
+        if "logits" not in output and len(output) > 1:
+            raise UsageError(
+                f"--saved_model={path} returns {', '.join(output)}; an output 'logits' was expected"
+            )
+        output = output["logits"] if "logits" in output else next(iter(output.values()))
+    return tf.cast(output, tf.float32)
+
+
+def check_logits(subject: Subject, logits: np.ndarray) -> None:
+    """Raises UsageError for what cannot be logits: NaN or infinite values, probabilities."""
+    if not np.all(np.isfinite(logits)):
+        raise UsageError(f"{subject.name} returns logits that are not finite")
+    sums_to_one = np.allclose(logits.sum(axis=1), 1.0, atol=1e-3)
+    if len(logits) and logits.min() >= 0 and logits.max() <= 1 and sums_to_one:
+        raise UsageError(
+            f"{subject.name} returns probabilities; attacks need logits, from before the softmax "
+            "(gradients through a softmax vanish and would make it look robust)"
+        )
+
+
+def sampled_outputs(
+    network: keras.Model, draws: int, seed: tf.Tensor
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The ensemble of the networks of `sampled_logits`, with latent features.
+
+    Args: as of `sampled_logits`.
+
+    Returns:
+        images -> {"logits": log of the mean softmax, [batch, classes]; "<layer>": the
+        features of all draws side by side, [batch, ..., draws * features], so that their
+        mean movement is the mean over the draws}.
+    """
+    drawn = [bayesian.draw(network, randomness.fold(seed, i)) for i in range(draws)]
+
+    def outputs(images):
+        found = []
+        for weights in drawn:
+            with keras.StatelessScope(weights):
+                found.append(network(images, training=False))
+        together = {
+            name: tf.concat([one[name] for one in found], axis=-1)
+            for name in found[0]
+            if name != "logits"
+        }
+        logits = tf.stack([one["logits"] for one in found])
+        return {"logits": losses.logits_of(lambda _: logits, images), **together}
+
+    return outputs

@@ -1,0 +1,178 @@
+"""Accuracy, robust accuracy and vulnerability of a network over a whole split."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf.attacks import pgd, threat_model
+from anpvs_tf.common import randomness
+from anpvs_tf.common.devices import Devices, local
+from anpvs_tf.data import loading, pipelines
+from anpvs_tf.pruning.frozen import FrozenNetwork
+
+# So many examples are kept to be looked at.
+SHOWN = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A PGD evaluation: pixel units, `norm` ball of radius `epsilon`."""
+
+    epsilon: float
+    step_size: float
+    steps: int
+    restarts: int = 1
+    norm: str = "linf"
+    name: str = "pgd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Figures over `examples` examples; accuracies in [0, 1].
+
+    `layer_vulnerability` is Eq. 1 averaged over each latent layer's features, and
+    `vulnerability` its mean over layers (Eq. 2, `mean` reduction), on the last
+    restart's adversarial examples.
+    """
+
+    examples: int
+    clean_accuracy: float
+    robust_accuracy: float
+    vulnerability: float
+    layer_vulnerability: dict[str, float]
+
+
+class Evaluator:
+    """Evaluates one network again and again with one compilation.
+
+    Every replica takes whole batches, so the figures do not depend on how many there are.
+
+    The attack runs on the frozen network, which is what is deployed.
+
+    Args:
+        network: a functional model in float32: images -> dict with "logits".
+        attack: the adversary.
+        batch_size: examples attacked at a time.
+        prune: leave out what is pruned now, which is faster; the gates must then
+            not change any more.
+        devices: that share the batches; None for one.
+
+    Attributes:
+        examples: the first images of the last evaluation, clean and as the last restart left
+            them, [at most `SHOWN`, height, width, channels].
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        attack: Attack,
+        batch_size: int,
+        prune: bool = False,
+        devices: Devices | None = None,
+    ):
+        self.network = network
+        self.frozen = FrozenNetwork(network, prune)
+        self.attack = attack
+        self.batch_size = batch_size
+        self.devices = devices or local()
+        self.layers = [name for name in network.output if name != "logits"]
+        self._batch = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
+
+    def _evaluate_batch(self, images, labels, seed):
+        weights = self.frozen.fold()
+        clean = self.network(images, training=False)
+        survived = clean_hit = self._hits(clean["logits"], labels)
+        adversarial_images = []
+        for restart in range(self.attack.restarts):
+            attacked = pgd.python_function(
+                lambda x: self.frozen.apply(weights, x),
+                images,
+                labels,
+                randomness.fold(seed, restart),
+                epsilon=self.attack.epsilon,
+                step_size=self.attack.step_size,
+                steps=self.attack.steps,
+                norm=self.attack.norm,
+            )
+            adversarial_images.append(attacked)
+            adversarial = self.network(attacked, training=False)
+            survived &= self._hits(adversarial["logits"], labels)
+        distances = {
+            name: tf.reduce_sum(
+                tf.reduce_mean(
+                    tf.abs(clean[name] - adversarial[name]), axis=range(1, clean[name].shape.rank)
+                )
+            )
+            for name in self.layers
+        }
+        return clean_hit, survived, distances, adversarial_images
+
+    @staticmethod
+    def _hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels)
+
+    def __call__(
+        self,
+        split: loading.Split,
+        seed: int,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Result:
+        """Evaluates on every example of `split`.
+
+        Args:
+            seed: of the random starts.
+            progress: called with (examples done, examples in all).
+
+        Raises:
+            AssertionError: an adversarial example left the ball or [0, 1].
+        """
+        batches = enumerate(pipelines.evaluation_batches(split, self.batch_size))
+        totals = 0.0
+        while group := list(itertools.islice(batches, self.devices.replicas)):
+            for row in self._group(group, seed):
+                totals = totals + row
+            progress(int(totals[0]), len(split))
+        done, clean, robust = (int(total) for total in totals[:3])
+        distances = dict(zip(self.layers, totals[3:].tolist(), strict=True))
+        by_layer = {name: total / done for name, total in distances.items()}
+        return Result(
+            examples=done,
+            clean_accuracy=clean / done,
+            robust_accuracy=robust / done,
+            vulnerability=float(np.mean(list(by_layer.values()))),
+            layer_vulnerability=by_layer,
+        )
+
+    def _group(self, group: list, seed: int) -> np.ndarray:
+        """Rows (examples, clean hits, robust hits, distance of each layer) of a batch a replica.
+
+        Args:
+            group: (number, (images, labels)) of successive batches; if there are fewer than
+                replicas, rows of zeros follow.
+        """
+        replicas = self.devices.replicas
+        padded = group + group[:1] * (replicas - len(group))
+        seeds = [randomness.seed_of(seed, "evaluation", number) for number, _ in padded]
+        images, labels = zip(*(batch for _, batch in padded), strict=True)
+        arguments = [self.devices.scatter(values) for values in (images, labels, seeds)]
+        found = self.devices.strategy.run(self._batch, arguments)
+        of_replica = self.devices.strategy.experimental_local_results
+        clean_hits, survived = (of_replica(hits) for hits in found[:2])
+        distances = [of_replica(found[2][name]) for name in self.layers]
+        attacked = [of_replica(adversarial) for adversarial in found[3]]
+        rows, first = [], self.devices.worker * len(clean_hits)
+        for i, hits in enumerate(clean_hits):
+            clean = images[first + i].numpy()
+            if group[0][0] == i == 0:
+                self.examples = clean[:SHOWN], attacked[-1][i].numpy()[:SHOWN]
+            for adversarial in attacked:
+                threat_model.assert_in_threat_model(
+                    clean, adversarial[i].numpy(), self.attack.epsilon, self.attack.norm
+                )
+            row = [len(hits), np.sum(hits), np.sum(survived[i]), *(float(d[i]) for d in distances)]
+            rows.append(np.array(row, np.float64) * (first + i < len(group)))
+        return self.devices.gather(rows)

@@ -1,0 +1,316 @@
+"""One training step (Algorithm 1): craft, then update weights and gates together."""
+
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf.common import randomness
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.methods import batch_statistics, losses
+from anpvs_tf.methods.adversary import Crafting
+from anpvs_tf.methods.hyperparameters import Objective
+from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable
+from anpvs_tf.methods.registry import Method
+from anpvs_tf.networks import bayesian
+from anpvs_tf.networks.gate import Gate, gates_of
+from anpvs_tf.pruning.admm import WeightPruning
+
+
+class RobustClassifier(keras.Model):
+    """A network with the training step of a method.
+
+    Usable with Keras's `compile` and `fit`, and by the training loop of this
+    package, which calls `train_step` itself. Compile with one optimizer
+    (`GroupedAdam` gives gates a rate of their own); the loss is the method's.
+
+    Args:
+        network: a functional model: images [batch, H, W, C] in [0, 1] -> a dict of
+            "logits" [batch, classes] and any number of latent feature tensors.
+        method: a row of `methods.METHODS`.
+        objective: its hyperparameters.
+        seed: of all randomness of training: the attack's start, masks, dropout.
+        shares: {output's name: share of its features that `network` still has}, if
+            it was shrunk, so that its vulnerability stays that of the whole network.
+        pruning: of the weights of `network`, for a method with `weight_pruning`.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        method: Method,
+        objective: Objective,
+        seed: int = 0,
+        shares: dict[str, float] | None = None,
+        pruning: WeightPruning | None = None,
+    ):
+        super().__init__(name=f"{network.name}_{method.name}")
+        self.network = network
+        self.method = method
+        self.objective = objective
+        self.run_seed = seed
+        self.shares = shares or {}
+        self.pruning = pruning
+        self.gates = gates_of(network)
+        if method.frozen_gates:
+            for gate in self.gates:
+                gate.trainable = False
+        check_layer_beta(network, objective.layer_beta)
+        self.crafting = Crafting(network, method, objective, pruning)
+        terms = ["loss", "ce_clean"]
+        terms += ["ce_adversarial"] if method.adversarial else []
+        terms += ["prediction_shift"] if method.trades else []
+        terms += ["vulnerability"] if method.vulnerability else []
+        terms += ["kl"] if self.learned_gates or method.bayesian else []
+        terms += ["pruning_penalty"] if pruning else []
+        terms += ["weight_decay", "train_accuracy", "nonfinite"]
+        self.trackers = {name: keras.metrics.Mean(name) for name in terms}
+
+    @property
+    def learned_gates(self) -> list[Gate]:
+        """The gates that training moves: those that are not frozen."""
+        return [gate for gate in self.gates if gate.trainable]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return list(self.trackers.values())
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits of images, float32 [batch, classes]."""
+        return self.network(images, training=training)["logits"]
+
+    def begin_epoch(self, epoch: int) -> bool:
+        """Prepares an epoch, counted from 1.
+
+        Returns:
+            Whether a `tf.function` of `update` is stale.
+        """
+        if self.pruning is not None and self.pruning.begin_epoch(epoch, self.optimizer):
+            self.crafting.follow_pruning()
+            return True
+        return self.crafting.refreeze()
+
+    def state(self) -> dict[str, tf.Variable]:
+        """What a resumed run needs besides the network and the optimizer, by name."""
+        return self.crafting.features | (self.pruning.state() if self.pruning else {})
+
+    def deployed_weights(self) -> list[np.ndarray]:
+        """The network's weights as they are evaluated and saved: the average, if one is kept."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        averages = optimizer.averages() if isinstance(optimizer, GroupedAdam) else []
+        if not averages or self.optimizer.iterations == 0:
+            return self.network.get_weights()
+        trained = map(id, self.network.trainable_variables)
+        of = dict(zip(trained, averages, strict=True))
+        return [np.asarray(of.get(id(weight), weight)) for weight in self.network.weights]
+
+    def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Adversarial images, with the epsilon of this step."""
+        warmth = self._progress(0, self.objective.epsilon_warmup_steps)
+        return self.crafting.craft(images, labels, seed, warmth)
+
+    def _progress(self, begin: int, length: int) -> tf.Tensor:
+        """0 before step `begin`, then linear to 1 over `length` steps."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        return tf.clip_by_value((step - begin + 1.0) / (length + 1.0), 0.0, 1.0)
+
+    def weighted_kl(self) -> tf.Tensor:
+        """beta KL of the gates, in nats; the betas are 0, then on a ramp, then at their values."""
+        objective = self.objective
+        # From the gates, not from `losses`: a user's network may have regularisers there.
+        terms = [
+            objective.layer_beta.get(_layer_of(gate), objective.beta) * gate.kl()
+            for gate in self.learned_gates
+        ]
+        ramp = self._progress(objective.kl_warmup_steps, objective.kl_ramp_steps)
+        return ramp * tf.add_n(terms)
+
+    def loss_terms(
+        self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor | None, dict[str, tf.Tensor]]:
+        """The weights' loss (Eq. 6), the gates' (Eq. 5; None if no gate learns), and the terms.
+
+        Args:
+            outputs: the network's, on [clean; adversarial] for an adversarial
+                method, on the clean images otherwise.
+            labels: int [images], of the clean images.
+        """
+        objective = self.objective
+        copies = 2 if self.method.adversarial else 1
+        # Every tensor is [clean] or [clean, adversarial]; the last is what is attacked.
+        logits = tf.split(outputs["logits"], copies)
+        terms = {"ce_clean": losses.cross_entropy(labels, logits[0])}
+        fit = terms["ce_clean"]
+        if self.method.adversarial:
+            terms["ce_adversarial"] = losses.cross_entropy(labels, logits[1])
+        if self.method.trades:
+            terms["prediction_shift"] = losses.prediction_shift(*logits)
+            fit += objective.trades_beta * terms["prediction_shift"]
+        elif self.method.adversarial:
+            w = objective.adversarial_weight
+            fit = (terms["ce_clean"] + w * terms["ce_adversarial"]) / (1.0 + w)
+        kernels = self._kernels()
+        terms["weight_decay"] = objective.weight_decay * losses.squared_norm(kernels)
+        if self.method.bayesian:
+            terms["kl"] = tf.add_n([layer.kl() for layer in bayesian.layers_of(self.network)])
+        if self.pruning is not None:
+            terms["pruning_penalty"] = self.pruning.penalty()
+        weight_loss = fit + self._of_weights_alone(terms)
+        if self.method.vulnerability:
+            names = [name for name in outputs if name != "logits"]
+            latents = [tf.split(outputs[name], copies) for name in names]
+            terms["vulnerability"] = losses.vulnerability(
+                [clean for clean, _ in latents],
+                [adversarial for _, adversarial in latents],
+                objective.vulnerability_reduction,
+                [self.shares.get(name, 1.0) for name in names],
+            )
+            weight_loss += objective.lambda_vs * terms["vulnerability"]
+        terms["loss"] = weight_loss
+        gate_loss = None
+        if self.learned_gates:
+            terms["kl"] = tf.add_n([gate.kl() for gate in self.learned_gates])
+            attacked = terms["ce_adversarial" if self.method.adversarial else "ce_clean"]
+            gate_loss = attacked + self.weighted_kl() / objective.train_examples
+        hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
+        terms["train_accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
+        return weight_loss, gate_loss, terms
+
+    def _of_weights_alone(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The part of the weights' loss that does not depend on the images."""
+        total = terms["weight_decay"]
+        if self.method.bayesian:
+            total += self.objective.kl_scale * terms["kl"] / self.objective.train_examples
+        if self.pruning is not None:
+            total += terms["pruning_penalty"]
+        return total
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Keras's training step: `update`, and the means of its terms over the epoch so far."""
+        for name, value in self.update(data).items():
+            self.trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+    def update(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One update on a batch of (images, labels); returns the loss terms of that batch."""
+        images, labels = data
+        replica = tf.distribute.get_replica_context()
+        # The number of replicas decides nothing: noise goes by the place in the global batch.
+        place = (replica.replica_id_in_sync_group, replica.num_replicas_in_sync)
+        seed = randomness.seed_of(self.run_seed, self.optimizer.iterations, 0)
+        copies = 1
+        if self.method.adversarial:
+            copies = 2
+            with randomness.scope(seed, 1, *place):
+                adversarial = self.craft(images, labels, randomness.fold(seed, "attack"))
+            images = tf.concat([images, adversarial], axis=0)
+
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        updating = self.optimizer.inner_optimizer if scaled else self.optimizer
+        skipping = getattr(updating, "skip_nonfinite", False)
+        statistics = batch_statistics.moving(self.network) if skipping else []
+        kept = [(v, tf.identity(v)) for v in statistics]
+        scope = (randomness.fold(seed, "network"), copies, *place)
+        replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
+        # Gradients are summed over replicas.
+        share = 1.0 / replica.num_replicas_in_sync
+        with tf.GradientTape(persistent=bool(self.learned_gates)) as tape, randomness.scope(*scope):
+            outputs = self._outputs(images, [(v, v + shift) for v, shift in replaced])
+            weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
+            weight_objective = self.optimizer.scale_loss(weight_loss * share)
+            if gate_loss is not None:
+                gate_objective = self.optimizer.scale_loss(gate_loss * share)
+        variables = self.network.trainable_variables
+        gate_variables = [v for v in variables if is_gate_variable(v)]
+        weights = [v for v in variables if not is_gate_variable(v)]
+        gradients = tape.gradient(weight_objective, weights)
+        if gate_loss is not None:
+            gradients += tape.gradient(gate_objective, gate_variables)
+        del tape
+        if self.pruning is not None:
+            gradients = self.pruning.mask_gradients(gradients, weights + gate_variables)
+        good = self._all_finite([weight_loss, gate_loss], gradients)
+        terms["nonfinite"] = 1.0 - tf.cast(good, tf.float32)
+        if skipping:
+            # On all replicas or on none; a gradient of NaN tells the optimizer.
+            bad = replica.all_reduce(tf.distribute.ReduceOp.SUM, terms["nonfinite"]) > 0.0
+            gradients = [tf.where(bad, np.nan, gradient) for gradient in gradients]
+            for variable, value in kept:
+                variable.assign(tf.where(bad, value, variable))
+        self.optimizer.apply(gradients, weights + gate_variables)
+        if skipping and not scaled:  # A scaling optimizer does not count what it leaves out.
+            self.optimizer.iterations.assign_sub(tf.where(bad, 1, 0))
+        batch_statistics.agree(self.network, replica)
+        return terms
+
+    def _all_finite(self, losses: list[tf.Tensor | None], gradients: list[tf.Tensor]) -> tf.Tensor:
+        values = [loss for loss in losses if loss is not None]
+        # float16's gradients overflow now and then; its optimizer leaves those updates out.
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            values += gradients
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+    def _kernels(self) -> list[keras.Variable]:
+        variables = self.network.trainable_variables
+        return [v for v in variables if len(v.shape) > 1 and not bayesian.is_scale(v)]
+
+    def _outputs(
+        self,
+        images: tf.Tensor,
+        replaced: list[tuple[keras.Variable, tf.Tensor]],
+        update_statistics: bool = True,
+    ) -> dict[str, tf.Tensor]:
+        """The network in training, with other values in place of some variables."""
+        if not replaced and update_statistics:
+            return self.network(images, training=True)
+        with keras.StatelessScope(replaced) as scope:
+            outputs = self.network(images, training=True)
+        for variable in self.network.non_trainable_variables if update_statistics else []:
+            if (value := scope.get_current_value(variable)) is not None:
+                variable.assign(value)
+        return outputs
+
+    def _perturbed_kernels(
+        self, images: tf.Tensor, labels: tf.Tensor, scope: tuple
+    ) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Each kernel with the shift of norm awp ||w|| along which the loss grows (Wu et al. 2020).
+
+        The gradient of an update is taken at the shifted kernels; they are never
+        written, so there is nothing to take back.
+        """
+        kernels = self._kernels()
+        with tf.GradientTape() as tape, randomness.scope(*scope):
+            outputs = self._outputs(images, [], update_statistics=False)
+            weight_loss, _, terms = self.loss_terms(outputs, labels)
+            # What does not depend on the images is no part of what the shift maximises.
+            ascended = self.optimizer.scale_loss(weight_loss - self._of_weights_alone(terms))
+        gradients = tape.gradient(ascended, kernels)
+        if self.pruning is not None:
+            gradients = self.pruning.mask_gradients(gradients, kernels)
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+        shifts = []
+        for kernel, gradient in zip(kernels, gradients, strict=True):
+            length = self.objective.awp * tf.norm(tf.convert_to_tensor(kernel))
+            slope = tf.norm(gradient)
+            # Where float16's gradients overflow, those of the update do too, and it is left out.
+            usable = tf.math.is_finite(slope) & (slope > 0)
+            direction = tf.where(usable, gradient / slope, 0.0)
+            shifts.append(tf.stop_gradient(length * direction))
+        return list(zip(kernels, shifts, strict=True))
+
+
+def check_layer_beta(network: keras.Model, layer_beta: Iterable[str]) -> None:
+    """Raises UsageError for a layer after which `network` has no gate."""
+    layers = [_layer_of(gate) for gate in gates_of(network)]
+    for name in layer_beta:
+        if name not in layers:
+            raise UsageError(
+                f"--layer_beta names layer {name!r}; {network.name} has gates at "
+                f"{', '.join(layers)}"
+            )
+
+
+def _layer_of(gate: keras.layers.Layer) -> str:
+    return gate.name.removesuffix("_gate")

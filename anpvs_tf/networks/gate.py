@@ -1,0 +1,111 @@
+"""Layers that learn which features to keep: the common base, and the beta-Bernoulli gate."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Gate(keras.layers.Layer):
+    """Multiplies each feature by a mask whose distribution is learned.
+
+    In training the mask is drawn for each example and feature; in inference it is
+    `mean_mask()`, which is 0 where a feature is *pruned*. A gate with `trainable =
+    False` is frozen, as Keras's BatchNormalization is: its mask is `mean_mask()` in
+    training too, and it adds no KL divergence.
+
+    The KL divergence to the prior is added with `add_loss`, times `kl_weight`;
+    `RobustClassifier` takes it from `kl()` and weights it itself.
+
+    Input and output: [batch, ..., features]; the gate acts on the last axis.
+
+    A kind of gate defines `kl`, `mean`, `importance`, `sample_mask`, `close`, and
+    makes its parameters with `parameter` in `build`.
+
+    Args:
+        prune_threshold: features whose `importance()` is at or below it are pruned.
+        kl_weight: factor of the KL term in `add_loss`; beta / (training examples)
+            makes a plain Keras `fit` minimise Eq. 5.
+        seed: integer for draws outside a `noise.scope`.
+
+    Attributes:
+        features: size of the last axis, once built.
+    """
+
+    def __init__(
+        self, prune_threshold: float, kl_weight: float = 1.0, seed: int | None = None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.prune_threshold = prune_threshold
+        self.kl_weight = kl_weight
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple) -> None:
+        self.features = input_shape[-1]
+
+    def parameter(self, name: str, value: float) -> keras.Variable:
+        """Makes a parameter [features]; `name` begins with "gate_", by which optimizers know it."""
+        # float32 and no autocast whatever the policy: log-space values need the mantissa.
+        return self.add_weight(
+            name=name,
+            shape=(self.features,),
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            autocast=False,
+        )
+
+    def kl(self) -> tf.Tensor:
+        """KL divergence from the posterior to the prior, summed over features, in nats."""
+        raise NotImplementedError
+
+    def mean(self) -> tf.Tensor:
+        """Mean of the mask before pruning, float32 [features], not negative.
+
+        A negative mask would only turn the sign of its readers' weights, and a maximum
+        pooling lets through no factor that is negative: `FrozenNetwork` relies on that.
+        """
+        raise NotImplementedError
+
+    def importance(self) -> tf.Tensor:
+        """What decides pruning, float32 [features], not negative; it ranks a gate's features."""
+        raise NotImplementedError
+
+    def sample_mask(self, batch_size: int | tf.Tensor) -> tf.Tensor:
+        """Draws masks: float32 [batch_size, features]."""
+        raise NotImplementedError
+
+    def close(self, which: np.ndarray) -> None:
+        """Sets the parameters of the features `which` (bool [features]): pruned for good.
+
+        Their masks are 0 in training too, within rounding, and no gradient opens them.
+        """
+        raise NotImplementedError
+
+    def mean_mask(self) -> tf.Tensor:
+        """The mask of inference: `mean()`, and exactly 0 where the feature is pruned."""
+        return tf.where(self.importance() > self.prune_threshold, self.mean(), 0.0)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if self.trainable:
+            self.add_loss(self.kl_weight * self.kl())
+        if not (training and self.trainable):
+            return inputs * tf.cast(self.mean_mask(), inputs.dtype)
+        batch_size, *places, features = keras.ops.shape(inputs)
+        mask = tf.cast(self.sample_mask(batch_size), inputs.dtype)
+        return inputs * tf.reshape(mask, [batch_size] + [1] * len(places) + [features])
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict:
+        return super().get_config() | {
+            "prune_threshold": self.prune_threshold,
+            "kl_weight": self.kl_weight,
+            "seed": self.seed,
+        }
+
+
+def gates_of(network: keras.Model) -> list[Gate]:
+    """The gates of a network, in the order of its layers."""
+    return [layer for layer in network.layers if isinstance(layer, Gate)]

@@ -1,0 +1,60 @@
+"""What single layers compute, as functions that freezing folds."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from anpvs_tf.networks.gate import Gate
+from anpvs_tf.networks.graph import layers
+
+
+def affine_of(
+    layer: keras.layers.Layer, width: int
+) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor] | None]:
+    """An AFFINE layer in inference as functions that return (scale, shift), float32 [channels]."""
+    if isinstance(layer, Gate):
+        return layer.mean_mask, None
+    if isinstance(layer, layers.Rescaling):
+        return (
+            lambda: tf.fill([width], tf.cast(layer.scale, tf.float32)),
+            lambda: tf.fill([width], tf.cast(layer.offset, tf.float32)),
+        )
+    if isinstance(layer, layers.Normalization):
+
+        def vector(x):
+            return tf.broadcast_to(tf.reshape(tf.cast(x, tf.float32), [-1]), [width])
+
+        def scale():
+            return 1.0 / tf.maximum(tf.sqrt(vector(layer.variance)), keras.config.epsilon())
+
+        return scale, lambda: -vector(layer.mean) * scale()
+
+    def scale():
+        factor = tf.math.rsqrt(read(layer.moving_variance) + layer.epsilon)
+        return factor * read(layer.gamma) if layer.scale else factor
+
+    def shift():
+        offset = -read(layer.moving_mean) * scale()
+        return offset + read(layer.beta) if layer.center else offset
+
+    return scale, shift
+
+
+def elementwise_of(layer: keras.layers.Layer) -> Callable[[tf.Tensor], tf.Tensor]:
+    """An ELEMENTWISE layer as a function of a tensor of any dtype."""
+    if isinstance(layer, layers.Activation):
+        return layer.activation
+    stateless = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+    stateless.autocast = False
+    return stateless.call
+
+
+def read(variable) -> tf.Tensor:
+    """A Keras variable as a float32 tensor."""
+    return tf.cast(tf.convert_to_tensor(variable), tf.float32)
+
+
+def pads(layer: keras.layers.Layer) -> bool:
+    """Whether a LINEAR or DEPTHWISE layer sees zeros beyond the border of its input."""
+    return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1

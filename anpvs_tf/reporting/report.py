@@ -1,0 +1,219 @@
+"""Makes a report: reads the runs, draws, and puts a complete directory in place."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.progress import Progress
+from anpvs_tf.data import loading
+from anpvs_tf.reporting import (
+    commands,
+    formats,
+    network_figures,
+    page,
+    probing,
+    robustness_figures,
+    style,
+    tables,
+    training_figures,
+)
+from anpvs_tf.reporting import groups as reporting_groups
+from anpvs_tf.reporting.groups import Group, collect, most_robust
+
+# What marks a directory as a report, and says which of its files are the report's own.
+MANIFEST = "report.json"
+PAGE = "report.html"
+# Side by side in a figure.
+MOST_NETWORKS = 6
+
+
+def write(
+    paths: list[str],
+    out: str | os.PathLike,
+    *,
+    examples: int = 200,
+    data_dir: str | None = None,
+    download: bool = True,
+    command: list[str] = ("bin/report.py",),
+) -> list[tables.Table]:
+    """Writes a report on finished runs; an earlier report in `out` is replaced.
+
+    Args:
+        paths: run directories, and directories of run directories.
+        out: the directory to write: report.html, tables/, figures/, report.json.
+        examples: test images on which the vulnerability of features is measured; 0 leaves out
+            all figures that need the networks.
+        data_dir, download: as in `datasets.load_test`.
+        command: the command line, shown in the report.
+
+    Returns:
+        The tables.
+
+    Raises:
+        UsageError: nothing to report on, or `out` holds other things; nothing was written.
+    """
+    out = pathlib.Path(os.path.abspath(out))
+    check_free(out)
+    runs, skipped = collect(paths)
+    groups = reporting_groups.groups(runs)
+    print(f"{len(runs)} runs of {runs[0].settings.dataset}, {len(groups)} settings")
+    for one in skipped:
+        print(f"left out: {one.path}: {one.reason}")
+    shown_command = commands.shell(list(command))
+    found = tables.build(groups)
+    drawn = [*training_figures.build(groups), *robustness_figures.build(groups)]
+    absent = _absent(groups, found, examples)
+    if examples:
+        settings = runs[0].settings
+        split = loading.load_test(settings.source, data_dir, download, settings.stream)
+        probes = []
+        for group in most_robust(groups)[:MOST_NETWORKS]:
+            progress = Progress(f"network of {group.runs[0].path}: image", 0)
+            try:
+                probes.append(probing.probe(group, split, examples, _counting(progress)))
+            except UsageError as error:
+                absent.append(f"Figures of the network of {group.label}: {error}")
+            progress.done()
+        drawn += network_figures.build(probes, shown_command)
+        if others := most_robust(groups)[MOST_NETWORKS:]:
+            names = ", ".join(group.method for group in others)
+            absent.append(
+                f"Figures of the networks of {names}: {MOST_NETWORKS} stand side by side; report "
+                "on fewer runs to see others"
+            )
+
+    with _beside(out) as directory:
+        for name in ("tables", "figures"):
+            (directory / name).mkdir()
+        for table in found:
+            for ending, text in _as_files(table).items():
+                (directory / "tables" / f"{table.name}.{ending}").write_text(text)
+        figures = []
+        progress = Progress("figure", len(drawn))
+        for i, picture in enumerate(drawn):
+            progress.update(i, picture.name)
+            figures.append(_draw(picture, directory / "figures"))
+        progress.done(f"{len(found)} tables, {len(drawn)} figures")
+        text = page.render(groups, skipped, found, figures, absent, shown_command)
+        (directory / PAGE).write_text(text)
+        manifest = {
+            "command": list(command),
+            "runs": [run.path for run in runs],
+            "left_out": {one.path: one.reason for one in skipped},
+            "files": sorted(_files(directory)),
+        }
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return found
+
+
+def check_free(out: pathlib.Path) -> None:
+    """Raises UsageError unless a report can be put at `out`: a new place, or an earlier report."""
+    existing = out
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"--out={out}: {existing} is a file; choose another --out")
+    parent = out.parent if existing == out else existing
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--out={out} cannot be written (at {parent})")
+    if existing != out:
+        return
+    try:
+        own = {*json.loads((out / MANIFEST).read_text())["files"], MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    others = sorted(_files(out) - own)
+    if others:
+        raise UsageError(
+            f"--out={out} holds other things than an earlier report ({others[0]}); choose another "
+            "--out, or empty it"
+        )
+
+
+def _absent(groups: list[Group], found: list[tables.Table], examples: int) -> list[str]:
+    """What the report lacks, with the command that would bring it."""
+    names = {table.name for table in found}
+    columns = {column.key for column in found[0].columns}
+    evaluate = "python bin/evaluate.py --run_dir=RUN"
+    absent = []
+    if "autoattack_accuracy" not in columns:
+        absent.append(f"AutoAttack: {evaluate}")
+    if "black_accuracy" not in columns:
+        absent.append(f"Black box: {evaluate} --attack=transfer --source_run=OTHER")
+    if "table2a" not in names:
+        epsilon = groups[0].settings.epsilon
+        sweep = ",".join(f"{epsilon * share:.2g}" for share in (0.25, 0.5, 1, 2))
+        absent.append(
+            "Tables 2a and 2b, accuracy against ε and steps: "
+            f"{evaluate} --attack=pgd --epsilons={sweep}; "
+            f"{evaluate} --attack=pgd --attack_steps=10,100,500"
+        )
+    if "table3" not in names:
+        absent.append(f"Table 3: runs of two or more of {', '.join(tables.ABLATION)}")
+    if not examples:
+        absent.append("Figures of the networks themselves: --examples=0 left them out")
+    return absent
+
+
+def _as_files(table: tables.Table) -> dict[str, str]:
+    return {
+        "md": formats.markdown(table),
+        "csv": formats.comma_separated(table),
+        "tex": formats.latex(table),
+    }
+
+
+def _draw(picture: style.Picture, directory: pathlib.Path) -> page.Figure:
+    """Writes a figure's files and returns it as the page embeds it."""
+    made = {kind: style.render(picture.draw, style.LIGHT, kind) for kind in ("png", "svg")}
+    for kind, data in made.items():
+        (directory / f"{picture.name}.{kind}").write_bytes(data)
+    kind = "png" if picture.raster else "svg"
+    (pixels,) = struct.unpack(">I", made["png"][16:20])
+    return page.Figure(
+        picture,
+        light=style.data_uri(made[kind], kind),
+        dark=style.data_uri(style.render(picture.draw, style.DARK, kind), kind),
+        width=round(pixels * style.SCREEN_DPI / style.PNG_DPI),
+    )
+
+
+def _counting(progress: Progress):
+    def update(done, total):
+        progress.total = total
+        progress.update(done)
+
+    return update
+
+
+def _files(directory: pathlib.Path) -> set[str]:
+    return {str(p.relative_to(directory)) for p in directory.rglob("*") if not p.is_dir()}
+
+
+@contextlib.contextmanager
+def _beside(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory beside `out` that takes its place at the end; an error leaves `out` as it is."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be written: {error.strerror}") from error
+    try:
+        made.chmod(0o755)
+        yield made
+        check_free(out)
+        if out.exists():
+            old = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+            os.rename(out, old / "replaced")
+            os.rename(made, out)
+            shutil.rmtree(old)
+        else:
+            os.rename(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,302 @@
+"""Figures of what training logged: the trade-off, the curves, what is pruned where."""
+
+import dataclasses
+import statistics
+import textwrap
+
+from matplotlib import colormaps, colors
+from matplotlib.lines import Line2D
+
+from anpvs_tf.reporting import commands, measurements, published
+from anpvs_tf.reporting.groups import Group, Run, most_robust, runs_of
+from anpvs_tf.reporting.style import (
+    DASHES,
+    Picture,
+    Strokes,
+    Theme,
+    curve,
+    handles,
+    legend,
+    marker,
+    panels,
+    percent,
+)
+
+# Columns of metrics.csv that are watched, not minimised.
+_WATCHED = {
+    "validation_clean_accuracy": "clean accuracy",
+    "validation_robust_accuracy": "accuracy under PGD",
+    "validation_vulnerability": "vulnerability V",
+    "sparsity": "sparsity",
+}
+_OTHER = ("epoch", "step", "loss", "train_accuracy", "seconds", "images_per_second")
+_MOST_PANELS = 6
+_TERMS = {
+    "ce_clean": "cross-entropy, clean images",
+    "ce_adversarial": "cross-entropy, attacked images",
+    "vulnerability": "vulnerability V",
+    "kl": "KL of the gates, nats",
+    "weight_decay": "weight decay",
+}
+# How many steps were left out: of interest where there are any.
+_SKIPPED = "nonfinite"
+
+
+def build(groups: list[Group]) -> list[Picture]:
+    """The figures for which there are data."""
+    strokes = Strokes(groups)
+    found = [
+        trade_off(groups, strokes),
+        training(groups, strokes),
+        loss_terms(groups, strokes),
+        active_features(groups),
+    ]
+    return [picture for picture in found if picture is not None]
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one equals or exceeds in both coordinates, by the first."""
+    best, kept = -float("inf"), []
+    for point in sorted(set(points), key=lambda point: (-point[0], -point[1])):
+        if point[1] > best:
+            best = point[1]
+            kept.append(point)
+    return kept[::-1]
+
+
+# ---- Figure 3 ----
+
+
+def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
+    """Accuracy against sparsity, a point a run, with the Pareto front."""
+    kinds = {
+        "clean accuracy": measurements.trained("clean_accuracy"),
+        "accuracy under PGD": measurements.white_box,
+    }
+    alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
+    keys = {"clean accuracy": "clean_accuracy", "accuracy under PGD": "white_accuracy"}
+
+    def draw(theme: Theme):
+        figure, axes = panels(2, 4.2, 3.5)
+        paper = False
+        for axis, (title, look_up) in zip(axes, kinds.items(), strict=True):
+            points = []
+            for group in groups:
+                stroke = strokes[group]
+                for run in group.runs:
+                    measured = look_up(run)
+                    if measured is None:
+                        continue
+                    point = measurements.sparsity(run).value, measured.value
+                    points.append(point)
+                    axis.plot(
+                        *point,
+                        stroke.marker,
+                        color=stroke.of(theme),
+                        markersize=7,
+                        markeredgecolor=stroke.of(theme)
+                        if measured.unreliable
+                        else theme.background,
+                        markerfacecolor=theme.background if measured.unreliable else None,
+                        zorder=4 if measured.unreliable else 3,
+                    )
+                known = published.figures(group.settings)
+                if keys[title] in known and "sparsity" in known:
+                    paper = True
+                    place = known["sparsity"] / 100, known[keys[title]] / 100
+                    axis.plot(*place, "*", color=stroke.of(theme), markersize=12)
+            line = front(points) if alike or title == "clean accuracy" else []
+            if len(line) > 1:
+                axis.plot(*zip(*line, strict=True), color=theme.text, lw=1, alpha=0.6, zorder=2)
+            axis.set(title=title, xlabel="sparsity", ylabel="accuracy")
+            axis.set_xlim(-0.04, 1.04)
+            axis.margins(y=0.08)
+            for one in (axis.xaxis, axis.yaxis):
+                percent(one)
+        shown = handles(groups, strokes, theme, line=False)
+        shown.append(Line2D([], [], color=theme.text, lw=1, alpha=0.6, label="Pareto front"))
+        if paper:
+            shown.append(marker(theme.text, "*", "published"))
+        if any(m and m.unreliable for m in map(measurements.white_box, runs_of(groups))):
+            shown.append(marker(theme.text, "o", "unreliable", hollow=True))
+        legend(figure, shown)
+        return figure
+
+    return Picture(
+        "trade_off",
+        "Accuracy against sparsity (Fig. 3 of the paper)",
+        "A point is a run; sparsity is of features (of weights where a method prunes those). "
+        "Further right is smaller, higher is better. The line joins the runs that no other run "
+        "equals in both. Hollow: a check, or a stronger attack, contradicts "
+        "the figure."
+        + ("" if alike else " The runs were attacked differently: under PGD they do not compare."),
+        "Scatter plots of clean accuracy and accuracy under PGD against sparsity: "
+        + "; ".join(
+            f"{group.label}: sparsity {_mean(group, measurements.sparsity):.0%}, clean "
+            f"{_mean(group, kinds['clean accuracy']):.0%}"
+            for group in groups
+        ),
+        draw,
+        commands=_training_commands(groups),
+    )
+
+
+def _mean(group: Group, look_up: measurements.Lookup) -> float:
+    return statistics.fmean(look_up(run).value for run in group.runs)
+
+
+# ---- Over the epochs ----
+
+
+def training(groups: list[Group], strokes: Strokes) -> Picture | None:
+    """Validation accuracy, vulnerability and sparsity after each epoch."""
+    columns = [name for name in _WATCHED if any(name in run.metrics[0] for run in _with(groups))]
+    if not columns:
+        return None
+    return Picture(
+        "training",
+        "Training, epoch by epoch",
+        "On the validation images, after each epoch. Line: mean over seeds; band: their standard "
+        "deviation.",
+        "Curves over the epochs of " + ", ".join(_WATCHED[name] for name in columns),
+        lambda theme: _over_epochs(groups, strokes, {n: _WATCHED[n] for n in columns}, theme),
+        commands=_training_commands(groups),
+    )
+
+
+def loss_terms(groups: list[Group], strokes: Strokes) -> Picture | None:
+    """The terms of the training loss after each epoch."""
+    logged = {
+        name
+        for run in _with(groups)
+        for name in run.metrics[0]
+        if name not in _OTHER and name not in _WATCHED and not name.startswith("active_")
+    }
+    logged.discard(_SKIPPED)
+    found = [*(name for name in _TERMS if name in logged), *sorted(logged - set(_TERMS))]
+    if not found:
+        return None
+    titles = {name: _TERMS.get(name, name.replace("_", " ")) for name in found}
+    if any(row.get(_SKIPPED) for run in _with(groups) for row in run.metrics):
+        titles[_SKIPPED] = "steps left out"
+    return Picture(
+        "loss_terms",
+        "The terms of the training loss",
+        "Means over each epoch's training batches, before they are weighted and added. A method "
+        "without a term has no line.",
+        "Curves over the epochs of " + ", ".join(titles.values()),
+        lambda theme: _over_epochs(groups, strokes, titles, theme),
+        commands=_training_commands(groups),
+    )
+
+
+def _over_epochs(groups: list[Group], strokes: Strokes, titles: dict[str, str], theme: Theme):
+    figure, axes = panels(len(titles), 3.3, 2.7, across=4 if len(titles) in (4, 7, 8) else 3)
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for group in groups:
+            curves = [
+                {row["epoch"]: row[name] for row in run.metrics if name in row}
+                for run in group.runs
+            ]
+            curve(axis, strokes[group], theme, [c for c in curves if c], markers=False)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if name.endswith("accuracy") or name == "sparsity":
+            percent(axis.yaxis)
+    legend(figure, handles(groups, strokes, theme, marker=False))
+    return figure
+
+
+def active_features(groups: list[Group]) -> Picture | None:
+    """What is pruned where: the share of each layer's features that is active."""
+    chosen = [
+        group
+        for group in groups
+        if any(run.metrics and _layers(run) for run in group.runs)
+    ]  # fmt: skip
+    if not chosen:
+        return None
+    several = len(chosen) > _MOST_PANELS
+    chosen = most_robust(chosen) if several else chosen
+
+    def draw(theme: Theme):
+        names = list(dict.fromkeys(n for group in chosen for n in _layers(group.runs[0])))
+        figure, axes = panels(len(chosen), 3.6, 3.0, across=3)
+        for axis, group in zip(axes, chosen, strict=True):
+            for i, name in enumerate(names):
+                curves = []
+                for run in group.runs:
+                    size = _layers(run).get(name, (0, 0))[1]
+                    column = f"active_{name}"
+                    shares = {r["epoch"]: r[column] / size for r in run.metrics if column in r}
+                    curves += [shares] if shares else []
+                curve(axis, _LayerStroke(i, len(names)), theme, curves, markers=False)
+            axis.set(xlabel="epoch", ylabel="active features", ylim=(0, 1.03))
+            axis.set_title(textwrap.fill(group.label, 34))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            percent(axis.yaxis)
+        entries = [
+            Line2D(
+                [],
+                [],
+                color=_LayerStroke(i, len(names)).of(theme),
+                ls=_LayerStroke(i, len(names)).dashes,
+                label=name,
+            )
+            for i, name in enumerate(names)
+        ]
+        legend(figure, entries)
+        return figure
+
+    return Picture(
+        "active_features",
+        "What is pruned where, epoch by epoch",
+        "The share of each layer's features whose gate is open, from the input's layers to the "
+        "output's. Line: mean over seeds; band: their standard deviation."
+        + (" Of each method its most robust setting." if several else ""),
+        "Curves over the epochs of the share of active features by layer; at the end "
+        + "; ".join(
+            f"{group.label}: "
+            + ", ".join(f"{name} {a} of {n}" for name, (a, n) in _layers(group.runs[0]).items())
+            for group in chosen
+        ),
+        draw,
+        commands=_training_commands(chosen),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LayerStroke:
+    """A layer's colour by its depth, dark to light, and dashes."""
+
+    index: int
+    count: int
+    marker: str = ""
+    width: float = 1.6
+
+    def of(self, theme: Theme) -> str:
+        if self.count <= 5:
+            return theme.series[self.index]
+        low, high = (0.0, 0.85) if theme.name == "light" else (0.25, 1.0)
+        place = low + (high - low) * self.index / (self.count - 1)
+        return colors.to_hex(colormaps["viridis"](place))
+
+    @property
+    def dashes(self) -> object:
+        return DASHES[self.index % len(DASHES)]
+
+
+def _layers(run: Run) -> dict[str, list[int]]:
+    return run.trained.get("active_features") or {}
+
+
+# ---- Parts ----
+
+
+def _with(groups: list[Group]) -> list[Run]:
+    """The runs that have metrics."""
+    return [run for run in runs_of(groups) if run.metrics]
+
+
+def _training_commands(groups: list[Group]) -> tuple[str, ...]:
+    return tuple(commands.training(run) for run in runs_of(groups))

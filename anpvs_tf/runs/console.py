@@ -1,0 +1,103 @@
+"""The lines that programs print: epoch summaries and result tables."""
+
+from typing import Any
+
+from anpvs_tf.common.progress import duration
+from anpvs_tf.runs.records import attack_text
+from anpvs_tf.runs.settings import Settings
+
+
+def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any]) -> str:
+    """The line that stays on the screen after an epoch."""
+    return (
+        f"epoch {row['epoch']}/{settings.epochs}  loss {row['loss']:.3f}  "
+        f"validation: clean {row['validation_clean_accuracy']:.1%}  "
+        f"PGD {row['validation_robust_accuracy']:.1%}  "
+        f"V {row['validation_vulnerability']:.4f}  sparsity {row['sparsity']:.1%}  "
+        f"{duration(timing['seconds'])}  {timing['images_per_second']:.0f} images/s"
+    )
+
+
+def evaluation_table(records: list[dict[str, Any]]) -> str:
+    """Records of bin/evaluate.py as lines: the figures, then every check."""
+    lines, shown = [], []
+    for record in records:
+        threat = record["threat_model"]
+        low, high = record["interval"]
+        figure = f"{record['accuracy_under_attack']:.2%} ({low:.1%} to {high:.1%})"
+        remark = ""
+        if record["robust_accuracy"] is None:
+            remark = "   not a robust accuracy: the model is stochastic, use --eot=20"
+        elif record.get("reliable") is False:
+            remark = "   UNRELIABLE: a check failed, or another attack found more"
+        if "vulnerability" in record:
+            figure += f"   V {record['vulnerability']:.4f}"
+        head = f"{threat['norm']} {threat['epsilon']:g}  {attack_text(record['attack'])}"
+        lines.append(f"  {head:<70}  {figure}{remark}")
+        if "checks" in record and record["checks"] not in shown:
+            shown.append(record["checks"])
+    first = records[0]
+    clean = f"{first['clean_accuracy']:.2%}"
+    title = (
+        f"{first['model']}: {first['examples']} test images of {first['dataset']}, clean {clean}"
+    )
+    lines.insert(0, title)
+    for checks in shown:
+        lines.append("checks")
+        for check in checks:
+            state = "ok    " if check["passed"] else "FAILED"
+            failed = "" if check["passed"] else f"\n{'':<24}{check['meaning']}"
+            lines.append(f"  {state} {check['name']:<15}{check['found']}{failed}")
+    return "\n".join(lines)
+
+
+def result_table(record: dict[str, Any]) -> str:
+    """The record of a training run as the lines that end it."""
+    attack, threat = record["attack"], record["threat_model"]
+    features = "  ".join(
+        f"{layer} {active}/{total}" for layer, (active, total) in record["active_features"].items()
+    )
+    lines = [
+        ("clean accuracy", f"{record['clean_accuracy']:.2%}"),
+        (
+            f"{attack['name'].upper()}-{attack['steps']} accuracy",
+            f"{record['robust_accuracy']:.2%}   {threat['norm']}, epsilon {threat['epsilon']:g}, "
+            f"step {attack['step_size']:g}, {attack['restarts']} start",
+        ),
+        ("vulnerability", f"{record['vulnerability']:.4f}"),
+        (
+            "sparsity",
+            f"{record['sparsity']:.2%} of features, {record['weight_sparsity']:.2%} of weights",
+        ),
+        ("active features", features or "all (no gates)"),
+    ]
+    lines += _efficiency_lines(record["efficiency"])
+    spent = (duration(record["timing"][f"{what}_seconds"]) for what in ("training", "evaluation"))
+    lines.append(("time", "training {}, test {}".format(*spent)))
+    head = (
+        f"{record['method']} on {record['dataset']} ({record['network']}, seed {record['seed']}), "
+        f"{record['examples']} {record['split']} images"
+    )
+    return "\n".join([head, *(f"  {name:<18}{value}" for name, value in lines)])
+
+
+def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
+    compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
+    after, before = saved["parameters"]
+    lines = [
+        ("FLOPs", f"1 / {saved['flops_reduction']:.2f} of the unpruned network's"),
+        ("feature maps", f"{saved['feature_map_memory']:.1%} of the unpruned network's memory"),
+        ("parameters", f"{after:,} of {before:,}"),
+        ("SavedModel", f"{compact['saved_model_bytes']:,} of {dense['saved_model_bytes']:,} bytes"),
+    ]
+    for size in compact["latency"]:
+        milliseconds = (1e3 * m["latency"][size] for m in (compact, dense))
+        peak = (m["peak_memory"][size] / 2**20 for m in (compact, dense))
+        lines.append(
+            (
+                f"batch of {size}",
+                "{:.2f} of {:.2f} ms, ".format(*milliseconds)
+                + "{:.2f} of {:.2f} MiB at the peak".format(*peak),
+            )
+        )
+    return lines

@@ -1,0 +1,278 @@
+"""The run directory: the contract between the program that trains and all others.
+
+config.json              every setting, resolved; package versions; the command
+metrics.csv              a row an epoch
+timings.csv              how long each took
+SHA256SUMS               of the files of a finished run
+results.json             a list of evaluation records; present when training is finished
+evaluation/              what bin/evaluate.py knows of each example, a file an attack
+checkpoints/             the last two training states
+checkpoints/network.weights.h5   the finished network's weights
+tensorboard/
+nonfinite/               batches whose loss or gradient was not finite, if there were any
+"""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from anpvs_tf import __version__
+from anpvs_tf.common.errors import InUse, UsageError, one_line
+from anpvs_tf.common.files import write_atomically, writing
+from anpvs_tf.data.sources import file_name
+from anpvs_tf.runs import checksums
+from anpvs_tf.runs.build import build_network
+from anpvs_tf.runs.resolve import defaults, validated
+from anpvs_tf.runs.settings import Settings, source_of
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {"anpvs_tf": __version__, "tensorflow": tf.__version__, "keras": keras.__version__}
+    others = ("tensorflow-probability", "tensorflow-datasets", "scikit-learn", "numpy")
+    return found | {package: importlib.metadata.version(package) for package in others}
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def default_name(settings: Settings) -> str:
+    """`<dataset>-<network>-<method>-seed<seed>`."""
+    return f"{file_name(settings.dataset)}-{settings.network}-{settings.method}-seed{settings.seed}"
+
+
+class RunDirectory:
+    """Paths and files of a run. Creating the object touches nothing on disk."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.config_path = self.path / "config.json"
+        self.metrics_path = self.path / "metrics.csv"
+        self.timings_path = self.path / "timings.csv"
+        self.results_path = self.path / "results.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.nonfinite = self.path / "nonfinite"
+        self.tensorboard = self.path / "tensorboard"
+        self.weights_path = self.checkpoints / "network.weights.h5"
+
+    @property
+    def finished(self) -> bool:
+        return self.results_path.exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.checkpoints.glob("ckpt-*.index"))
+
+    def check_place(self) -> None:
+        """Raises UsageError unless the directory can be written, or made."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
+        try:
+            existing = self.path
+            while not existing.exists():
+                existing = existing.parent
+        except OSError as error:
+            raise UsageError(f"run directory {self.path}: {error.strerror}") from error
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
+
+    def check(self, settings: Settings, overwrite: bool = False) -> None:
+        """Raises UsageError unless a run with these settings can begin or go on here.
+
+        Args:
+            overwrite: a run of other settings may be here; it will be deleted.
+        """
+        self.check_place()
+        if self.config_path.exists():
+            if overwrite:
+                return
+            held = self.settings()
+            different = [
+                f"{field.name}={before!r} (now {now!r})"
+                for field in dataclasses.fields(Settings)
+                if (before := getattr(held, field.name)) != (now := getattr(settings, field.name))
+            ]
+            if different:
+                raise UsageError(
+                    f"run directory {self.path} holds a run of other settings: "
+                    f"{', '.join(different)}; choose another --run_dir, or --overwrite "
+                    "to start anew"
+                )
+        elif self.path.is_dir() and not self._empty():
+            raise UsageError(
+                f"run directory {self.path} is not empty and holds no run; choose another --run_dir"
+            )
+
+    def _empty(self) -> bool:
+        """Whether there is nothing but what a process leaves that dies in `begin`."""
+        found = [path for path in self.path.iterdir() if not path.match("config.json*.tmp")]
+        return found in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
+
+    def clear(self) -> None:
+        """Deletes the run, and nothing else that may lie in its directory."""
+        self.results_path.unlink(missing_ok=True)  # First: half a run must not look finished.
+        for directory in (
+            self.checkpoints,
+            self.tensorboard,
+            self.nonfinite,
+            self.path / "evaluation",
+        ):
+            if directory.exists():
+                shutil.rmtree(directory)
+        sums = self.path / checksums.NAME
+        for path in (sums, self.metrics_path, self.timings_path, self.config_path):
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Makes the directory and holds it against other processes; death lets it go.
+
+        Raises:
+            InUse: another process works here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse(
+                    f"another process works in {self.path}; wait for it, or choose another "
+                    "--run_dir"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+    def in_use(self) -> bool:
+        """Whether a process holds the directory by `owned`."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with self.owned():
+                return False
+        except InUse:
+            return True
+
+    def begin(self, settings: Settings, command: list[str], base: str | None = None) -> None:
+        """Writes config.json, if it is not there yet.
+
+        Args:
+            command: the command line.
+            base: the run whose weights training starts from.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not self.config_path.exists():
+            config = {
+                "settings": dataclasses.asdict(settings),
+                "versions": versions(),
+                "command": command,
+                "warm_start": base,
+                "date": now(),
+            }
+            write_atomically(self.config_path, json.dumps(config, indent=2) + "\n")
+
+    def settings(self) -> Settings:
+        """The settings in config.json.
+
+        Raises:
+            UsageError: no readable config.json of this version of the package.
+        """
+        try:
+            values = json.loads(self.config_path.read_text())["settings"]
+            # A run of an older version lacks what was added since.
+            return validated(defaults(source_of(values), method=values["method"]) | values)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UsageError(
+                f"{self.path} holds no readable config.json: {one_line(error)}"
+            ) from error
+
+    def metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv, as text."""
+        if not self.metrics_path.exists():
+            return []
+        with open(self.metrics_path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write_metrics(self, rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
+        """Replaces metrics.csv and timings.csv."""
+        for path, table in ((self.metrics_path, rows), (self.timings_path, timings)):
+            lines = [",".join(table[0])] if table else []
+            lines += [",".join(str(row[name]) for name in table[0]) for row in table]
+            write_atomically(path, "\n".join(lines) + "\n")
+
+    def results(self) -> list[dict[str, Any]]:
+        """The records of results.json; none before the run is finished.
+
+        Raises:
+            UsageError: a file of the finished run is damaged.
+        """
+        if not self.finished:
+            return []
+        checksums.check(self.path)
+        try:
+            return json.loads(self.results_path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.results_path} cannot be read: {one_line(error)}") from error
+
+    def write_results(self, records: list[dict[str, Any]]) -> None:
+        """Replaces results.json, which marks the run as finished."""
+        text = json.dumps(records, indent=2) + "\n"
+        if not self.config_path.exists():  # Evaluations of a model that was not trained here.
+            write_atomically(self.results_path, text)
+            return
+        written = (self.config_path, self.metrics_path, self.timings_path, self.weights_path)
+        if self.finished:
+            sums = checksums.read(self.path)
+        else:
+            sums = {
+                str(path.relative_to(self.path)): [checksums.digest(path.read_bytes())]
+                for path in written
+                if path.exists()
+            }
+        # At every moment the sums hold for what is there.
+        name, path = self.results_path.name, self.path / checksums.NAME
+        sums[name] = [*sums.get(name, []), checksums.digest(text.encode())]
+        write_atomically(path, checksums.text(sums))
+        write_atomically(self.results_path, text)
+        write_atomically(path, checksums.text(sums | {name: sums[name][-1:]}))
+
+    def write_weights(self, network: keras.Model) -> None:
+        """Saves the finished network's weights, written beside and renamed.
+
+        Raises:
+            TrainingError: they could not be written.
+        """
+        temporary = self.checkpoints / "unfinished.weights.h5"
+        with writing(self.weights_path, temporary):
+            network.save_weights(temporary)
+            os.replace(temporary, self.weights_path)
+
+    def load_network(self) -> keras.Model:
+        """The finished network, in float32, as it is evaluated.
+
+        Raises:
+            UsageError: the run is not finished, or a file of it is damaged.
+        """
+        checksums.check(self.path)
+        settings = self.settings()
+        if not (self.finished and self.weights_path.exists()):
+            raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
+        network = build_network(settings, "float32")
+        network.load_weights(self.weights_path)
+        return network

@@ -1,0 +1,65 @@
+"""What a run says of itself: epoch rows, result records, the lines on the screen."""
+
+from typing import Any
+
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.runs import directory
+
+WORST_CASE = "worst-case"
+
+
+def merged(held: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`held` with `new` behind it; what `new` evaluates anew is replaced."""
+
+    def identity(record):
+        keys = ("model", "dataset", "split", "examples", "threat_model", "attack", "attack_seed")
+        return {key: record.get(key) for key in keys}
+
+    kept = list(held)
+    for record in new:
+        same = [other for other in kept if identity(other) == identity(record)]
+        if same and "checks" not in record:
+            # A repetition without checks does not take back what they found.
+            found = {key: same[-1][key] for key in ("checks", "reliable") if key in same[-1]}
+            record = found | record if record.get("reliable") is False else record | found
+        kept = [other for other in kept if other not in same] + [record]
+    return kept
+
+
+def attack_text(attack: dict[str, Any]) -> str:
+    """An attack of a record in words."""
+    if attack["name"] == WORST_CASE:
+        return "worst case of " + ", ".join(dict.fromkeys(one["name"] for one in attack["of"]))
+    words = {
+        "steps": "{} steps",
+        "step_size": "of {:g}",
+        "restarts": "{} start(s)",
+        "draws": "{} draws",
+        "targets": "{} targets",
+        "queries": "{} queries",
+        "noise_draws": "{} draws of noise",
+        "gamma": "gamma {:g}",
+    }
+    parts = [
+        words[name].format(value)
+        for name, value in attack.items()
+        if name in words and not (name == "draws" and value == 1)
+    ]
+    return f"{attack['name']} ({', '.join(parts)})" if parts else attack["name"]
+
+
+def of_training(record: dict[str, Any]) -> bool:
+    """Whether bin/train.py wrote this record; else bin/evaluate.py did."""
+    return "efficiency" in record
+
+
+def training_record(run: directory.RunDirectory) -> dict[str, Any]:
+    """What bin/train.py wrote of a finished run.
+
+    Raises:
+        UsageError: it is not finished, or damaged.
+    """
+    for record in run.results():
+        if of_training(record):
+            return record
+    raise UsageError(f"{run.path} has no results of a finished training")

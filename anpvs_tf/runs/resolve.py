@@ -1,0 +1,225 @@
+"""From a user's choices to the settings of a run: defaults, then checks."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data.sources import Source, check_name
+from anpvs_tf.data.sources import describe as describe_source
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
+from anpvs_tf.runs.settings import Settings, declared, kind_of, layer_betas, source_of, used
+
+
+def _like(source: Source) -> str:
+    """The dataset whose defaults hold: its own, or what is like it."""
+    if source.name in BY_DATASET:
+        return source.name
+    return "mnist" if source.image_shape[-1] == 1 else "cifar10"
+
+
+def defaults(
+    source: Source | str, recipe: str = "published", method: str | None = None
+) -> dict[str, Any]:
+    """The settings of a dataset before the user's own.
+
+    A dataset of the user's has those of MNIST if it is grey, of CIFAR-10 in colour, and
+    LeNet-5 if images are not 32 x 32 x 3.
+
+    Args:
+        source: the dataset, or its name.
+        method: whose own defaults apply too; None for the dataset's default method.
+
+    Raises:
+        UsageError: unknown dataset, recipe or method, or a recipe that the dataset lacks.
+    """
+    if isinstance(source, str):
+        source = describe_source(source)
+    dataset = _like(source)
+    _check_choice("recipe", recipe, RECIPES)
+    if recipe != "published" and dataset not in RECIPES[recipe]:
+        raise UsageError(
+            f"--recipe={recipe} exists for {', '.join(RECIPES[recipe])} only, not for {source.name}"
+        )
+    values = COMMON | BY_DATASET[dataset] | RECIPES[recipe].get(dataset, {})
+    if source.image_shape != (32, 32, 3):
+        values["network"] = "lenet5"
+    values |= {"dataset": source.name, "augment": source.augment, "data_version": source.version}
+    values |= {"image_size": source.image_shape[:2], "channels": source.image_shape[2]}
+    values |= {"classes": source.classes, "class_names": source.class_names}
+    method = method or values["method"]
+    _check_choice("method", method, METHODS)
+    return values | {"method": method}
+
+
+def resolve(
+    overrides: Mapping[str, Any], recipe: str = "published", data_dir: str | None = None
+) -> Settings:
+    """Settings from a user's choices; what is None or absent takes its default.
+
+    Args:
+        data_dir: where TFDS keeps its data, for what has to be found out of a dataset; nothing
+            is looked at if the choices have `classes`, as a run's own settings do.
+
+    Raises:
+        UsageError: a value that is unknown, not finite or out of range, or one that the
+            method does not use.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if "image_size" in given:
+        given["image_size"] = parsed_size(given["image_size"])
+    if "classes" in given:
+        source = source_of(given)
+    else:
+        found = (given.get(name) for name in ("image_size", "channels"))
+        source = describe_source(given.get("dataset", "digits"), *found, data_dir)
+    values = defaults(source, recipe, given.get("method"))
+    check_used(values["method"], given)
+    values |= given
+    if values["norm"] in BY_NORM:
+        values |= _of_norm(values, given) | given
+    if values["base_epochs"] is None:
+        values["base_epochs"] = values["epochs"]
+    if values["precision"] == "auto":
+        values["precision"] = fast_precision()
+    return validated(values)
+
+
+def validated(values: Mapping[str, Any]) -> Settings:
+    """Settings from a value for each, whoever gave them.
+
+    Raises:
+        UsageError: a name that is unknown or missing, a value of another kind or out of range.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    if unknown := sorted(set(values) - set(names)):
+        raise UsageError(f"unknown setting {', '.join(map(repr, unknown))}")
+    if missing := sorted(set(names) - set(values)):
+        raise UsageError(f"missing setting {', '.join(missing)}")
+    for name in ("layer_beta", "class_names"):
+        if isinstance(values[name], list):
+            values = values | {name: tuple(values[name])}
+    values = values | {"image_size": parsed_size(values["image_size"])}
+    settings = Settings(**values | {"decay_at": _shares(values["decay_at"])})
+    for field in dataclasses.fields(Settings):
+        _check_kind(field, getattr(settings, field.name))
+        _check(field, getattr(settings, field.name))
+    check_name(settings.dataset)
+    shares = list(settings.decay_at)
+    if not shares or shares != sorted(set(shares)):
+        raise UsageError(f"--decay_at must be one or more increasing shares; got {shares}")
+    if settings.decay == "linear" and len(shares) > 1:
+        raise UsageError(f"--decay=linear begins once: give --decay_at one share; got {shares}")
+    for name in ("epsilon", "step_size", "eval_step_size"):
+        if settings.norm == "linf" and (value := getattr(settings, name)) > 1:
+            raise UsageError(f"--{name} must be at most 1, the range of a pixel; got {value}")
+    if METHODS[settings.method].weight_pruning and settings.admm_epochs >= settings.epochs:
+        raise UsageError(
+            f"--admm_epochs must leave epochs of --epochs={settings.epochs} to retrain; got "
+            f"{settings.admm_epochs}"
+        )
+    layer_betas(settings)
+    return settings
+
+
+def check_used(method: str, given: Iterable[str]) -> None:
+    """Raises UsageError if the method does not use a setting that was given."""
+    for name in given:
+        if not used(METHODS[method], name):
+            users = [row.name for row in METHODS.values() if used(row, name)]
+            raise UsageError(
+                f"--{name} is not used by --method={method}; methods that use it: "
+                f"{', '.join(users)}"
+            )
+
+
+def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
+    """The defaults of a threat model that is not the dataset's: steps go 2.5 radii in all."""
+    epsilon = given.get("epsilon", BY_NORM[values["norm"]][_like(source_of(values))])
+    return {
+        "epsilon": epsilon,
+        "step_size": 2.5 * epsilon / values["attack_steps"],
+        "eval_step_size": 2.5 * epsilon / values["eval_attack_steps"],
+    }
+
+
+def _shares(values) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UsageError(f"--decay_at must be numbers between commas; got {values}") from None
+
+
+def _check_kind(field: dataclasses.Field, value: Any) -> None:
+    kind = kind_of(field)
+    good = isinstance(value, kind) or (value is None and isinstance(field.type, types.UnionType))
+    if kind is float:
+        good |= isinstance(value, int)  # An integer is a number too,
+    if isinstance(value, bool):
+        good = kind is bool  # but True is neither.
+    if good and isinstance(value, tuple):
+        item = typing.get_args(declared(field))[0]
+        good = all(isinstance(one, item) for one in value)
+    if not good:
+        raise UsageError(f"--{field.name} must be of kind {kind.__name__}; got {value!r}")
+
+
+def parsed_size(values) -> tuple[int, int]:
+    """(height, width) of --image_size.
+
+    Raises:
+        UsageError: other than one or two numbers.
+    """
+    try:
+        height, width = [int(value) for value in values] * (2 if len(values) == 1 else 1)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"--image_size must be height,width or one number for both; got {values}"
+        ) from None
+    return height, width
+
+
+def _check_choice(name: str, value: Any, choices) -> None:
+    if value not in choices:
+        raise UsageError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    limits = field.metadata
+    if "choices" in limits:
+        _check_choice(field.name, value, limits["choices"])
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, int | float):
+            continue
+        bounds = []
+        good = abs(number) < math.inf  # Any integer is comparable; not any is a float.
+        if "at_least" in limits:
+            good &= number >= limits["at_least"]
+            bounds.append(f"at least {limits['at_least']:g}")
+        if "above" in limits:
+            good &= number > limits["above"]
+            bounds.append(f"above {limits['above']:g}")
+        if "at_most" in limits:
+            good &= number <= limits["at_most"]
+            bounds.append(f"at most {limits['at_most']:g}")
+        if not good:
+            wanted = " and ".join(["a finite number", *bounds])
+            raise UsageError(f"--{field.name} must be {wanted}; got {number}")
+
+
+def fast_precision() -> str:
+    """bfloat16 where the device multiplies it faster than float32, else float32."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
+        return "bfloat16" if capability and capability >= (8, 0) else "float32"
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            return "bfloat16" if " amx_bf16" in cpuinfo.read() else "float32"
+    except OSError:
+        return "float32"

@@ -1,0 +1,266 @@
+"""Every setting of a training run: its meaning, its range, which methods use it."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from anpvs_tf.attacks.threat_model import NORMS
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data.sources import KINDS, SOURCES, Source
+from anpvs_tf.methods.losses import REDUCTIONS
+from anpvs_tf.methods.optimizer import DECAYS
+from anpvs_tf.methods.registry import METHODS, Method
+from anpvs_tf.networks.architectures import NETWORKS
+from anpvs_tf.networks.gating import GATE_SCOPES
+from anpvs_tf.pruning.admm import STRUCTURES
+
+PRECISIONS = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+SELECTIONS = ("last", "best")
+
+
+def _setting(help: str, used_by: str | None = None, weights: str | bool = True, **range_) -> Any:
+    """A field of `Settings`.
+
+    Args:
+        used_by: the trait (attribute of `Method`) of the methods that use it; None for all.
+        weights: whether it decides a run's weights: of every method that uses it (True),
+            of none (False), or of those with this trait.
+        range_: choices, at_least, above, at_most.
+    """
+    about = {"help": help, "used_by": used_by, "weights": weights}
+    return dataclasses.field(metadata=about | range_)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The resolved settings of a run; see each field's `help`."""
+
+    dataset: str = _setting(f"the data to train on ({', '.join([*SOURCES, *KINDS])})")
+    image_size: tuple[int, int] = _setting(
+        "height,width, or one number for both, that images of folder: and tfds: are resized to; "
+        "without it 28 if they are grey, 32 in colour",
+        at_least=1,
+    )
+    channels: int = _setting(
+        "1 to take images of folder: and tfds: as grey, 3 as in colour; without it as they are"
+    )
+    augment: bool = _setting("random crop (pad 4) and horizontal flip in training")
+    stream: bool = _setting("leave the images on disk and read them batch by batch", weights=False)
+    classes: int = _setting("found in the data", found=True, at_least=2)
+    class_names: tuple[str, ...] | None = _setting("found in the data", found=True)
+    data_version: str | None = _setting("tells changed data", found=True)
+    method: str = _setting("how to train; help lists them", weights=False, choices=tuple(METHODS))
+    network: str = _setting("the architecture", choices=tuple(NETWORKS))
+    epochs: int = _setting("passes over the training split", at_least=1)
+    batch_size: int = _setting("clean examples in a training step", at_least=1)
+    learning_rate: float = _setting("Adam's rate for the weights", above=0.0)
+    gate_learning_rate: float = _setting("Adam's rate for the gates", "learned_gates", above=0.0)
+    decay: str = _setting(
+        "how the rates fall: to a tenth at each --decay_at, or linearly to 0 from the first on",
+        choices=DECAYS,
+    )
+    decay_at: tuple[float, ...] = _setting(
+        "shares of the steps at which the rates begin to fall", above=0.0, at_most=1.0
+    )
+    beta: float = _setting("factor of KL / N in the gates' loss", "learned_gates", at_least=0.0)
+    layer_beta: tuple[str, ...] = _setting(
+        "other factors for some layers, as layer=factor between commas", "learned_gates"
+    )
+    gate_scope: str = _setting("which layers get gates", "gate", choices=tuple(GATE_SCOPES))
+    kl_warmup_epochs: int = _setting("epochs with beta = 0", "learned_gates", at_least=0)
+    kl_ramp_epochs: int = _setting(
+        "epochs over which beta then grows to its value", "learned_gates", at_least=0
+    )
+    lambda_vs: float = _setting(
+        "factor of the vulnerability in the weights' loss", "vulnerability", at_least=0.0
+    )
+    vulnerability_reduction: str = _setting(
+        "over the features of a layer, in training", "vulnerability", choices=REDUCTIONS
+    )
+    norm: str = _setting("of the threat model", weights="adversarial", choices=NORMS)
+    epsilon: float = _setting(
+        "radius of the ball, in pixel units of [0, 1]", weights="adversarial", above=0.0
+    )
+    step_size: float = _setting(
+        "step of the training attack, in pixel units", "adversarial", above=0.0
+    )
+    attack_steps: int = _setting("gradient steps of the training attack", "adversarial", at_least=1)
+    epsilon_warmup_epochs: int = _setting(
+        "epochs over which the training attack's epsilon and step grow to their values",
+        "adversarial",
+        at_least=0,
+    )
+    eval_step_size: float = _setting(
+        "step of the evaluation attack, in pixel units", weights=False, above=0.0
+    )
+    eval_attack_steps: int = _setting(
+        "gradient steps of the evaluation attack", weights=False, at_least=1
+    )
+    adversarial_weight: float = _setting(
+        "w of J = (CE(x) + w CE(x~)) / (1 + w)", "weighted_cross_entropy", at_least=0.0
+    )
+    trades_beta: float = _setting(
+        "factor of KL(f(x) || f(x~)) beside CE(x)", "trades", at_least=0.0
+    )
+    prior_stddev: float = _setting(
+        "standard deviation of the weights' prior", "bayesian", above=0.0
+    )
+    initial_rho: float = _setting(
+        "where the posterior's standard deviations softplus(rho) begin", "bayesian"
+    )
+    kl_scale: float = _setting(
+        "factor of KL / N of the weights' posterior in their loss", "bayesian", at_least=0.0
+    )
+    crafting_draws: int = _setting(
+        "draws of the weights that the training attack averages over, the same ones at all its "
+        "steps; 0: their means",
+        "bayesian",
+        at_least=0,
+    )
+    prune_ratio: float = _setting(
+        "share of each layer's units that becomes zero", "weight_pruning", above=0.0, at_most=0.999
+    )
+    prune_structure: str = _setting("what a unit is", "weight_pruning", choices=STRUCTURES)
+    admm_epochs: int = _setting(
+        "epochs before the weights are cut; the others are masked retraining",
+        "weight_pruning",
+        at_least=1,
+    )
+    admm_interval: int = _setting(
+        "epochs between two updates of Z and U", "weight_pruning", at_least=1
+    )
+    admm_rho: float = _setting(
+        "first factor of ||W - Z + U||^2 / 2 in the weights' loss", "weight_pruning", above=0.0
+    )
+    admm_rho_growth: float = _setting(
+        "factor of rho at each update of Z and U", "weight_pruning", at_least=1.0
+    )
+    weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
+    awp: float = _setting(
+        "adversarial weight perturbation: its norm over each kernel's; 0 is none",
+        "adversarial",
+        at_least=0.0,
+    )
+    weight_average: float = _setting(
+        "decay of the moving average of weights and gates that is evaluated and saved; 0 is none",
+        at_least=0.0,
+        at_most=1.0 - 1e-6,
+    )
+    select: str = _setting(
+        "which epoch's network is saved: the last, or the best on validation (PGD)",
+        choices=SELECTIONS,
+    )
+    sync_batch_norm: bool = _setting(
+        "with several devices: normalise by the statistics of the global batch, not by those of "
+        "each device's part"
+    )
+    shrink: bool = _setting(
+        "take features out of the training network for good once they stay pruned", "gate"
+    )
+    shrink_after: int = _setting(
+        "with --shrink: epochs in a row that a feature is pruned before it leaves",
+        "gate",
+        at_least=1,
+    )
+    seed: int = _setting(
+        "of the initial weights, order, augmentation, noise", at_least=0, at_most=2**31 - 1
+    )
+    precision: str = _setting(
+        "of the training step; auto is bfloat16 where the device has it fast",
+        choices=("auto", *PRECISIONS),
+    )
+    base_epochs: int = _setting(
+        "epochs of the standard run that a warm start trains first", "base", at_least=1
+    )
+    base_run: str | None = _setting(
+        "run directory whose weights training starts from", weights=False
+    )
+    train_examples: int | None = _setting(
+        "train on only the first of the training split", at_least=1
+    )
+    steps_per_epoch: int | None = _setting("stop each epoch after this many steps", at_least=1)
+    eval_examples: int | None = _setting(
+        "evaluate on only the first of each split", weights=False, at_least=1
+    )
+
+    @property
+    def source(self) -> Source:
+        """What the dataset held when the run began."""
+        return source_of(vars(self))
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def used(method: Method, name: str) -> bool:
+    """Whether a method, or the run that it begins with, uses a setting."""
+    return method.uses(FIELDS[name].metadata["used_by"])
+
+
+def decisive(method: Method) -> list[str]:
+    """The settings that decide the weights of a run of this method."""
+    found = []
+    for name, field in FIELDS.items():
+        weights = field.metadata["weights"]
+        if used(method, name) and (weights if isinstance(weights, bool) else method.uses(weights)):
+            found.append(name)
+    return found
+
+
+# The settings that a user chooses; the others are found out.
+CHOSEN = {name: field for name, field in FIELDS.items() if "found" not in field.metadata}
+
+
+def source_of(values: Mapping[str, Any]) -> Source:
+    """The dataset of a run as its settings describe it; by name, for those of older versions."""
+    if "classes" not in values:
+        return SOURCES[values["dataset"]]
+    return Source(
+        values["dataset"],
+        (*values["image_size"], values["channels"]),
+        values["classes"],
+        tuple(values["class_names"]) if values.get("class_names") else None,
+        values["augment"],
+        values.get("data_version"),
+    )
+
+
+def layer_betas(settings: Settings) -> dict[str, float]:
+    """{layer: factor} of `layer_beta`.
+
+    Raises:
+        UsageError: not of the form layer=factor.
+    """
+    found = {}
+    for text in settings.layer_beta:
+        layer, _, factor = text.partition("=")
+        if layer in found:
+            raise UsageError(f"--layer_beta names layer {layer!r} twice")
+        try:
+            found[layer] = float(factor)
+        except ValueError:
+            found[layer] = math.nan
+        if not (layer and math.isfinite(found[layer]) and found[layer] >= 0):
+            raise UsageError(
+                "--layer_beta must be layer=factor between commas, factors at least 0 "
+                f"(conv1=8,dense1=2); got {text!r}"
+            )
+    return found
+
+
+def kind_of(field: dataclasses.Field) -> type:
+    """The kind of a setting's values, besides None: bool, int, float, str or tuple."""
+    return typing.get_origin(declared(field)) or declared(field)
+
+
+def declared(field: dataclasses.Field) -> Any:
+    """The type of a setting as it is declared, without None."""
+    union = isinstance(field.type, types.UnionType)
+    return typing.get_args(field.type)[0] if union else field.type

@@ -1,0 +1,113 @@
+"""Does what was exported compute what was trained?"""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+
+from anpvs_tf.common.errors import TrainingError
+from anpvs_tf.data import loading, pipelines
+
+# Of the largest logit: float32 sums in another order differ by about 1e-6.
+TOLERANCE = 1e-4
+QUANTISED = "model_int8.tflite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """One signature (or file) against the training network, over the whole test set.
+
+    Attributes:
+        difference: largest difference of a logit, over the largest logit.
+        equal_classes: examples of which the class is the same.
+        accuracy: in [0, 1].
+    """
+
+    difference: float
+    equal_classes: int
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """`accuracy`: of the training network on the `examples` test images, in [0, 1]."""
+
+    examples: int
+    accuracy: float
+    exported: dict[str, Agreement]
+
+
+def verify(
+    network: keras.Model, test: loading.Split, names: list[str] | None, path: pathlib.Path
+) -> Report:
+    """Runs an export on every test image in a process without this package, and compares.
+
+    Args:
+        network: the training network: images -> dict with "logits".
+        test: the test images.
+        names: of the classes; None where the export has no labels.
+        path: directory of the exported version.
+
+    Raises:
+        TrainingError: the export cannot be loaded, or disagrees. The int8 model may
+            differ; it is only reported.
+    """
+    expected = np.concatenate(
+        [
+            network(images, training=False)["logits"].numpy()
+            for images, _ in pipelines.evaluation_batches(test, 250)
+        ]
+    )
+    classes = expected.argmax(axis=-1)
+    outputs = _run_isolated(path, test.images)
+    found = {}
+    for name in dict.fromkeys(key.split("/")[0] for key in outputs):
+        logits, got = outputs[f"{name}/logits"], outputs[f"{name}/classes"]
+        agreement = Agreement(
+            difference=float(np.abs(logits - expected).max() / np.abs(expected).max()),
+            equal_classes=int(np.sum(got == classes)),
+            accuracy=float(np.mean(got == test.labels)),
+        )
+        # Not <=: a NaN disagrees.
+        good = agreement.difference <= TOLERANCE and agreement.equal_classes == len(test)
+        good &= bool(np.allclose(outputs[f"{name}/probabilities"], _softmax(logits), atol=1e-5))
+        if names is not None and f"{name}/labels" in outputs:
+            good &= outputs[f"{name}/labels"].astype(str).tolist() == [names[i] for i in got]
+        if not good and name != QUANTISED:
+            raise TrainingError(
+                f"the exported {name} disagrees with the training network: logits differ by "
+                f"{agreement.difference:.1e} of the largest, {agreement.equal_classes} of "
+                f"{len(test)} classes are equal; nothing was kept"
+            )
+        found[name] = agreement
+    return Report(len(test), float(np.mean(classes == test.labels)), found)
+
+
+def _run_isolated(path: pathlib.Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    program = pathlib.Path(__file__).with_name("isolated.py")
+    with tempfile.TemporaryDirectory() as directory:
+        sent, received = f"{directory}/images.npy", f"{directory}/outputs.npz"
+        np.save(sent, images)
+        # -I: neither the working directory nor PYTHONPATH can bring the package in.
+        done = subprocess.run(
+            [sys.executable, "-I", str(program), str(path), sent, received],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise TrainingError(
+                f"the exported model cannot be run in a new process: {reason}; nothing was kept"
+            )
+        with np.load(received) as file:
+            return dict(file)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)

@@ -1,0 +1,102 @@
+"""Where training starts from: nothing, a run of the method's base, or a run that the user names."""
+
+import keras
+
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.runs import directory
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.resolve import resolve
+from anpvs_tf.runs.settings import Settings, decisive
+
+# The layer that may differ between a base and the network that starts from it.
+HEAD = "logits"
+
+
+def base_settings(settings: Settings) -> Settings:
+    """The settings of the run that a run of these settings starts from.
+
+    What does not decide the base's weights takes its default, so that runs that
+    differ only there share one base. A base that has a base itself trains for
+    `epochs`: it is the same run as if the user had asked for it.
+    """
+    base = METHODS[METHODS[settings.method].base]
+    own = {name: getattr(settings, name) for name in (*decisive(base), "eval_examples", "stream")}
+    # The network that others start from is the last one, as it was trained.
+    own |= {"method": base.name, "select": "last", "weight_average": 0.0}
+    if base.base is None:
+        own |= {"epochs": settings.base_epochs}
+    return resolve(own)
+
+
+def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
+    """The run whose weights training starts from; None for a start from scratch.
+
+    An explicit `base_run` must be finished. Without one, a method with a base uses the
+    run of that method beside `run`, which may still have to be trained.
+
+    Raises:
+        UsageError: a base that is not finished or does not fit.
+    """
+    if settings.base_run is not None:
+        base = RunDirectory(settings.base_run)
+        _check_fits(base, base.settings(), settings)
+        if not base.finished:
+            raise UsageError(f"--base_run={base.path} is not finished; finish it first")
+    elif METHODS[settings.method].base is not None:
+        wanted = base_settings(settings)
+        base = RunDirectory(run.path.parent / directory.default_name(wanted))
+        if not base.config_path.exists():
+            base.check(wanted)
+        else:
+            _check_same(base, base.settings(), wanted)
+    else:
+        return None
+    if base.path.resolve() == run.path.resolve():
+        raise UsageError(f"--run_dir={run.path} is where the base run goes; choose another")
+    return base
+
+
+def _check_same(base: RunDirectory, held: Settings, wanted: Settings) -> None:
+    for name in ("method", *decisive(METHODS[wanted.method])):
+        before, now = getattr(held, name), getattr(wanted, name)
+        if before != now:
+            raise UsageError(
+                f"base run {base.path} has {name}={before}, this run asks for {name}={now}; use "
+                f"it as it is with --base_run={base.path}, or choose a --run_dir elsewhere"
+            )
+
+
+def _check_fits(base: RunDirectory, held: Settings, settings: Settings) -> None:
+    """Raises UsageError unless a network can start from the base that the user named."""
+    method, of_base = METHODS[settings.method], METHODS[held.method]
+    wanted = {"network": (held.network, settings.network)}
+    wanted["image shape"] = (held.source.image_shape, settings.source.image_shape)
+    if method.frozen_gates:
+        # Its mask is the base's.
+        wanted["gate kind"] = (of_base.gate, method.gate)
+        wanted["gate_scope"] = (held.gate_scope, settings.gate_scope)
+    for name, (before, now) in wanted.items():
+        if before != now:
+            raise UsageError(
+                f"base run {base.path} has {name} {before}, this run needs {now}; choose another "
+                "--base_run"
+            )
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of every layer of `target` that `source` has too, by name.
+
+    A weight that only one of the two has (a posterior's width) is left alone, as is
+    the classifier's head where the numbers of classes differ.
+    """
+    names = {layer.name for layer in source.layers}
+    for layer in target.layers:
+        if layer.name not in names:
+            continue
+        held = {weight.name: weight for weight in source.get_layer(layer.name).weights}
+        fitting = [weight for weight in layer.weights if weight.name in held]
+        if layer.name == HEAD and any(w.shape != held[w.name].shape for w in fitting):
+            continue
+        for weight in fitting:
+            weight.assign(held[weight.name])

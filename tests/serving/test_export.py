@@ -1,0 +1,393 @@
+"""Export of a tiny trained run, and what the exported signatures answer and refuse."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from documents import ROOT
+
+from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.data.loading import Split, load
+from anpvs_tf.networks.gate import gates_of
+from anpvs_tf.pruning import compact
+from anpvs_tf.runs import directory, resolve
+from anpvs_tf.serving import export, verification
+from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
+from anpvs_tf.training import trainer
+
+pytest.importorskip("tensorflow_serving")  # Without it, nothing is exported.
+
+TEST = load("digits").test
+NAMES = [f"digit {i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of a few steps, then half of its features pruned by hand."""
+    tiny = {
+        "epochs": 1,
+        "base_epochs": 1,
+        "steps_per_epoch": 4,
+        "eval_examples": 16,
+        "eval_attack_steps": 2,
+        "attack_steps": 2,
+    }
+    found = directory.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
+    trainer.train(resolve.resolve(tiny), found)
+    network = found.load_network()
+    for gate in gates_of(network):
+        gate.close(np.arange(gate.features) % 2 == 1)
+    found.write_weights(network)
+    (found.path / "SHA256SUMS").unlink()  # It would say that the weights were changed.
+    return found
+
+
+@pytest.fixture(scope="module")
+def network(run):
+    return run.load_network()
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export.export(run, tmp_path_factory.mktemp("exports") / "digits")
+
+
+@pytest.fixture(scope="module")
+def signatures(exported):
+    return tf.saved_model.load(str(exported.path)).signatures
+
+
+def gated_logits(network, images):
+    return network(images.astype(np.float32) / 255.0, training=False)["logits"].numpy()
+
+
+def png(image):
+    return tf.io.encode_png(image).numpy()
+
+
+# ---- What it writes ----
+
+
+def test_layout(exported):
+    base = exported.path.parent
+    assert sorted(path.name for path in base.iterdir()) == ["1", "batching.config", "models.config"]
+    held = {path.name for path in exported.path.iterdir()}
+    assert held >= {"saved_model.pb", "variables", "assets.extra", "README.md"}
+    assert exported.path.stat().st_mode & 0o777 == 0o755
+
+
+def test_report_covers_every_test_image(exported, network):
+    classes = gated_logits(network, TEST.images).argmax(axis=-1)
+    report = exported.report
+    assert report.examples == len(TEST)
+    assert report.accuracy == np.mean(classes == TEST.labels)
+    assert set(report.exported) == set(SIGNATURES)
+    for agreement in report.exported.values():
+        assert agreement.equal_classes == len(TEST)
+        assert agreement.accuracy == report.accuracy
+        assert agreement.difference < 1e-5
+
+
+def test_warmup_requests_are_real(exported, signatures):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = exported.path / "assets.extra" / "tf_serving_warmup_requests"
+    seen = []
+    for record in tf.data.TFRecordDataset(str(path)):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        assert request.model_spec.name == "digits"
+        name = request.model_spec.signature_name
+        images = tf.make_ndarray(request.inputs["images"])
+        # Bytes come back as objects.
+        images = tf.constant(images.tolist() if images.dtype == object else images)
+        assert signatures[name](images=images)["logits"].shape == (1, 10)
+        seen.append(name)
+    assert seen == list(SIGNATURES)
+
+
+def test_server_configs_are_read_and_kept(exported):
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    base = exported.path.parent
+    text = (base / "models.config").read_text()
+    parsed = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    (config,) = parsed.model_config_list.config
+    assert (config.name, config.base_path) == ("digits", "/models/digits")
+    assert config.model_platform == "tensorflow"
+    (base / "batching.config").write_text("mine")
+    export.write_server_configs(base)
+    assert (base / "batching.config").read_text() == "mine"
+
+
+def test_model_card(exported, run):
+    card = (exported.path / "README.md").read_text()
+    (record,) = run.results()
+    assert f"{record['clean_accuracy']:.2%}" in card
+    assert f"{record['robust_accuracy']:.2%}" in card
+    assert f"linf {record['threat_model']['epsilon']:g}" in card
+    assert f"{exported.compact_network.count_params():,} parameters" in card
+    for heading in ("Data", "Method", "Threat model", "Measured", "Limits"):
+        assert f"## {heading}\n" in card
+
+
+FUNCTION_LIBRARY = "library"  # The field of a GraphDef that holds its functions.
+
+
+def test_no_custom_operations(exported):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((exported.path / "saved_model.pb").read_bytes())
+    graph = saved.meta_graphs[0].graph_def
+    defined = getattr(graph, FUNCTION_LIBRARY).function
+    nodes = [*graph.node, *(node for f in defined for node in f.node_def)]
+    functions = {f.signature.name for f in defined}
+    known = set(dir(tf.raw_ops))
+    assert {node.op for node in nodes} - functions - known <= {"_Arg", "_Retval"}
+    assert not {"PyFunc", "EagerPyFunc"} & {node.op for node in nodes}
+
+
+# ---- What the signatures answer ----
+
+
+@pytest.mark.parametrize("signature", SIGNATURES)
+@pytest.mark.parametrize("batch", [0, 1, 7])
+def test_signatures(signatures, network, signature, batch):
+    images = TEST.images[:batch]
+    values = {
+        "serving_default": tf.constant(images / 255.0, tf.float32),
+        "serve_uint8": tf.constant(images),
+        "serve_encoded": tf.constant([png(image) for image in images], tf.string),
+    }
+    found = signatures[signature](images=values[signature])
+    assert set(found) == {"logits", "probabilities", "classes"}
+    assert found["logits"].shape == found["probabilities"].shape == (batch, 10)
+    assert found["classes"].shape == (batch,)
+    if batch:
+        expected = gated_logits(network, images)
+        np.testing.assert_allclose(found["logits"], expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(found["classes"], expected.argmax(axis=-1))
+        np.testing.assert_allclose(np.sum(found["probabilities"], axis=-1), 1.0, rtol=1e-5)
+
+
+def test_jpeg(signatures, network):
+    encoded = tf.io.encode_jpeg(TEST.images[0], quality=95)
+    found = signatures["serve_encoded"](images=encoded[tf.newaxis])
+    expected = gated_logits(network, tf.io.decode_jpeg(encoded).numpy()[np.newaxis])
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_labels(network, tmp_path):
+    write_saved_model(compact.freeze(network), NAMES, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path)).signatures["serve_uint8"]
+    found = loaded(images=tf.constant(TEST.images[:5]))
+    expected = [NAMES[i].encode() for i in found["classes"].numpy()]
+    assert found["labels"].numpy().tolist() == expected
+    verification.verify(network, TEST.take(3), NAMES, tmp_path)
+    with pytest.raises(TrainingError, match="disagrees"):
+        verification.verify(network, TEST.take(3), NAMES[::-1], tmp_path)
+
+
+# ---- What the signatures refuse ----
+
+IMAGE = TEST.images[:2]
+FLOATS = IMAGE.astype(np.float32) / 255.0
+SHAPE = r"must have shape \[batch, 28, 28, 1\]"
+
+
+@pytest.mark.parametrize(
+    ("signature", "value", "message"),
+    [
+        ("serving_default", FLOATS * 255.0, r"must lie in \[0, 1\]"),
+        ("serving_default", FLOATS - 0.1, r"must lie in \[0, 1\]"),
+        ("serving_default", FLOATS * np.nan, r"must lie in \[0, 1\]"),
+        ("serving_default", FLOATS[0], SHAPE),
+        ("serving_default", FLOATS[:, :27], SHAPE),
+        ("serving_default", FLOATS[..., np.newaxis], SHAPE),
+        ("serving_default", FLOATS.astype(np.float64), "expected to be a float tensor"),
+        ("serve_uint8", IMAGE[0], SHAPE),
+        ("serve_uint8", IMAGE.astype(np.int32), "expected to be a uint8 tensor"),
+        ("serve_encoded", [b"no image", png(IMAGE[0])], "must be PNG or JPEG"),
+        ("serve_encoded", [b""], "must be PNG or JPEG"),
+        ("serve_encoded", [png(IMAGE[0])[:-30]], "Invalid PNG"),
+        ("serve_encoded", [png(IMAGE[0, :27])], "must have 28 x 28 pixels"),
+        ("serve_encoded", png(IMAGE[0]), r"must have shape \[batch\]"),
+        ("serve_encoded", [[png(IMAGE[0])]], r"must have shape \[batch\]"),
+    ],
+)
+def test_bad_images(signatures, signature, value, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures[signature](images=tf.constant(value))
+
+
+def test_bad_shapes_are_refused_by_the_graph_itself(exported):
+    """A server feeds the graph without looking at the declared shapes."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((exported.path / "saved_model.pb").read_bytes())
+    meta = saved.meta_graphs[0]
+    for node in meta.graph_def.node:
+        if node.op == "Placeholder":
+            node.attr["shape"].shape.unknown_rank = True
+            del node.attr["shape"].shape.dim[:]
+            node.attr.pop("_output_shapes", None)
+    encoded = np.array([[png(IMAGE[0])]], object)
+    v1 = tf.compat.v1
+    with v1.Session(graph=tf.Graph()) as session:
+        v1.train.import_meta_graph(meta)
+        variables = str(exported.path / "variables" / "variables")
+        session.run(
+            meta.saver_def.restore_op_name, {meta.saver_def.filename_tensor_name: variables}
+        )
+
+        def serve(signature, value):
+            definition = meta.signature_def[signature]
+            feed = {definition.inputs["images"].name: value}
+            return session.run(definition.outputs["classes"].name, feed)
+
+        assert serve("serving_default", FLOATS).shape == (2,)
+        for value in (FLOATS[0], FLOATS[:, :27], FLOATS.reshape(2, -1), FLOATS[..., np.newaxis]):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=SHAPE):
+                serve("serving_default", value)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"must have shape \[batch\]"):
+            serve("serve_encoded", encoded)
+
+
+def test_documented_grpc_client(signatures):
+    """The client of docs/serving.md against a server that runs the signatures."""
+    import concurrent.futures
+
+    import grpc
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def Predict(self, request, context):
+            assert request.model_spec.name == "digits"
+            images = tf.constant(tf.make_ndarray(request.inputs["images"]))
+            answer = predict_pb2.PredictResponse()
+            found = signatures[request.model_spec.signature_name](images=images)
+            for name, value in found.items():
+                answer.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+            return answer
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    text = (ROOT / "docs" / "serving.md").read_text()
+    (client,) = [block for block in text.split("```python\n")[1:] if "grpc" in block]
+    client = client.split("```")[0].replace("localhost:8500", f"127.0.0.1:{port}")
+    names = {}
+    try:
+        exec(client, names)
+    finally:
+        server.stop(None)
+    expected = signatures["serve_uint8"](images=tf.zeros([2, 28, 28, 1], tf.uint8))
+    np.testing.assert_array_equal(names["classes"], expected["classes"])
+    np.testing.assert_allclose(names["probabilities"], expected["probabilities"], rtol=1e-5)
+
+
+# ---- LiteRT ----
+
+
+def test_tflite(run, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    done = export.export(run, tmp_path / "lite", version=3, format="tflite")
+    assert done.path == tmp_path / "lite" / "3"
+    held = {path.name for path in done.path.iterdir()}
+    assert held == {"model.tflite", "model_int8.tflite", "README.md"}
+    found = done.report.exported
+    assert found["model.tflite"].equal_classes == len(TEST)
+    assert 0 < found["model_int8.tflite"].difference < 0.2
+    sizes = [(done.path / name).stat().st_size for name in ("model_int8.tflite", "model.tflite")]
+    assert sizes[0] < sizes[1] / 2
+    with pytest.raises(UsageError, match="another format"):
+        export.export(run, tmp_path / "lite")
+
+
+# ---- Versions, and what is refused before anything is written ----
+
+
+def test_versions(tmp_path):
+    def choose(version=None):
+        return export.choose_version(tmp_path / "base", version, "saved_model")
+
+    assert choose() == 1
+    for name in ("2", "10", "notes"):
+        (tmp_path / "base" / name).mkdir(parents=True)
+    assert choose() == 11
+    assert choose(3) == 3
+    with pytest.raises(UsageError, match="10 exists"):
+        choose(10)
+    with pytest.raises(UsageError, match="at least 1"):
+        choose(0)
+
+
+def test_unfinished_run(run, tmp_path):
+    started = directory.RunDirectory(tmp_path / "run")
+    started.begin(run.settings(), [])
+    with pytest.raises(UsageError, match="not finished"):
+        export.export(started, tmp_path / "exports")
+    with pytest.raises(UsageError, match="no readable config"):
+        export.export(directory.RunDirectory(tmp_path / "absent"), tmp_path / "exports")
+    assert not (tmp_path / "exports").exists()
+
+
+def test_base_is_a_file(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    for base in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match="export base"):
+            export.export(run, base)
+
+
+def test_a_failure_leaves_nothing(run, tmp_path, monkeypatch):
+    def fail(*args):
+        raise TrainingError("it disagrees")
+
+    monkeypatch.setattr(verification, "verify", fail)
+    with pytest.raises(TrainingError, match="it disagrees"):
+        export.export(run, tmp_path / "new" / "base")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(TrainingError, match="it disagrees"):
+        export.export(run, tmp_path / "old")
+    assert list((tmp_path / "old").iterdir()) == []
+
+
+# ---- The check itself ----
+
+
+def test_a_disagreement_is_found(exported, run):
+    other = run.load_network()
+    bias = other.get_layer("logits").bias
+    bias.assign_add(np.linspace(0, 1e-2, 10))
+    with pytest.raises(TrainingError, match="disagrees"):
+        verification.verify(other, Split(TEST.images[:8], TEST.labels[:8]), None, exported.path)
+
+
+def test_an_export_that_cannot_be_loaded_is_found(network, tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match="cannot be run in a new process"):
+        verification.verify(network, TEST.take(2), None, tmp_path)
+
+
+def test_the_other_process_cannot_import_the_package():
+    program = ROOT / "anpvs_tf" / "isolated.py"
+    code = f"import runpy; runpy.run_path({str(program)!r}); import anpvs_tf"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "import of anpvs_tf halted" in found.stderr
+
+
+def test_program_ends_with_one_line(tmp_path):
+    found = subprocess.run(
+        [sys.executable, ROOT / "bin" / "export.py", f"--run_dir={tmp_path}/absent"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert found.stderr.strip().splitlines()[-1] == "error: --export_base is missing"

@@ -1,0 +1,232 @@
+"""Training on two devices and in two processes: devices are fixed when a process starts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from documents import ROOT
+
+from anpvs_tf.common import devices
+from anpvs_tf.common.errors import UsageError, WorkerLost
+from anpvs_tf.data import loading, pipelines
+
+# Five steps from the same start, for every kind of gate, with dropout, augmentation and batch
+# normalisation; prints nothing, saves all weights.
+#
+# A step amplifies rounding where it is not continuous: sign() of an l-infinity attack, Adam
+# of gradients near 0. So the attack is l2 and Adam's epsilon large.
+FIVE_STEPS = """
+import sys
+
+from anpvs_tf import devices
+
+name, cpus, synchronized, path = sys.argv[1:]
+used = devices.choose(name, int(cpus) or None)
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from anpvs_tf import datasets, gating
+from anpvs_tf.methods import METHODS
+from anpvs_tf.optimization import GroupedAdam
+from anpvs_tf.objective import Objective
+from anpvs_tf.training import RobustClassifier
+
+layers = keras.layers
+rng = np.random.default_rng(0)
+split = datasets.Split(rng.integers(0, 256, (64, 12, 12, 1), np.uint8), np.arange(64) % 4)
+data = datasets.Dataset("random", 4, split, split, split, augment=True)
+objective = Objective(0.5, 0.2, 2, train_examples=64, norm="l2", lambda_vs=0.5)
+
+
+def network_of(kind):
+    keras.utils.set_random_seed(3)
+    image = keras.Input((12, 12, 1))
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    x = layers.BatchNormalization(name="norm", synchronized=bool(int(synchronized)))(x)
+    x = layers.Dropout(0.3, name="dropout")(layers.ReLU(name="relu")(x))
+    x = layers.Dense(8, "relu", name="dense")(layers.Flatten()(x))
+    return gating.add_gates(keras.Model(image, layers.Dense(4, name="logits")(x)), kind)
+
+
+def train(used, kind):
+    method = next(m for m in METHODS.values() if m.vulnerability and m.gate == kind)
+    with used.strategy.scope():
+        network = network_of(kind)
+        classifier = RobustClassifier(network, method, objective, seed=5)
+        classifier.compile(optimizer=GroupedAdam(1e-2, epsilon=1e-2), jit_compile=False)
+        classifier.optimizer.build(network.trainable_variables)
+    step = used.step(classifier.update)
+    batches = used.distribute(datasets.train_batches(data, 16, 7, 2), 16)
+    for number in range(5):
+        # Only the last worker wishes, and only after one step.
+        terms, wishes = step(next(batches), [number == 2 and used.worker == used.workers - 1])
+        assert wishes == [number == 2]
+        assert all(map(np.isfinite, terms.values()))
+    for variable in network.weights:
+        first, *others = used.strategy.experimental_local_results(variable.value)
+        for other in others:
+            np.testing.assert_array_equal(first.numpy(), other.numpy(), variable.path)
+    return {f"{kind}/{v.path}": v.numpy() for v in network.weights}
+
+
+weights = {}
+for kind in (None, *gating.GATE_KINDS):
+    weights |= train(used, kind)
+np.savez(f"{path}-{used.worker}.npz", **weights)
+"""
+
+
+def start(program, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def two_workers(program, *arguments):
+    """Starts a program in two processes on loopback."""
+    with (
+        socket.create_server(("localhost", 0)) as one,
+        socket.create_server(("localhost", 0)) as two,
+    ):
+        ports = [held.getsockname()[1] for held in (one, two)]
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    configs = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
+    return [start(program, *arguments, TF_CONFIG=json.dumps(config)) for config in configs]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Weights after five steps on one device, on two, in two processes."""
+    path = tmp_path_factory.mktemp("strategies")
+    runs = [
+        start(FIVE_STEPS, "default", 0, 1, path / "one"),
+        start(FIVE_STEPS, "auto", 2, 1, path / "two"),
+        start(FIVE_STEPS, "auto", 2, 0, path / "own"),
+        *two_workers(FIVE_STEPS, "auto", 0, 1, path / "workers"),
+    ]
+    for process in runs:
+        finish(process)
+    names = ("one-0", "two-0", "own-0", "workers-0", "workers-1")
+    return {name: dict(np.load(path / f"{name}.npz")) for name in names}
+
+
+@pytest.mark.parametrize("other", ["two-0", "workers-0", "workers-1"])
+def test_devices_compute_the_update_of_one(trained, other):
+    kinds = {name.split("/")[0] for name in trained["one-0"]}
+    assert {"None", "beta_bernoulli"} <= kinds
+    for name, values in trained["one-0"].items():
+        np.testing.assert_allclose(trained[other][name], values, rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+def test_statistics_of_parts_are_others_and_the_replicas_agree_on_them(trained):
+    # That they agree, the program has checked.
+    whole, synchronized, parts = (
+        trained[name]["None/norm/moving_variance"] for name in ("one-0", "two-0", "own-0")
+    )
+    assert np.abs(whole - parts).max() > 10 * np.abs(whole - synchronized).max()
+    np.testing.assert_allclose(whole, parts, rtol=0.2)
+
+
+EVALUATION = """
+import sys
+
+from anpvs_tf import devices
+
+used = devices.choose("auto", int(sys.argv[1]) or None)
+
+import dataclasses
+import json
+
+import numpy as np
+
+from anpvs_tf import datasets, networks
+from anpvs_tf.evaluation import Attack, Evaluator
+
+rng = np.random.default_rng(0)
+split = datasets.Split(rng.integers(0, 256, (50, 16, 16, 1), np.uint8), np.arange(50) % 4)
+with used.strategy.scope():
+    network = networks.lenet5((16, 16, 1), 4, None, seed=1)
+seen = []
+result = Evaluator(network, Attack(0.1, 0.05, 2), 8, devices=used)(
+    split, 3, lambda done, total: seen.append(done)
+)
+print(json.dumps(dataclasses.asdict(result) | {"seen": seen}))
+"""
+
+
+def test_evaluation_counts_every_image_once_and_gives_the_same_bits():
+    # Seven batches, the last one small: for three devices, then two workers, one is left over.
+    processes = [start(EVALUATION, 0), start(EVALUATION, 3), *two_workers(EVALUATION, 0)]
+    one, three, *workers = [json.loads(finish(process)) for process in processes]
+    assert [found.pop("seen") for found in (one, three, *workers)] == [
+        [8, 16, 24, 32, 40, 48, 50],
+        [24, 48, 50],
+        [16, 32, 48, 50],
+        [16, 32, 48, 50],
+    ]
+    assert one["examples"] == 50
+    assert one == three == workers[0] == workers[1]
+
+
+def test_devices_that_cannot_share_a_batch(tmp_path):
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "bin/train.py"), "--method=standard", "--logical_cpus=3"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=900,
+    )
+    assert process.returncode == 2
+    message = "--batch_size=32 cannot be shared equally by 3 devices"
+    assert message in process.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("choice", "config", "message"),
+    [
+        ({"logical_cpus": 0}, None, "--logical_cpus must be at least 1; got 0"),
+        ({}, "{", "TF_CONFIG must be like"),
+        ({"name": "multi_worker"}, None, "TF_CONFIG must be like"),
+    ],
+)
+def test_devices_that_do_not_exist(monkeypatch, choice, config, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config:
+        monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(UsageError, match=message):
+        devices.choose(**choice)
+
+
+def test_a_worker_that_is_lost_between_two_steps_is_no_damaged_data():
+    def batches(_):
+        yield "first"
+        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+
+    strategy = types.SimpleNamespace(
+        num_replicas_in_sync=2, distribute_datasets_from_function=batches
+    )
+    found = devices.Devices(strategy, 0, 2).distribute(tf.data.Dataset.range(4), 2)
+    found = pipelines.readable(found, loading.load("digits").train)
+    assert next(found) == "first"
+    with pytest.raises(WorkerLost, match=r"another worker is gone .*Connection reset"):
+        next(found)
