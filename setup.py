@@ -37,6 +37,12 @@ setup(
         # The embedded dataset: `digits`.
         "scikit-learn>=1.4",
     ],
+    entry_points={
+        "console_scripts": [
+            f"anpvs-{name} = anpvs_tf.programs.{name}:run"
+            for name in ("train", "evaluate", "export", "report", "tune")
+        ]
+    },
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,

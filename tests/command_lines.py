@@ -41,7 +41,7 @@ def _accept(*_, **__):
     raise Accepted
 
 
-def _run(main, operands=False):
+def _run(main, usage, operands=False):
     """In place of `programs.run`."""
     rest = flags.FLAGS(sys.argv)
     if rest[1:] and not operands:

@@ -11,8 +11,10 @@ from absl import app, flags, logging
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError, one_line
 
 
-def run(main: Callable[..., None], operands: bool = False) -> None:
+def run(main: Callable[..., None], usage: str, operands: bool = False) -> None:
     """Parses the flags and runs `main`; with `operands`, on the list of what is no flag.
+
+    `usage` is what --help begins with.
 
     What ends early ends with one line on standard error and the exit code of its error:
     a misuse with 2, a run that had to stop with 1, a signal with 128 and its number.
@@ -48,6 +50,7 @@ def run(main: Callable[..., None], operands: bool = False) -> None:
         except KeyboardInterrupt:
             sys.exit(_complain("interrupted; the same command goes on or begins again", 130))
 
+    sys.modules["__main__"].__doc__ = usage  # Where absl looks for it.
     app.run(guarded, flags_parser=parse)
 
 

@@ -167,14 +167,13 @@ def test_misuse(trained, tmp_path):
     # One process for all: what is tested is the program's own main.
     script = f"""
 import json, sys
-sys.path.insert(0, {str(ROOT / "bin")!r})
-import evaluate
 from absl import flags
-from anpvs_tf.errors import UsageError
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.programs import evaluate
 evaluate._define_flags()
 for arguments in json.loads(sys.argv[1]):
     flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS.flags_by_module_dict().get("evaluate", []):
+    for name in flags.FLAGS.flags_by_module_dict().get("anpvs_tf.programs.evaluate", []):
         name.unparse()
     flags.FLAGS(["evaluate", *arguments])
     try:

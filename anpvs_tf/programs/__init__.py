@@ -1,0 +1,1 @@
+"""The programs of `bin/` and their console commands: flags, and nothing else."""
