@@ -165,7 +165,7 @@ def test_misuse(trained, tmp_path):
         model("softmax.keras"): "returns probabilities",
     }
     # One process for all: what is tested is the program's own main.
-    script = f"""
+    script = """
 import json, sys
 from absl import flags
 from anpvs_tf.common.errors import UsageError
