@@ -88,7 +88,7 @@ def verify(
 
 
 def _run_isolated(path: pathlib.Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    program = pathlib.Path(__file__).with_name("isolated.py")
+    program = pathlib.Path(__file__).with_name("isolated_process.py")
     with tempfile.TemporaryDirectory() as directory:
         sent, received = f"{directory}/images.npy", f"{directory}/outputs.npz"
         np.save(sent, images)

@@ -374,7 +374,7 @@ def test_an_export_that_cannot_be_loaded_is_found(network, tmp_path):
 
 
 def test_the_other_process_cannot_import_the_package():
-    program = ROOT / "anpvs_tf" / "isolated.py"
+    program = ROOT / "anpvs_tf" / "serving" / "isolated_process.py"
     code = f"import runpy; runpy.run_path({str(program)!r}); import anpvs_tf"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 1
