@@ -110,7 +110,7 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
 
 SECOND_SIGNAL = """
 import os, signal, time
-from anpvs_tf import interruption
+from anpvs_tf.common import interruption
 
 with interruption.deferred():
     os.kill(os.getpid(), signal.SIGINT)

@@ -24,7 +24,7 @@ from anpvs_tf.data import loading, pipelines
 FIVE_STEPS = """
 import sys
 
-from anpvs_tf import devices
+from anpvs_tf.common import devices
 
 name, cpus, synchronized, path = sys.argv[1:]
 used = devices.choose(name, int(cpus) or None)
@@ -33,16 +33,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf import datasets, gating
-from anpvs_tf.methods import METHODS
-from anpvs_tf.optimization import GroupedAdam
-from anpvs_tf.objective import Objective
-from anpvs_tf.training import RobustClassifier
+from anpvs_tf.data import loading
+from anpvs_tf.data import pipelines
+from anpvs_tf.networks import gating
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.methods.optimizer import GroupedAdam
+from anpvs_tf.methods.hyperparameters import Objective
+from anpvs_tf.methods.robust_classifier import RobustClassifier
 
 layers = keras.layers
 rng = np.random.default_rng(0)
-split = datasets.Split(rng.integers(0, 256, (64, 12, 12, 1), np.uint8), np.arange(64) % 4)
-data = datasets.Dataset("random", 4, split, split, split, augment=True)
+split = loading.Split(rng.integers(0, 256, (64, 12, 12, 1), np.uint8), np.arange(64) % 4)
+data = loading.Dataset("random", 4, split, split, split, augment=True)
 objective = Objective(0.5, 0.2, 2, train_examples=64, norm="l2", lambda_vs=0.5)
 
 
@@ -64,7 +66,7 @@ def train(used, kind):
         classifier.compile(optimizer=GroupedAdam(1e-2, epsilon=1e-2), jit_compile=False)
         classifier.optimizer.build(network.trainable_variables)
     step = used.step(classifier.update)
-    batches = used.distribute(datasets.train_batches(data, 16, 7, 2), 16)
+    batches = used.distribute(pipelines.train_batches(data, 16, 7, 2), 16)
     for number in range(5):
         # Only the last worker wishes, and only after one step.
         terms, wishes = step(next(batches), [number == 2 and used.worker == used.workers - 1])
@@ -148,7 +150,7 @@ def test_statistics_of_parts_are_others_and_the_replicas_agree_on_them(trained):
 EVALUATION = """
 import sys
 
-from anpvs_tf import devices
+from anpvs_tf.common import devices
 
 used = devices.choose("auto", int(sys.argv[1]) or None)
 
@@ -157,13 +159,15 @@ import json
 
 import numpy as np
 
-from anpvs_tf import datasets, networks
-from anpvs_tf.evaluation import Attack, Evaluator
+from anpvs_tf.data import loading
+from anpvs_tf.networks import architectures
+from anpvs_tf.evaluation.evaluator import Attack
+from anpvs_tf.evaluation.evaluator import Evaluator
 
 rng = np.random.default_rng(0)
-split = datasets.Split(rng.integers(0, 256, (50, 16, 16, 1), np.uint8), np.arange(50) % 4)
+split = loading.Split(rng.integers(0, 256, (50, 16, 16, 1), np.uint8), np.arange(50) % 4)
 with used.strategy.scope():
-    network = networks.lenet5((16, 16, 1), 4, None, seed=1)
+    network = architectures.lenet5((16, 16, 1), 4, None, seed=1)
 seen = []
 result = Evaluator(network, Attack(0.1, 0.05, 2), 8, devices=used)(
     split, 3, lambda done, total: seen.append(done)
