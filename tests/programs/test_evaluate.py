@@ -169,7 +169,7 @@ def test_misuse(trained, tmp_path):
 import json, sys
 from absl import flags
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.common.program import evaluate
+from anpvs_tf.programs import evaluate
 evaluate._define_flags()
 for arguments in json.loads(sys.argv[1]):
     flags.FLAGS.unparse_flags()
