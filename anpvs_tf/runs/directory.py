@@ -50,8 +50,10 @@ def now() -> str:
 
 
 def default_name(settings: Settings) -> str:
-    """`<dataset>-<network>-<method>-seed<seed>`."""
-    return f"{file_name(settings.dataset)}-{settings.network}-{settings.method}-seed{settings.seed}"
+    """`<dataset>-<network>-<method>-seed<seed>`; after the network `x<width>` if it is not 1."""
+    width = "" if settings.width == 1 else f"x{settings.width:g}"
+    network = f"{settings.network}{width}"
+    return f"{file_name(settings.dataset)}-{network}-{settings.method}-seed{settings.seed}"
 
 
 class RunDirectory:
