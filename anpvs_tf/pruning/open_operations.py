@@ -53,7 +53,7 @@ def costs(
 
 def _forward(node: graph.Node, masks: dict[str, tf.Tensor], varies: dict[int, tf.Tensor]):
     layer, width = node.layer, node.output_shape[-1]
-    before = [varies.get(i, None) for i in node.inputs]
+    before = [varies.get(i) for i in node.inputs]
     before = [
         tf.ones([shape[-1]]) if found is None else found
         for found, shape in zip(before, node.input_shapes, strict=True)
