@@ -10,8 +10,9 @@ from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import Gate
 from anpvs_tf.pruning import open_operations
 
-# A feature is near its end if its importance is below so many times the threshold.
-NEAR = 4.0
+# A feature is near its end if its importance is below so many times the threshold, and too
+# close if it has to wait below so many.
+NEAR, CLOSE = 4.0, 2.0
 # Where near and pruned features exceed the ramp by this share, no others are pressed.
 BRAKE = 0.02
 # log(beta) grows by GAIN in all if beta is behind by a tenth for the whole ramp.
@@ -46,8 +47,8 @@ class SparsityTarget:
     * beta grows while fewer features than that are near their end or pruned, and falls while
       there are more (an integral controller of log beta);
     * of the features near their end only those of the least importance are pressed further,
-      as many as the share allows: the others wait there, so that the target is not
-      overshot however many arrive together;
+      as many as the share allows: the others wait there, pressed back where they come too
+      close, so that the target is not overshot however many arrive together;
     * what is pruned stays pressed, so that it stays pruned; after the last of the three
       `target_steps` nothing else is pressed any more.
 
@@ -104,7 +105,9 @@ class SparsityTarget:
             tf.reduce_sum(found.costs), tf.reduce_sum(tf.cast(found.costs > 0, tf.float32))
         )
         worth = tf.clip_by_value(tf.math.divide_no_nan(found.costs, mean), 0.0, 10.0)
-        pressing = self.beta() * brake * worth * tf.cast(~waits, tf.float32)
+        pressing = tf.where(waits, 0.0, self.beta() * brake * worth)
+        # Not even an optimizer's momentum carries on what has to wait.
+        pressing = tf.where(waits & (found.values <= CLOSE), -self.beta(), pressing)
         holding = tf.maximum(self.beta(), self.objective.beta)
         pressures = tf.where(found.is_open, pressing, holding)
         return tf.split(tf.stop_gradient(pressures), [gate.features for gate in self.gates])

@@ -24,20 +24,24 @@ def multiplications(nodes: list[graph.Node], masks: dict[str, tf.Tensor]) -> tf.
         masks: {gate's name: float32 [features], 0 where the feature is pruned}; a gate that
             is absent is open.
     """
-    # 1 where a channel varies, going forward, and where it is needed, going back.
+    # 1 where a channel varies, going forward, and where it is needed too, going back.
     varies: dict[int, tf.Tensor] = {}
     for node in nodes:
         varies[node.output] = _forward(node, masks, varies)
     needed = {nodes[-1].output: tf.ones([nodes[-1].output_shape[-1]])}
-    total = tf.constant(0.0)
     for node in reversed(nodes):
-        wanted = needed[node.output] * varies[node.output]
-        layer = node.layer
-        if isinstance(layer, graph.LINEAR + graph.DEPTHWISE):
-            each = _taps(layer) * _places(node.output_shape)
-            total += each * tf.reduce_sum(wanted) * _read(node, varies)
-        for number, part in zip(node.inputs, _backward(node, wanted, masks), strict=True):
+        needed[node.output] *= varies[node.output]
+        for number, part in zip(
+            node.inputs, _backward(node, needed[node.output], masks), strict=True
+        ):
             needed[number] = tf.maximum(needed[number], part) if number in needed else part
+    total = tf.constant(0.0)
+    makers = {node.output: node for node in nodes}
+    for node in nodes:
+        if isinstance(node.layer, graph.LINEAR + graph.DEPTHWISE):
+            each = _taps(node.layer) * _places(node.output_shape)
+            made = tf.reduce_sum(needed[node.output])
+            total += each * made * _read(node, makers, needed)
     return total
 
 
@@ -84,14 +88,26 @@ def _backward(node: graph.Node, wanted: tf.Tensor, masks: dict[str, tf.Tensor]) 
     return [wanted] * len(widths)
 
 
-def _read(node: graph.Node, varies: dict[int, tf.Tensor]) -> tf.Tensor:
+def _read(
+    node: graph.Node, makers: dict[int, graph.Node], needed: dict[int, tf.Tensor]
+) -> tf.Tensor:
     """How many channels a convolution or dense layer reads for one of its outputs."""
     if isinstance(node.layer, graph.DEPTHWISE):
         return tf.constant(1.0)
     (number,) = node.inputs
-    if number not in varies:
-        return tf.constant(float(node.input_shapes[0][-1]))
-    return tf.reduce_sum(varies[number])
+    # A channel is flattened with all its places, whatever gates come behind.
+    maker = makers.get(number)
+    while maker is not None and len(maker.inputs) == 1 and _keeps_channels(maker.layer):
+        if isinstance(maker.layer, layers.Flatten):
+            (flattened,) = maker.inputs
+            places = maker.output_shape[-1] // maker.input_shapes[0][-1]
+            return places * tf.reduce_sum(needed[flattened])
+        maker = makers.get(maker.inputs[0])
+    return tf.reduce_sum(needed[number])
+
+
+def _keeps_channels(layer: keras.layers.Layer) -> bool:
+    return not isinstance(layer, graph.LINEAR)
 
 
 def _taps(layer: keras.layers.Layer) -> float:
