@@ -44,8 +44,9 @@ class SparsityTarget:
 
     The share that may be pruned grows linearly from 0 to the target. Three rules follow it:
 
-    * beta grows while fewer features than that are near their end or pruned, and falls while
-      there are more (an integral controller of log beta);
+    * beta grows while less than that is pruned, and falls while there is more (an integral
+      controller of log beta); features far from their end feel less of it the more are near
+      theirs;
     * of the features near their end only those of the least importance are pressed further,
       as many as the share allows: the others wait there, pressed back where they come too
       close, so that the target is not overshot however many arrive together;
@@ -99,23 +100,24 @@ class SparsityTarget:
         within = tf.gather(spent <= allowed + 1e-6, tf.argsort(order))
         waits = found.near & ~within
         brake = tf.clip_by_value(1.0 - (found.reached - allowed) / BRAKE, 0.0, 1.0)
-        brake *= tf.cast((step >= begin) & (step < last), tf.float32)
         # A feature that saves much is pressed more; on average by beta.
         mean = tf.math.divide_no_nan(
             tf.reduce_sum(found.costs), tf.reduce_sum(tf.cast(found.costs > 0, tf.float32))
         )
         worth = tf.clip_by_value(tf.math.divide_no_nan(found.costs, mean), 0.0, 10.0)
-        pressing = tf.where(waits, 0.0, self.beta() * brake * worth)
+        decided = tf.maximum(self.beta(), self.objective.beta)
+        pressing = tf.where(found.near & within, decided, self.beta() * brake * worth)
+        pressing = tf.where(waits | ~((step >= begin) & (step < last)), 0.0, pressing)
         # Not even an optimizer's momentum carries on what has to wait.
         pressing = tf.where(waits & (found.values <= CLOSE), -self.beta(), pressing)
-        holding = tf.maximum(self.beta(), self.objective.beta)
-        pressures = tf.where(found.is_open, pressing, holding)
+        pressing = tf.where(found.costs > 0, pressing, 0.0)  # What may not be pruned.
+        pressures = tf.where(found.is_open, pressing, decided)
         return tf.split(tf.stop_gradient(pressures), [gate.features for gate in self.gates])
 
     def advance(self, step: tf.Tensor, good: tf.Tensor | float = 1.0) -> None:
         """Moves beta after a step; not at all where `good` is 0."""
         begin, reached, last = self.objective.target_steps
-        behind = self._allowed(step) - self._survey().reached
+        behind = self._allowed(step) - self.pruned()
         behind = tf.clip_by_value(behind, -MOST_BEHIND, MOST_BEHIND) / MOST_BEHIND
         inside = tf.cast((step >= begin) & (step < last), tf.float32) * good
         rate = GAIN / max(1, reached - begin)
