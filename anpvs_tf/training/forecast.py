@@ -10,37 +10,40 @@ from anpvs_tf.runs.settings import Settings
 AFTER_SECONDS = 60.0
 
 
-def step_work(settings: Settings) -> float:
-    """The work of a training step, in forward and backward passes over a batch."""
-    if not METHODS[settings.method].adversarial:
-        return 1.0
-    # The attack's steps, then a pass over clean and attacked images.
-    return 2.0 + (1 if settings.train_attack == "n_fgsm" else settings.attack_steps)
+class Work:
+    """The work of a run, in forward and backward passes over a batch of clean images.
 
+    Args:
+        settings: of the run.
+        steps: of an epoch.
+        validated, tested: images that are attacked after an epoch, and in the end.
+    """
 
-def evaluation_work(settings: Settings, images: int) -> float:
-    """The work of an evaluation on so many images, in the same unit."""
-    return (settings.eval_attack_steps + 1) * images / settings.batch_size
+    def __init__(self, settings: Settings, steps: int, validated: int, tested: int):
+        self.of_step = 1.0
+        if METHODS[settings.method].adversarial:
+            # The attack's steps, then a pass over clean and attacked images.
+            attacks = 1 if settings.train_attack == "n_fgsm" else settings.attack_steps
+            self.of_step = 2.0 + attacks
+        of_image = (settings.eval_attack_steps + 1) / settings.batch_size
+        self.of_epoch = steps * self.of_step + validated * of_image
+        self.whole = settings.epochs * self.of_epoch + tested * of_image
 
-
-def run_work(settings: Settings, steps: int, validated: int, tested: int) -> float:
-    """The work of a whole run of `steps` steps an epoch, in the same unit."""
-    epoch = steps * step_work(settings) + evaluation_work(settings, validated)
-    return settings.epochs * epoch + evaluation_work(settings, tested)
+    def done(self, epochs: int, steps: int) -> float:
+        """The work of so many epochs, and so many steps of the next."""
+        return epochs * self.of_epoch + steps * self.of_step
 
 
 class Forecast:
-    """Measures the work of the first minute and says what the rest will take.
+    """Measures the work of the first minute and says how long the rest will take.
 
     Args:
-        work: of the whole run and of what is trained after it.
-        done: of it, when this process began.
+        work: in all, with what is trained after this run.
     """
 
-    def __init__(self, work: float, done: float):
+    def __init__(self, work: float):
         self.work = work
-        self.first = done
-        self.started: float | None = None
+        self.began: tuple[float, float] | None = None
         self.said = False
 
     def update(self, done: float, now: float | None = None) -> str | None:
@@ -51,15 +54,12 @@ class Forecast:
             now: seconds, of any monotonic clock.
         """
         now = time.monotonic() if now is None else now
-        if self.started is None:
-            # The first step is not typical: it compiles.
-            self.started, self.first = now, done
-        spent = now - self.started
-        if self.said or spent < AFTER_SECONDS or done <= self.first:
+        # The first step is not typical: it compiles.
+        self.began = self.began or (now, done)
+        spent, progress = now - self.began[0], done - self.began[1]
+        if self.said or spent < AFTER_SECONDS or progress <= 0:
             return None
         self.said = True
-        left = spent * (self.work - done) / (done - self.first)
+        left = spent * (self.work - done) / progress
         end = datetime.datetime.now() + datetime.timedelta(seconds=left)
-        return (
-            f"about {duration(left)} to go, until {end:%a %H:%M} (estimated from the first minute)"
-        )
+        return f"about {duration(left)} to go, until {end:%a %H:%M} (by the first minute)"
