@@ -20,7 +20,7 @@ def set_random(gate, is_open, rng):
         gate.raw_mu.assign(mu)
         low = np.log(mu**2 / 0.9)
         gate.raw_log_variance.assign(np.where(is_open, low - 2.5, low + rng.uniform(0, 3, size)))
-    np.testing.assert_array_equal(gate.mean_mask() > 0, is_open)
+    np.testing.assert_array_equal(gate.importance() > gate.prune_threshold, is_open)
 
 
 def set_certain(gate, is_open):

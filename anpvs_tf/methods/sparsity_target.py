@@ -18,6 +18,9 @@ BRAKE = 0.02
 # What is steered grows by exp(GAIN) in all if it is behind by a tenth for the whole ramp.
 GAIN, MOST_BEHIND = 6.0, 0.1
 LOWEST, HIGHEST = 1e-3, 1e4
+# What is pruned is held, and what comes too close is pressed back, so many times as strongly
+# as what is pushed: neither is to give way to a loss whose gradient an optimizer rescales.
+HOLD = 100.0
 
 
 class _Survey(NamedTuple):
@@ -115,9 +118,9 @@ class SparsityTarget:
         pressing = tf.where(found.near & within, decided, self.beta() * brake * worth)
         pressing = tf.where(waits | ~((step >= begin) & (step < last)), 0.0, pressing)
         # Not even an optimizer's momentum carries on what has to wait.
-        pressing = tf.where(waits & (found.values <= CLOSE), -decided, pressing)
+        pressing = tf.where(waits & (found.values <= CLOSE), -HOLD * decided, pressing)
         pressing = tf.where(found.costs > 0, pressing, 0.0)  # What may not be pruned.
-        pressures = tf.where(found.is_open, pressing, decided)
+        pressures = tf.where(found.is_open, pressing, HOLD * decided)
         return tf.split(tf.stop_gradient(pressures), [gate.features for gate in self.gates])
 
     def advance(self, step: tf.Tensor, good: tf.Tensor | float = 1.0) -> None:

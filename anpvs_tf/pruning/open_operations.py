@@ -24,24 +24,24 @@ def multiplications(nodes: list[graph.Node], masks: dict[str, tf.Tensor]) -> tf.
         masks: {gate's name: float32 [features], 0 where the feature is pruned}; a gate that
             is absent is open.
     """
-    # 1 where a channel varies, going forward, and where it is needed too, going back.
+    # 1 where a channel varies, by the masks before it, and where it is needed, by those behind.
     varies: dict[int, tf.Tensor] = {}
     for node in nodes:
         varies[node.output] = _forward(node, masks, varies)
     needed = {nodes[-1].output: tf.ones([nodes[-1].output_shape[-1]])}
     for node in reversed(nodes):
-        needed[node.output] *= varies[node.output]
-        for number, part in zip(
-            node.inputs, _backward(node, needed[node.output], masks), strict=True
-        ):
+        # A constant is not needed; but no mask may count twice in a derivative.
+        wanted = needed[node.output] * tf.stop_gradient(varies[node.output])
+        for number, part in zip(node.inputs, _backward(node, wanted, masks), strict=True):
             needed[number] = tf.maximum(needed[number], part) if number in needed else part
-    total = tf.constant(0.0)
+    alive = {number: channels * varies.get(number, 1.0) for number, channels in needed.items()}
     makers = {node.output: node for node in nodes}
+    total = tf.constant(0.0)
     for node in nodes:
         if isinstance(node.layer, graph.LINEAR + graph.DEPTHWISE):
             each = _taps(node.layer) * _places(node.output_shape)
-            made = tf.reduce_sum(needed[node.output])
-            total += each * made * _read(node, makers, needed)
+            made = tf.reduce_sum(alive[node.output])
+            total += each * made * _read(node, makers, alive)
     return total
 
 
@@ -89,7 +89,7 @@ def _backward(node: graph.Node, wanted: tf.Tensor, masks: dict[str, tf.Tensor]) 
 
 
 def _read(
-    node: graph.Node, makers: dict[int, graph.Node], needed: dict[int, tf.Tensor]
+    node: graph.Node, makers: dict[int, graph.Node], alive: dict[int, tf.Tensor]
 ) -> tf.Tensor:
     """How many channels a convolution or dense layer reads for one of its outputs."""
     if isinstance(node.layer, graph.DEPTHWISE):
@@ -101,9 +101,9 @@ def _read(
         if isinstance(maker.layer, layers.Flatten):
             (flattened,) = maker.inputs
             places = maker.output_shape[-1] // maker.input_shapes[0][-1]
-            return places * tf.reduce_sum(needed[flattened])
+            return places * tf.reduce_sum(alive[flattened])
         maker = makers.get(maker.inputs[0])
-    return tf.reduce_sum(needed[number])
+    return tf.reduce_sum(alive[number])
 
 
 def _keeps_channels(layer: keras.layers.Layer) -> bool:

@@ -117,6 +117,7 @@ _FAST = {
     "batch_size": 128,
     "optimizer": "sgd",
     "learning_rate": 0.2,
+    "gate_learning_rate": 0.02,
     "decay": "one_cycle",
     "decay_at": (0.4,),
     # Pang et al. 2021: decay, smoothing; Rice et al. 2020: stop before robust overfitting.

@@ -1,5 +1,6 @@
 """Loss terms by hand."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +16,13 @@ def test_cross_entropy_by_hand():
     value = losses.cross_entropy(tf.constant([0, 1]), logits)
     assert value.dtype == tf.float32
     assert float(value) == pytest.approx(expected, rel=5e-3)  # bfloat16 inputs
+
+
+def test_smoothed_labels_agree_with_keras():
+    logits, labels = np.random.default_rng(1).normal(size=(5, 4)), np.array([0, 3, 1, 1, 2])
+    smoothed = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)
+    expected = float(smoothed(np.eye(4)[labels], logits))
+    assert float(losses.cross_entropy(labels, logits, 0.2)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_vulnerability_by_hand():

@@ -164,19 +164,24 @@ def test_the_average_of_weights_equals_its_closed_form():
     assert any(v.name.startswith("gate_") for v in classifier.network.trainable_variables)
 
 
-def test_batch_statistics_are_not_averaged():
+def test_batch_statistics_are_averaged_with_the_weights():
     network = keras.Sequential(
         [keras.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dense(2, name="logits")]
     )
     network = keras.Model(network.inputs, {"logits": network.outputs[0]})
     classifier = RobustClassifier(network, METHODS["standard"], OBJECTIVE)
-    classifier.compile(optimizer=GroupedAdam(1e-2, average=0.9), jit_compile=False)
+    classifier.compile(optimizer=GroupedAdam(1e-2, average=0.7), jit_compile=False)
     classifier.optimizer.build(network.trainable_variables)
+    history = []
     for _ in range(3):
         inputs = tf.constant(RNG.normal(2, 1, (8, 4)), tf.float32)
         classifier.update((inputs, tf.constant([0, 1] * 4)))
-    for weight, deployed in zip(network.weights, classifier.deployed_weights(), strict=True):
-        assert np.array_equal(deployed, weight) == ("moving" in weight.path)
+        history.append([w.numpy() for w in network.weights])
+    shares = [0.7**2, 0.3 * 0.7, 0.3]
+    for i, found in enumerate(classifier.deployed_weights()):
+        expected = sum(s * w[i].astype(np.float64) for s, w in zip(shares, history, strict=True))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert len([n for n in classifier.state() if n.startswith("average_")]) == 2
 
 
 # ---- Adversarial weight perturbation ----

@@ -8,10 +8,16 @@ import pytest
 import tensorflow as tf
 
 from anpvs_tf.attacks import pgd
+from anpvs_tf.attacks.threat_model import random_in_ball
 from anpvs_tf.common import randomness
 from anpvs_tf.data import loading
 from anpvs_tf.methods.hyperparameters import Objective
-from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable, learning_rate_schedule
+from anpvs_tf.methods.optimizer import (
+    GroupedAdam,
+    GroupedSGD,
+    is_gate_variable,
+    learning_rate_schedule,
+)
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import architectures
@@ -282,6 +288,52 @@ def test_linear_decay_by_hand():
     assert float(again(70)) == float(schedule(70))
     with pytest.raises(ValueError, match="cosine"):
         learning_rate_schedule(1e-3, 100, (0.4,), "cosine")
+
+
+def test_one_cycle_by_hand():
+    schedule = learning_rate_schedule(0.2, 100, (0.4,), "one_cycle")
+    rates = [float(schedule(step)) for step in (0, 19, 39, 40, 70, 100)]
+    np.testing.assert_allclose(rates, [0.005, 0.1, 0.2, 0.2, 0.1, 0.0], rtol=1e-5)
+    again = type(schedule).from_config(schedule.get_config())
+    assert float(again(70)) == float(schedule(70))
+
+
+def test_sgd_moves_weights_like_keras_and_gates_like_adam():
+    initial, gate_initial = [1.0, -2.0, 3.0], [0.5, 0.5, 0.5]
+    weight, gate = (
+        keras.Variable(initial, name="kernel"),
+        keras.Variable(gate_initial, name="gate_mu"),
+    )
+    peer, gate_peer = keras.Variable(initial, name="kernel"), keras.Variable(gate_initial)
+    optimizer = GroupedSGD(0.1, gate_rate_multiple=0.2)
+    sgd, adam = keras.optimizers.SGD(0.1, 0.9, nesterov=True), keras.optimizers.Adam(0.02)
+    optimizer.build([weight, gate])
+    for i in range(4):
+        gradient = tf.constant([1.0, -0.5, 0.1 * i])
+        optimizer.apply([gradient, gradient], [weight, gate])
+        sgd.apply([gradient], [peer])
+        adam.apply([gradient], [gate_peer])
+    np.testing.assert_allclose(weight, peer, rtol=1e-6)
+    np.testing.assert_allclose(gate, gate_peer, rtol=1e-6)
+    again = GroupedSGD.from_config(optimizer.get_config())
+    assert again.momentum == 0.9 and again.gate_rate_multiple == 0.2
+
+
+def test_n_fgsm_steps_from_noise_of_twice_the_radius():
+    objective = dataclasses.replace(OBJECTIVE, epsilon=0.05, train_attack="n_fgsm")
+    classifier = classifier_of("at", objective)
+    seed = randomness.seed_of(3)
+    images = 0.3 + 0.4 * IMAGES  # Nothing leaves [0, 1].
+    noisy = images + random_in_ball(tf.shape(images), seed, 0.1, "linf")
+    with tf.GradientTape() as tape:
+        tape.watch(noisy)
+        logits = classifier.network(noisy, training=False)["logits"]
+        loss = keras.losses.sparse_categorical_crossentropy(LABELS, logits, from_logits=True)
+    expected = noisy + 0.05 * tf.sign(tape.gradient(loss, noisy))
+    attacked = classifier.craft(images, LABELS, seed)
+    # A gradient that vanishes may have another sign.
+    assert np.mean(np.abs(attacked - expected) < 1e-6) > 0.99
+    assert 0.1 < float(tf.reduce_max(tf.abs(attacked - images))) <= 0.15 + 1e-6
 
 
 def test_epsilon_warms_up():

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import architectures
+from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import efficiency
 
 
@@ -41,6 +42,34 @@ def test_gate_scope(scope, gated):
 def test_gate_scope_of_resnet18():
     with pytest.raises(UsageError, match=r"resnet18 has no activation.*'dense'"):
         architectures.resnet18((32, 32, 3), 10, "beta_bernoulli", gate_scope="dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "blocks"), [("resnet20", 272_474, 3), ("resnet32", 466_906, 5)]
+)
+def test_cifar_resnets_have_the_published_sizes(name, parameters, blocks):
+    # He et al. 2016 say 0.27 and 0.46 million; here a stage begins with a projection.
+    network = architectures.NETWORKS[name]((32, 32, 3), 10, "information_bottleneck")
+    gates = {gate.name: gate.features for gate in gates_of(network)}
+    gated = sum(2 * size for size in gates.values())  # Their parameters: mu and log sigma^2.
+    trained = sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+    assert trained - gated == parameters
+    inside = [size for name, size in gates.items() if "relu1" in name]
+    assert inside == [16] * blocks + [32] * blocks + [64] * blocks
+
+
+def test_width_scales_every_hidden_layer():
+    half = architectures.lenet5((28, 28, 1), 10, "beta_bernoulli", width=0.5)
+    sizes = {k: n for k, (_, n) in efficiency.active_features(half).items()}
+    assert sizes == {"conv1": 10, "conv2": 25, "flatten": 400, "dense1": 250}
+    for name, layers in (("vgg16", 14), ("resnet18", 20)):
+        narrow = architectures.NETWORKS[name]((32, 32, 3), 10, width=1e-3)
+        kernels = [v for v in narrow.trainable_variables if v.name == "kernel"]
+        assert len(kernels) == layers + 1
+        assert {kernel.shape[-1] for kernel in kernels[:-1]} == {1}
+    plain, same = (architectures.resnet20((32, 32, 3), 10, seed=3, **w) for w in ({}, {"width": 1}))
+    for one, other in zip(plain.get_weights(), same.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_dense_dropout_belongs_where_no_gate_is():

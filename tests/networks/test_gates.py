@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from gate_states import KINDS
+from gate_states import KINDS, set_random
 from scipy import integrate, special
 
 from anpvs_tf.common import randomness
@@ -180,3 +180,28 @@ def test_closed_features_stay_closed(kind):
 def test_bad_arguments_are_named(argument, value):
     with pytest.raises(ValueError, match=f"{argument}.*{value}"):
         BetaBernoulliGate(**{argument: value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_most_important_features_are_kept_and_feel_no_kl(kind):
+    gate = built(5, kind, min_active=2)
+    set_random(gate, np.array([True, False, False, False, False]), np.random.default_rng(0))
+    for parameter in gate.trainable_variables:  # No two of equal importance.
+        parameter.assign_add(np.array([0.0, 0.3, -0.2, 0.1, -0.1]))
+    values = gate.importance().numpy()
+    second = int(np.argsort(values)[-2])
+    np.testing.assert_array_equal(gate.is_open(), [i in (0, second) for i in range(5)])
+    assert float(gate.mean_mask()[second]) == float(gate.mean()[second]) > 0
+    kl = gate.feature_kl().numpy()
+    assert float(gate.kl()) == pytest.approx(kl.sum() - kl[0] - kl[second], rel=1e-5)
+    with tf.GradientTape() as tape:
+        total = gate.kl()
+    for gradient in tape.gradient(total, gate.trainable_variables):
+        assert not np.any(gradient.numpy()[[0, second]])
+        assert np.all(gradient.numpy()[[i for i in range(5) if i not in (0, second)]])
+    again = type(gate).from_config(gate.get_config())
+    assert again.min_active == 2
+    # Of equal features the first stay; of a small gate all.
+    fresh = built(5, kind, min_active=3)
+    np.testing.assert_array_equal(fresh.kept(), [True] * 3 + [False] * 2)
+    assert np.all(built(2, kind, min_active=3).kept())

@@ -64,7 +64,8 @@ def train_interrupted(chosen, run, monkeypatch, after):
 def test_interruptions_within_epochs_change_no_bit(tmp_path, monkeypatch):
     base = RunDirectory(tmp_path / "base")
     trainer.train(resolved(method="standard", epochs=1, steps_per_epoch=1), base)
-    change = {"attack_steps": 1, "shrink": True, "gate_learning_rate": 0.3}
+    change = {"attack_steps": 1, "shrink": True, "gate_learning_rate": 0.3, "weight_average": 0.3}
+    change |= {"target_sparsity": 0.6, "target_of": "operations", "optimizer": "sgd"}
     chosen = resolved(method="anpvs", base_run=str(base.path), **change)
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
     trainer.train(chosen, whole)
