@@ -15,8 +15,9 @@ from anpvs_tf.pruning import open_operations
 NEAR, CLOSE = 4.0, 2.0
 # Where near and pruned features exceed the ramp by this share, no others are pressed.
 BRAKE = 0.02
-# What is steered grows by exp(GAIN) in all if it is behind by a tenth for the whole ramp.
-GAIN, MOST_BEHIND = 6.0, 0.1
+# A factor that is a tenth behind for the whole ramp grows by exp(gain) in all. Features take
+# long to come near their end, and beta is not to grow beyond measure meanwhile.
+BETA_GAIN, PUSH_GAIN, MOST_BEHIND = 3.0, 6.0, 0.1
 LOWEST, HIGHEST = 1e-3, 1e4
 # What is pruned is held, and what comes too close is pressed back, so many times as strongly
 # as what is pushed: neither is to give way to a loss whose gradient an optimizer rescales.
@@ -127,11 +128,14 @@ class SparsityTarget:
         """Moves beta and the push after a step; not at all where `good` is 0."""
         begin, reached, last = self.objective.target_steps
         inside = tf.cast((step >= begin) & (step < last), tf.float32) * good
-        rate = inside * GAIN / max(1, reached - begin)
+        rate = inside / max(1, reached - begin)
         found, allowed = self._survey(), self._allowed(step)
-        for steered, share in ((self.log_beta, found.reached), (self.log_push, found.pruned)):
+        for steered, gain, share in (
+            (self.log_beta, BETA_GAIN, found.reached),
+            (self.log_push, PUSH_GAIN, found.pruned),
+        ):
             behind = tf.clip_by_value((allowed - share) / MOST_BEHIND, -1.0, 1.0)
-            moved = tf.convert_to_tensor(steered) + rate * behind
+            moved = tf.convert_to_tensor(steered) + rate * gain * behind
             limits = (tf.math.log(LOWEST), tf.math.log(HIGHEST))
             steered.assign(tf.clip_by_value(moved, *limits))
 

@@ -292,6 +292,29 @@ def test_every_method_resolves_on_every_dataset_and_is_in_the_help():
             assert resolve.resolve({"dataset": dataset, "method": name}).method == name
 
 
+def test_a_target_takes_the_place_of_beta():
+    wanted = {"dataset": "digits", "method": "anpvs", "target_sparsity": 0.5}
+    with pytest.raises(UsageError, match="--target_sparsity steers beta"):
+        resolve.resolve(wanted | {"beta": 1.0})
+    fast = {"dataset": "cifar10", "method": "anpvs"}
+    assert resolve.resolve(fast, "fast").target_sparsity == 0.5
+    assert resolve.resolve(fast | {"beta": 1.0}, "fast").target_sparsity is None
+    base = warm_start.base_settings(resolve.resolve(wanted | {"method": "pat"}))
+    assert base.target_sparsity == 0.5 and base.method == "bp"
+    steps = build.objective_of(resolve.resolve(wanted | {"epochs": 20}), 100, 10).target_steps
+    assert steps == (40, 100, 150)
+    assert build.first_selectable_epoch(resolve.resolve(wanted | {"epochs": 20})) == 16
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(0.0, 0), (0.25, 13), (3.0, 3), (1000.0, 50)])
+def test_a_floor_of_active_features(asked, kept):
+    chosen = resolve.resolve({"dataset": "digits", "method": "anpvs", "min_active": asked})
+    network = build.build_network(chosen, "float32")
+    assert network.get_layer("conv2_gate").min_active == kept
+    with pytest.raises(UsageError, match="whole number of features"):
+        resolve.resolve({"dataset": "digits", "method": "anpvs", "min_active": 1.5})
+
+
 def test_other_norms_have_their_own_threat_model():
     chosen = resolve.resolve({"dataset": "mnist", "method": "at", "norm": "l2"})
     assert (chosen.epsilon, chosen.attack_steps) == (2.0, 20)
@@ -333,6 +356,17 @@ def test_bases_of_bases(tmp_path):
     chosen = resolve.resolve({"method": "pat", "base_run": str(run.path)})
     with pytest.raises(UsageError, match="gate kind None, this run needs beta_bernoulli"):
         warm_start.base_run(chosen, RunDirectory(tmp_path / "run"))
+
+
+def test_a_base_of_no_epochs_is_none(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    chosen = {"dataset": "digits", "base_epochs": 0}
+    for method in ("anpvs", "bp", "trades_anpvs"):
+        assert warm_start.base_run(resolve.resolve(chosen | {"method": method}), run) is None
+    bp = warm_start.base_run(resolve.resolve(chosen | {"method": "pat"}), run)
+    assert bp.path.name == "digits-lenet5-bp-seed0"
+    with pytest.raises(UsageError, match=r"pretrained_at begins with a trained network"):
+        warm_start.base_run(resolve.resolve(chosen | {"method": "pretrained_at"}), run)
 
 
 def test_the_head_is_new_where_the_classes_differ():

@@ -61,7 +61,7 @@ def test_beta_follows_what_is_missing_alone():
         betas.append(float(target.log_beta))
     # Nothing is near its end: from step 5 on more and more is missing, soon over a tenth.
     assert betas[:3] == [0, 0, 0] and betas[-2:] == [0, 0]
-    assert betas[3:6] == pytest.approx([6 / 75] * 3, rel=1e-4)
+    assert betas[3:6] == pytest.approx([3 / 75] * 3, rel=1e-4)
     for gate in classifier.gates:  # All is near its end.
         gate.a_raw.assign(tf.fill([gate.features], -6.0))
     target.log_beta.assign(0.0)
