@@ -36,7 +36,7 @@ class PairedDropout(keras.layers.Layer):
         seed = randomness.layer_seed(self.name, self.seed_generator)
         batch_size, *shape = keras.ops.shape(inputs)
         keep = randomness.per_example(
-            lambda n: tf.random.stateless_uniform([n, *shape], seed) >= self.rate, batch_size
+            lambda n: randomness.uniform([n, *shape], seed) >= self.rate, batch_size
         )
         scale = tf.constant(1 / (1 - self.rate), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))
