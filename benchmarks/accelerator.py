@@ -177,7 +177,8 @@ def step_function(
     ]
     function = tf.function(step, autograph=False, jit_compile=True).get_concrete_function(*specs)
     known = {id(variable.handle) for variable in variables}
-    if strange := [held for held in function.captured_inputs if id(held) not in known]:
+    captured = [held for held in function.captured_inputs if held.dtype == tf.resource]
+    if strange := [held for held in captured if id(held) not in known]:
         raise UsageError(
             f"the step depends on {strange[0]}, which is no part of the state of "
             f"--method={settings.method}; it cannot be exported"
@@ -186,11 +187,15 @@ def step_function(
 
 
 def portable(function: tf.types.experimental.ConcreteFunction) -> bytes:
-    """A pure function of numbers, compiled by XLA, for `jax.export.deserialize`."""
+    """A pure function of numbers, compiled by XLA, for `jax.export.deserialize`.
+
+    Args:
+        function: from arguments to results; variables are written before they are read.
+    """
     import jax
     from jax import export, tree_util
     from jax._src.export._export import _module_to_bytecode
-    from jax._src.interpreters.mlir import make_ir_context
+    from jax._src.interpreters.mlir import ir_constant, make_ir_context
     from jax.extend import mlir
     from jax.extend.mlir import ir
     from jax.extend.mlir.dialects import func
@@ -208,15 +213,21 @@ def portable(function: tf.types.experimental.ConcreteFunction) -> bytes:
         module = mlir.deserialize_portable_artifact(content)
         entry = ir.SymbolTable(module.operation)["main"]
         block = entry.regions[0].blocks[0]
-        # XLA appends the captured variables to the arguments and the assigned ones to the results.
+        # TensorFlow appends what is captured to the arguments, and the variables that are
+        # assigned to the results. A captured tensor is a constant; a captured variable is unread.
+        for held, argument in zip(
+            function.captured_inputs, list(block.arguments)[arguments:], strict=True
+        ):
+            if held.dtype != tf.resource:
+                with ir.InsertionPoint.at_block_begin(block):
+                    argument.replace_all_uses_with(ir_constant(held.numpy()))
+            if list(argument.uses):
+                raise UsageError(f"the step reads {held} before it writes it")
         (*_, end) = block.operations
         kept = list(end.operands)[:results]
         with ir.InsertionPoint(end):
             func.ReturnOp(kept)
         end.erase()
-        for argument in list(block.arguments)[arguments:]:
-            if list(argument.uses):
-                raise UsageError(f"the step reads a variable before it writes it: {argument}")
         while len(block.arguments) > arguments:
             block.erase_argument(arguments)
         taken, given = ([value.type for value in values] for values in (block.arguments, kept))
