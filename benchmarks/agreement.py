@@ -190,4 +190,4 @@ if __name__ == "__main__":
     flags.DEFINE_multi_enum("components", list(COMPONENTS), COMPONENTS, "which; repeat the flag")
     flags.DEFINE_integer("queries", 5000, "of Square", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of all random draws", lower_bound=0)
-    program.run(main)
+    program.run(main, __doc__)

@@ -248,4 +248,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("threads", os.cpu_count(), "of TensorFlow and PyTorch", lower_bound=1)
     flags.DEFINE_multi_enum("attacks", list(attacks), attacks, "which; repeat the flag")
     flags.DEFINE_bool("memory", True, "measure memory too")
-    program.run(main)
+    program.run(main, __doc__)

@@ -101,4 +101,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
     flags.DEFINE_multi_enum("patterns", list(PATTERNS), list(PATTERNS), "of VGG-16's pruning")
     flags.DEFINE_integer("repeats", 20, "timed calls of each form and batch size", lower_bound=1)
-    program.run(main)
+    program.run(main, __doc__)

@@ -122,4 +122,4 @@ def seconds(run) -> float:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main)
+    program.run(main, __doc__)

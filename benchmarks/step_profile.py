@@ -145,4 +145,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("networks", list(WORKLOADS), f"of {', '.join(WORKLOADS)}")
     flags.DEFINE_list("precisions", list(PRECISIONS), f"of {', '.join(PRECISIONS)}")
     flags.DEFINE_integer("repeats", None, "timed rounds. Default: by network", lower_bound=1)
-    program.run(main)
+    program.run(main, __doc__)

@@ -252,4 +252,4 @@ def rows(
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main)
+    program.run(main, __doc__)

@@ -93,7 +93,8 @@ def complaint(command: Command) -> str | None:
     path = ROOT / command.program
     if not path.exists():
         return "no such program"
-    takes_flags = "flags" in path.read_text() or "argparse" in path.read_text()
+    text = path.read_text()
+    takes_flags = path.parent.name == "bin" or "flags" in text or "argparse" in text
     if not takes_flags:
         return f"takes no arguments; got {command.arguments}" if command.arguments else None
     sys.argv = [command.program, *command.arguments]

@@ -32,8 +32,7 @@ from anpvs_tf import __version__
 from anpvs_tf.common.errors import InUse, UsageError, one_line
 from anpvs_tf.common.files import write_atomically, writing
 from anpvs_tf.data.sources import file_name
-from anpvs_tf.runs import checksums
-from anpvs_tf.runs.build import build_network
+from anpvs_tf.runs import build, checksums
 from anpvs_tf.runs.resolve import defaults, validated
 from anpvs_tf.runs.settings import Settings, source_of
 
@@ -51,8 +50,10 @@ def now() -> str:
 
 
 def default_name(settings: Settings) -> str:
-    """`<dataset>-<network>-<method>-seed<seed>`."""
-    return f"{file_name(settings.dataset)}-{settings.network}-{settings.method}-seed{settings.seed}"
+    """`<dataset>-<network>-<method>-seed<seed>`; after the network `x<width>` if it is not 1."""
+    width = "" if settings.width == 1 else f"x{settings.width:g}"
+    network = f"{settings.network}{width}"
+    return f"{file_name(settings.dataset)}-{network}-{settings.method}-seed{settings.seed}"
 
 
 class RunDirectory:
@@ -282,6 +283,6 @@ class RunDirectory:
         settings = self.settings()
         if not (self.finished and self.weights_path.exists()):
             raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
-        network = build_network(settings, "float32")
+        network = build.build_network(settings, "float32")
         network.load_weights(self.weights_path)
         return network

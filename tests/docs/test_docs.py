@@ -45,7 +45,7 @@ def in_process():
     """Calls a function in a process of its own that need not import TensorFlow."""
     context = multiprocessing.get_context("forkserver")
     # Not modules of the tests: the server does not find them.
-    used = ("assessment", "loop", "reporting.writing", "serving", "tuning.search")
+    used = ("evaluation.assessment", "reporting.report", "serving.export", "tuning.search")
     context.set_forkserver_preload([f"anpvs_tf.{name}" for name in used])
 
     def call(function, *arguments):

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from anpvs_tf.attacks import registry
 from anpvs_tf.attacks.registry import Settings
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.loading import Split
@@ -138,7 +139,7 @@ def checks_of(subject, transferred=None, reported=None, **settings):
         record = assessment.AttackRun(
             subject,
             SPLIT,
-            assessment.autoattack.stages("apgd-ce", chosen),
+            registry.stages("apgd-ce", chosen),
             epsilon=0.02,
             norm="linf",
             seed=0,

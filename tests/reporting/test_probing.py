@@ -37,7 +37,7 @@ def found(tmp_path_factory):
     source = SOURCES["digits"]
     subject = attacked_model.Subject("s", source, "", lambda x: outputs(x)["logits"], outputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing.subjects, "of_run", lambda run: subject)
+        patch.setattr(probing.attacked_model, "of_run", lambda run: subject)
         seen = []
         probe = probing.probe(
             reporting_groups.groups(runs)[0], split, 3, lambda *count: seen.append(count)

@@ -19,7 +19,7 @@ from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import Objective, RobustClassifier
 from anpvs_tf.networks import gating
-from anpvs_tf.runs import build, records
+from anpvs_tf.runs import build
 from anpvs_tf.runs.directory import RunDirectory, os
 from anpvs_tf.training import checkpoints, history, nonfinite, trainer
 from tests.faults import corruption, kill
@@ -86,7 +86,7 @@ def test_a_version_with_other_columns_does_not_go_on(made, tmp_path, monkeypatch
         return {n: v for n, v in row(*given).items() if n != "sparsity"} | {"margin": 0.0}
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "epoch_row", other_row)
+        patch.setattr(history, "epoch_row", other_row)
         with pytest.raises(UsageError, match=r"csv without sparsity, with margin: go on with the"):
             trainer.train(run.settings(), run)
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}

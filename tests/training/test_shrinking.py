@@ -14,8 +14,7 @@ from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import architectures
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.networks.gating import GATE_KINDS
-from anpvs_tf.runs import directory, resolve
-from anpvs_tf.runs.build import build_network
+from anpvs_tf.runs import build, resolve
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import shrinking, trainer
 
@@ -206,10 +205,10 @@ def test_features_leave_after_so_many_epochs_in_a_row():
 
 def half_closed(monkeypatch):
     """Networks of runs begin with the second half of every gate closed."""
-    build = build_network
+    unchanged = build.build_network
 
     def built(chosen, dtype):
-        network = build(chosen, dtype)
+        network = unchanged(chosen, dtype)
         for gate in gates_of(network):
             size = gate.features
             # Of the flattened map the places of the closed channels.
@@ -217,7 +216,7 @@ def half_closed(monkeypatch):
             gate.close(closed)
         return network
 
-    monkeypatch.setattr(directory, "build_network", built)
+    monkeypatch.setattr(build, "build_network", built)
 
 
 def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch):

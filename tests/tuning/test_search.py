@@ -59,7 +59,7 @@ def search_here(definition, path):
 @pytest.fixture
 def untrained(monkeypatch):
     monkeypatch.setattr(trainer, "train", stand_in)
-    monkeypatch.setattr(sweep.datasets, "load", lambda *_, **__: None)
+    monkeypatch.setattr(sweep.loading, "load", lambda *_, **__: None)
     monkeypatch.setattr(directory, "versions", dict)
     monkeypatch.setattr(search.gc, "collect", lambda: None)
     monkeypatch.setattr(search.keras.backend, "clear_session", lambda: None)
