@@ -99,7 +99,7 @@ def _norm_of_channels(deltas: tf.Tensor) -> tf.Tensor:
 def _stripes(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
     """The l_inf start: columns of +-epsilon, a sign for each channel."""
     _, _, width, channels = images.shape
-    draws = tf.random.stateless_uniform([1, 1, width, channels], seed)
+    draws = randomness.uniform([1, 1, width, channels], seed)
     return tf.clip_by_value(images + epsilon * _signs(draws), 0.0, 1.0)
 
 
@@ -108,7 +108,7 @@ def _tiles(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
     _, height, width, channels = images.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    draws = tf.random.stateless_uniform([down, across, channels + 1], seed)
+    draws = randomness.uniform([down, across, channels + 1], seed)
     unit = tf.range(side)
     both = tf.stack([pyramids(unit, unit, side, turned) for turned in (False, True)])
     turned = tf.cast(draws[..., 0] < 0.5, tf.int32)
@@ -226,7 +226,7 @@ def square(
 
     def period(i, state, result):
         origin, own = tf.gather(images, state.position), tf.gather(labels, state.position)
-        draws = tf.random.stateless_uniform([_PERIOD, kinds], randomness.fold(seed, i))
+        draws = randomness.uniform([_PERIOD, kinds], randomness.fold(seed, i))
         end = tf.minimum(i + _PERIOD, queries)
         i, state = tf.while_loop(
             lambda k, _: k < end,

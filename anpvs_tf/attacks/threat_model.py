@@ -79,12 +79,12 @@ def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str)
 
 def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     if norm == "linf":
-        return tf.random.stateless_uniform(shape, seed, -epsilon, epsilon)
-    seeds = tf.random.split(seed, 2)
-    direction = steepest(tf.random.stateless_normal(shape, seeds[0]), norm)
+        return randomness.uniform(shape, seed, -epsilon, epsilon)
+    seeds = tf.random.split(seed, 2, alg=randomness.ALGORITHM)
+    direction = steepest(randomness.normal(shape, seeds[0]), norm)
     dimensions = tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
     radius_shape = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
-    radius = tf.random.stateless_uniform(radius_shape, seeds[1]) ** (1.0 / dimensions)
+    radius = randomness.uniform(radius_shape, seeds[1]) ** (1.0 / dimensions)
     return epsilon * radius * direction
 
 
@@ -94,9 +94,9 @@ def random_on_sphere(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: st
     The draw is uniform for "linf" and normal for "l2", whose direction is uniform.
     """
     if norm == "linf":
-        draw = tf.random.stateless_uniform(shape, seed, -1.0, 1.0)
+        draw = randomness.uniform(shape, seed, -1.0, 1.0)
     else:
-        draw = tf.random.stateless_normal(shape, seed)
+        draw = randomness.normal(shape, seed)
     return epsilon * tf.math.divide_no_nan(draw, length(draw, norm))
 
 

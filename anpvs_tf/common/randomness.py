@@ -4,6 +4,9 @@ A training step opens a `scope` with its seed; layers inside it draw noise that
 is keyed by their own name. So a repeated or resumed step draws the same noise,
 and the clean and the adversarial copy of an example, which lie in one batch,
 share it.
+
+All draws are made of the bits of one named generator, here: TensorFlow's own draws take
+another generator under XLA, or make other numbers of the same bits.
 """
 
 import contextlib
@@ -12,7 +15,10 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import tensorflow as tf
+
+ALGORITHM = "philox"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +36,7 @@ def fold(seed: tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
     """Returns a new seed (int32, shape [2]) from `seed` and a number or a name."""
     if isinstance(data, str):
         data = zlib.crc32(data.encode()) & 0x7FFFFFFF
-    return tf.random.experimental.stateless_fold_in(
-        tf.cast(seed, tf.int32), tf.cast(data, tf.int32)
-    )
+    return tf.random.fold_in(tf.cast(seed, tf.int32), tf.cast(data, tf.int32), alg=ALGORITHM)
 
 
 def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
@@ -41,6 +45,39 @@ def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
     for part in parts:
         seed = fold(seed, part)
     return seed
+
+
+def bits(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Draws all 32 bits of each number, int32 of `shape`."""
+    return tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg=ALGORITHM)
+
+
+def uniform(shape, seed: tf.Tensor, low=0.0, high=1.0) -> tf.Tensor:
+    """Draws from [low, high), float32 of `shape`."""
+    # The low 23 bits, which TensorFlow's own kernels take; under XLA it takes the high ones.
+    mantissa = tf.bitwise.bitwise_and(bits(shape, seed), 2**23 - 1)
+    return low + (high - low) * (tf.cast(mantissa, tf.float32) * 2.0**-23)
+
+
+def integers(shape, seed: tf.Tensor, low: int, high: int) -> tf.Tensor:
+    """Draws from low, ..., high - 1, int32 of `shape`."""
+    return tf.random.stateless_uniform(shape, seed, low, high, tf.int32, alg=ALGORITHM)
+
+
+def normal(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Draws from the standard normal distribution, float32 of `shape` (Box and Muller 1958)."""
+    # Of pairs of neighbours, as TensorFlow's own kernels; XLA pairs other ones.
+    size = tf.reduce_prod(shape)
+    pairs = uniform([(size + 1) // 2, 2], seed)
+    radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(pairs[:, 0], 1e-7)))
+    angle = 2.0 * np.pi * pairs[:, 1]
+    drawn = tf.stack([radius * tf.sin(angle), radius * tf.cos(angle)], axis=1)
+    return tf.reshape(tf.reshape(drawn, [-1])[:size], shape)
+
+
+def permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
+    """Draws an order of the numbers below `size`, int32. Not under XLA, which lacks the kernel."""
+    return tf.random.experimental.stateless_shuffle(tf.range(size), seed, alg=ALGORITHM)
 
 
 @contextlib.contextmanager

@@ -42,12 +42,10 @@ def random_crop_and_flip(images: tf.Tensor, seed: tf.Tensor, padding: int = 4) -
     """
     batch, height, width = (images.shape[i] for i in range(3))
     padded = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
-    offsets = tf.random.stateless_uniform(
-        [batch, 2], randomness.fold(seed, "crop"), 0, 2 * padding + 1, tf.int32
-    )
+    offsets = randomness.integers([batch, 2], randomness.fold(seed, "crop"), 0, 2 * padding + 1)
     rows = offsets[:, :1] + tf.range(height)
     columns = offsets[:, 1:] + tf.range(width)
-    mirrored = tf.random.stateless_uniform([batch, 1], randomness.fold(seed, "flip")) < 0.5
+    mirrored = randomness.uniform([batch, 1], randomness.fold(seed, "flip")) < 0.5
     columns = tf.where(mirrored, tf.reverse(columns, [1]), columns)
     cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
@@ -77,9 +75,7 @@ def train_batches(
     steps = min(examples // batch_size, steps_per_epoch or examples)
 
     def epoch_indices(epoch):
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(examples), seed=randomness.seed_of(seed, "order", epoch)
-        )
+        order = randomness.permutation(examples, randomness.seed_of(seed, "order", epoch))
         batches = tf.reshape(order[: steps * batch_size], [steps, batch_size])
         done = tf.where(tf.equal(epoch, first_epoch), first_step, 0)
         return tf.data.Dataset.from_tensor_slices(batches[done:])

@@ -111,7 +111,7 @@ class BayesianLayer:
     def _deviation(self, name: str, seed: tf.Tensor) -> tf.Tensor:
         """How far one draw of a weight is from its mean, float32."""
         stddev = self.stddev(name)
-        return stddev * tf.random.stateless_normal(stddev.shape, randomness.fold(seed, name))
+        return stddev * randomness.normal(stddev.shape, randomness.fold(seed, name))
 
     def _of_each_example(self, name: str, seed: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
         """A draw of a vector for every example, float32 [batch, 1, ..., features]."""
@@ -119,7 +119,7 @@ class BayesianLayer:
         seed = randomness.fold(seed, name)
 
         def draw(examples):
-            return tf.random.stateless_normal([examples, *stddev.shape], seed)
+            return randomness.normal([examples, *stddev.shape], seed)
 
         deviation = stddev * randomness.per_example(draw, tf.shape(inputs)[0])
         return _beside(_float32(getattr(self, name)) + deviation, inputs)
@@ -138,7 +138,7 @@ class BayesianLayer:
         def signs(side, features):
             def draw(examples):
                 shape, own = [examples, features], randomness.fold(seed, side)
-                return tf.random.stateless_uniform(shape, own, 0, 2, tf.int32) * 2 - 1
+                return randomness.integers(shape, own, 0, 2) * 2 - 1
 
             return tf.cast(
                 _beside(randomness.per_example(draw, tf.shape(inputs)[0]), inputs), dtype

@@ -75,12 +75,12 @@ class BetaBernoulliGate(Gate):
     def sample_mask(self, batch_size: int | tf.Tensor) -> tf.Tensor:
         seed = randomness.layer_seed(self.name, self.seed_generator)
         smallest = kumaraswamy.UNIFORM_MIN
-        v = tf.random.stateless_uniform([self.features], randomness.fold(seed, 0), smallest, 1.0)
+        v = randomness.uniform([self.features], randomness.fold(seed, 0), smallest, 1.0)
         logit_pi = kumaraswamy.sample_logit(*self.concentrations(), v)
         u_seed = randomness.fold(seed, 1)
 
         def masks(examples):
-            u = tf.random.stateless_uniform([examples, self.features], u_seed, smallest, 1.0)
+            u = randomness.uniform([examples, self.features], u_seed, smallest, 1.0)
             return tf.sigmoid((logit_pi + tf.math.log(u) - tf.math.log1p(-u)) / self.temperature)
 
         return randomness.per_example(masks, batch_size)

@@ -78,7 +78,7 @@ class InformationBottleneckGate(Gate):
         is_open = self.is_open()
 
         def masks(examples):
-            drawn = tf.random.stateless_normal([examples, self.features], seed)
+            drawn = randomness.normal([examples, self.features], seed)
             return tf.where(is_open, self.mean() + sigma * drawn, 0.0)
 
         return randomness.per_example(masks, batch_size)

@@ -46,7 +46,8 @@ class PixelParser(flags.ArgumentParser):
         return radius.parse(argument)
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
+    """Defines the flags of the program: every setting, and how the run is carried out."""
     for field in settings.CHOSEN.values():
         if "pixels" in field.metadata:
             flags.DEFINE(PixelParser(), field.name, None, flag_help.describe(field))
@@ -99,7 +100,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
 
 
-def _chosen() -> settings.Settings:
+def chosen_settings() -> settings.Settings:
     """The settings that the flags give; what they leave open, an existing --run_dir says."""
     values = flags.FLAGS
     given = {name: values[name].value for name in settings.CHOSEN}
@@ -155,7 +156,7 @@ def main() -> None:
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    chosen = _chosen()
+    chosen = chosen_settings()
     run = directory.RunDirectory(
         values.run_dir or os.path.join(RUNS, directory.default_name(chosen))
     )
@@ -186,5 +187,5 @@ def main() -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
-    _define_flags()
+    define_flags()
     program.run(main, __doc__)

@@ -188,7 +188,7 @@ class _Network:
     def surface(self, images, labels, progress: Callable[[int], None]) -> np.ndarray:
         epsilon = self.settings.epsilon
         along = self._sign_gradient(images, labels)
-        draws = tf.random.stateless_normal(tf.shape(images), randomness.seed_of(0, "surface"))
+        draws = randomness.normal(tf.shape(images), randomness.seed_of(0, "surface"))
         across = threat_model.steepest(draws, self.settings.norm)
         places = np.linspace(-epsilon, epsilon, SURFACE_POINTS).astype(np.float32)
         found = np.zeros([SURFACE_POINTS, SURFACE_POINTS], np.float32)
