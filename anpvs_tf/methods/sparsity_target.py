@@ -1,5 +1,6 @@
 """Steers beta so that a share of the features, or of the operations, ends up pruned."""
 
+import math
 from typing import NamedTuple
 
 import keras
@@ -19,6 +20,9 @@ BRAKE = 0.02
 # long to come near their end, and beta is not to grow beyond measure meanwhile.
 BETA_GAIN, PUSH_GAIN, MOST_BEHIND = 3.0, 6.0, 0.1
 LOWEST, HIGHEST = 1e-3, 1e4
+# But beta grows to so many times its first value at most: a target that is missed is better
+# than a network that the KL divergence has silenced.
+MOST_GROWN = 30.0
 # What is pruned is held, and what comes too close is pressed back, so many times as strongly
 # as what is pushed: neither is to give way to a loss whose gradient an optimizer rescales.
 HOLD = 100.0
@@ -130,13 +134,14 @@ class SparsityTarget:
         inside = tf.cast((step >= begin) & (step < last), tf.float32) * good
         rate = inside / max(1, reached - begin)
         found, allowed = self._survey(), self._allowed(step)
-        for steered, gain, share in (
-            (self.log_beta, BETA_GAIN, found.reached),
-            (self.log_push, PUSH_GAIN, found.pruned),
+        most = min(MOST_GROWN * max(self.objective.beta, LOWEST), HIGHEST)
+        for steered, gain, share, highest in (
+            (self.log_beta, BETA_GAIN, found.reached, most),
+            (self.log_push, PUSH_GAIN, found.pruned, HIGHEST),
         ):
             behind = tf.clip_by_value((allowed - share) / MOST_BEHIND, -1.0, 1.0)
             moved = tf.convert_to_tensor(steered) + rate * gain * behind
-            limits = (tf.math.log(LOWEST), tf.math.log(HIGHEST))
+            limits = (math.log(LOWEST), math.log(highest))
             steered.assign(tf.clip_by_value(moved, *limits))
 
     def _allowed(self, step: tf.Tensor) -> tf.Tensor:
