@@ -11,7 +11,6 @@ SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once.
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 
 from absl import flags
 
@@ -120,8 +119,7 @@ def chosen_settings() -> settings.Settings:
     run = directory.RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        chosen = resolve.resolve(given, values.recipe, values.data_dir)
-        return _matched(chosen, given)
+        return resolve.resolve(given, values.recipe, values.data_dir)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
@@ -130,12 +128,12 @@ def chosen_settings() -> settings.Settings:
     return resolve.validated(dataclasses.asdict(held) | given)
 
 
-def _matched(chosen: settings.Settings, given: Mapping[str, object]) -> settings.Settings:
+def _matched(chosen: settings.Settings) -> settings.Settings:
     """The settings with the width that --match_cost_of asks for, if it does."""
     values = flags.FLAGS
     if values.match_cost_of is None:
         return chosen
-    if given["width"] is not None:
+    if values.width is not None:
         raise UsageError("--match_cost_of chooses the --width; give one of them")
     other = directory.RunDirectory(values.match_cost_of)
     found = matching.matched(chosen, other, values.match)
