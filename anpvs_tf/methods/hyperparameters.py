@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+REDUCTIONS = ("mean", "sum")
+DECAYS = ("steps", "linear")
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:

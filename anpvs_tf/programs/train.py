@@ -5,77 +5,72 @@
   python bin/train.py --method=help                      the methods and their flags
 
 An interrupted run continues when the same command is given again, or --run_dir alone.
-SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once.
+SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once. Lengths in images
+(epsilon, step sizes) are in pixel units of [0, 1].
 """
 
 import dataclasses
 import os
 import sys
+from typing import Any
 
-from absl import flags
-
-from anpvs_tf.common import devices, interruption, program
+from anpvs_tf.common import interruption, program
+from anpvs_tf.common.names import STRATEGIES
+from anpvs_tf.common.program import Flags
+from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolve, settings
-from anpvs_tf.training import nonfinite, trainer
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
 
 RUNS = "runs"
-DEFINE = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
 
 
-def _define_flags() -> None:
-    for field in settings.CHOSEN.values():
-        define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
-        define(field.name, None, flag_help.describe(field))
-    flags.DEFINE_string(
-        "recipe", "published", f"named set of defaults: {', '.join(defaults.RECIPES)}"
+def _define(flags: Flags) -> None:
+    for group, fields in flag_help.groups().items():
+        for field in fields:
+            flags.add(group, settings.kind_of(field), field.name, None, flag_help.describe(field))
+        if group == WHAT:
+            recipes = ", ".join(defaults.RECIPES)
+            flags.add(WHAT, str, "recipe", "published", f"named set of defaults ({recipes})")
+    flags.add(
+        HOW_LONG,
+        str,
+        "run_dir",
+        None,
+        f"directory of the run. Default: {RUNS}/<dataset>-<network>-<method>-seed<seed>",
     )
-    flags.DEFINE_string(
-        "run_dir", None, f"where the run goes. Default: {RUNS}/<dataset>-<network>-<method>-seed<n>"
+    flags.add(
+        HOW_LONG, bool, "overwrite", False, "delete the run that is in --run_dir and start anew"
     )
-    flags.DEFINE_string(
-        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
-    )
-    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
-    flags.DEFINE_enum(
+    shared_flags.add_data(flags, HOW_LONG)
+    flags.add(
+        HOW_LONG,
+        str,
         "strategy",
         "auto",
-        devices.STRATEGIES,
-        "auto: multi_worker if TF_CONFIG is set, mirrored with several GPUs, else default",
+        "devices to train on; auto: multi_worker if TF_CONFIG is set, mirrored with several GPUs, "
+        f"else default ({', '.join(STRATEGIES)})",
+        choices=STRATEGIES,
     )
-    flags.DEFINE_integer(
-        "logical_cpus", None, "cut the CPU into this many devices, to try strategies without GPUs"
+    shared_flags.add_execution(flags, HOW_LONG, EXPERTS)
+    flags.add(
+        EXPERTS,
+        bool,
+        "deterministic",
+        False,
+        "the same bits in every run on a GPU too, with slower kernels",
     )
-    flags.DEFINE_bool(
-        "deterministic", False, "the same bits in every run on a GPU too, with slower kernels"
-    )
-    flags.DEFINE_float(
-        "checkpoint_minutes",
-        15.0,
-        "save this often within an epoch, besides at its end",
-        lower_bound=0.0,
-    )
-    flags.DEFINE_enum(
-        "on_nonfinite",
-        "stop",
-        nonfinite.ACTIONS,
-        "at a loss or gradient that is nan or infinite: stop, or skip the step",
-    )
-    flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
+    # For tests: not in the help.
+    flags.add(None, int, "logical_cpus", None, "cut the CPU into this many devices", lower_bound=1)
 
 
-def _chosen() -> settings.Settings:
-    """The settings that the flags give; what they leave open, an existing --run_dir says."""
-    values = flags.FLAGS
+def _chosen(values: Any) -> settings.Settings:
+    """The settings that the flags give; a flag that is absent takes an existing run's value."""
     given = {name: values[name].value for name in settings.CHOSEN}
-    run = directory.RunDirectory(values.run_dir or "")
+    run = RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return resolve.resolve(given, values.recipe, values.data_dir)
+        return resolve.choose(given, values.recipe, values.data_dir)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
@@ -84,20 +79,31 @@ def _chosen() -> settings.Settings:
     return resolve.validated(dataclasses.asdict(held) | given)
 
 
-def main() -> None:
-    values = flags.FLAGS
+def _check(chosen: settings.Settings, run: RunDirectory, overwrite: bool) -> None:
+    """Raises UsageError if the run cannot be in its directory, before TensorFlow is imported."""
+    if chosen.precision == "auto" and run.config_path.exists() and not overwrite:
+        chosen = dataclasses.replace(chosen, precision=run.settings().precision)
+    run.check(chosen, overwrite)
+
+
+def main(values: Any) -> None:
     if values.method == "help":
         print(flag_help.describe_methods(values.dataset or "digits", values.recipe))
         return
+    chosen = _chosen(values)
+    run = RunDirectory(values.run_dir or os.path.join(RUNS, directory.default_name(chosen)))
+    _check(chosen, run, values.overwrite)
+
+    # What follows imports TensorFlow.
+    from anpvs_tf.common import devices
+    from anpvs_tf.training import trainer
+
     # First: TensorFlow fixes its devices when they are first used.
     used = devices.choose(values.strategy, values.logical_cpus, values.deterministic)
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    chosen = _chosen()
-    run = directory.RunDirectory(
-        values.run_dir or os.path.join(RUNS, directory.default_name(chosen))
-    )
+    chosen = resolve.with_precision(chosen)
     finished = run.finished and not values.overwrite
     with interruption.deferred():
         found = trainer.train(
@@ -121,9 +127,9 @@ def main() -> None:
     if others := [record for record in found if not records.of_training(record)]:
         print(console.evaluation_table(others))
     print(f"Results are in {run.path}")
+    print(next_steps.text(str(run.path), "evaluate", "report", "export"))
 
 
 def run() -> None:
     """Runs the program on the command line."""
-    _define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, _define)
