@@ -1,4 +1,4 @@
-"""The adversary of training: PGD against the network as it would be deployed now."""
+"""The adversary of training: PGD or N-FGSM against the network as it would be deployed now."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import pgd
+from anpvs_tf.attacks.fast_gradient_sign import noisy_fgsm
 from anpvs_tf.common import randomness
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.registry import Method
@@ -101,6 +102,17 @@ class Crafting:
                 lambda n: randomness.normal([n, *shape], seed), tf.shape(images)[0]
             )
             choices = {"loss": "kl", "start": images + TRADES_START * draw}
+        if objective.train_attack == "n_fgsm":
+            choices.pop("start", None)  # Its own is farther off.
+            return noisy_fgsm(
+                self._attacked(seed),
+                images,
+                labels,
+                seed,
+                epsilon=warmth * objective.epsilon,
+                norm=objective.norm,
+                **choices,
+            )
         # The Python function: a compiled `pgd` would keep this network alive after a retrace.
         return pgd.python_function(
             self._attacked(seed),

@@ -7,9 +7,20 @@ import tensorflow as tf
 from anpvs_tf.methods.hyperparameters import REDUCTIONS
 
 
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean cross-entropy in nats. labels: int [batch]; logits: [batch, classes]."""
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """Mean cross-entropy in nats.
+
+    Args:
+        labels: int [batch].
+        logits: [batch, classes].
+        smoothing: share of the target that is spread evenly over all classes, the right one
+            among them (Szegedy et al. 2016), in [0, 1).
+    """
+    logits = tf.cast(logits, tf.float32)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if smoothing:
+        spread = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+        losses = (1.0 - smoothing) * losses + smoothing * spread
     return tf.reduce_mean(losses)
 
 

@@ -1,4 +1,4 @@
-"""Adam with a learning rate of the gates' own, the average of weights, and how the rates fall."""
+"""Optimizers with a learning rate of the gates' own, averages of weights, the rates' schedules."""
 
 import keras
 import tensorflow as tf
@@ -58,14 +58,21 @@ class GroupedAdam(keras.optimizers.Adam):
 
     def _update_step(self, gradient, variable, learning_rate) -> None:
         if is_gate_variable(variable):
-            learning_rate = learning_rate * self.gate_rate_multiple
-        super().update_step(gradient, variable, learning_rate)
+            super().update_step(gradient, variable, learning_rate * self.gate_rate_multiple)
+        else:
+            self._update_weight(gradient, variable, learning_rate)
         if self._averages:
             average = self._averages[self._get_variable_index(variable)]
-            # The first update's weights are where the average begins.
-            share = tf.where(tf.equal(self.iterations, 0), 1.0, 1.0 - self.average)
-            share = tf.cast(share, variable.dtype)
+            share = tf.cast(self.average_share(), variable.dtype)
             self.assign_add(average, share * (tf.convert_to_tensor(variable) - average))
+
+    def _update_weight(self, gradient, variable, learning_rate) -> None:
+        super().update_step(gradient, variable, learning_rate)
+
+    def average_share(self) -> tf.Tensor:
+        """How far the averages move towards the values after this update, in (0, 1]."""
+        # The first update's weights are where the average begins.
+        return tf.where(tf.equal(self.iterations, 0), 1.0, 1.0 - self.average)
 
     def averages(self) -> list:
         """The moving average of each trained variable, in their order; empty if none is kept."""
@@ -80,6 +87,39 @@ class GroupedAdam(keras.optimizers.Adam):
         own = {"gate_rate_multiple": self.gate_rate_multiple, "average": self.average}
         own |= {"skip_nonfinite": self.skip_nonfinite}
         return super().get_config() | own
+
+
+@keras.saving.register_keras_serializable("anpvs_tf")
+class GroupedSGD(GroupedAdam):
+    """Stochastic gradient descent with Nesterov's momentum for the weights, Adam for the gates.
+
+    Gates keep Adam because the KL divergence has to move each of them by about the same
+    distance, whatever the size of its gradient, before features can be pruned.
+
+    Args:
+        momentum: of the weights, in [0, 1).
+
+    The others are `GroupedAdam`'s.
+    """
+
+    def __init__(self, learning_rate=0.1, momentum: float = 0.9, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.momentum = momentum
+
+    def _update_weight(self, gradient, variable, learning_rate) -> None:
+        # As keras.optimizers.SGD; what is Adam's first moment for gates is the velocity here.
+        rate = tf.cast(learning_rate, variable.dtype)
+        step = rate * tf.cast(gradient, variable.dtype)
+        velocity = self._momentums[self._get_variable_index(variable)]
+        moved = self.momentum * tf.convert_to_tensor(velocity) - step
+        self.assign(velocity, moved)
+        self.assign_add(variable, self.momentum * moved - step)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"momentum": self.momentum}
+
+
+OPTIMIZERS = {"adam": GroupedAdam, "sgd": GroupedSGD}
 
 
 def is_gate_variable(variable) -> bool:
@@ -97,13 +137,17 @@ def learning_rate_schedule(
         total_steps: of the whole run.
         decay_at: shares of `total_steps`, increasing.
         decay: "steps" divides by ten at each share (the published schedule);
-            "linear" falls to 0 from the first share to the end.
+            "linear" falls to 0 from the first share to the end; "one_cycle" grows
+            linearly to `learning_rate` until the first share, then falls linearly to 0
+            (Smith & Topin 2018; for adversarial training Wong et al. 2020).
 
     Raises:
         ValueError: for another decay.
     """
     if decay == "linear":
         return LinearDecay(learning_rate, round(decay_at[0] * total_steps), total_steps)
+    if decay == "one_cycle":
+        return OneCycle(learning_rate, round(decay_at[0] * total_steps), total_steps)
     if decay != "steps":
         raise ValueError(f"decay must be one of {DECAYS}; received {decay!r}")
     boundaries = [max(1, round(share * total_steps)) for share in decay_at]
@@ -126,3 +170,13 @@ class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict:
         return {"learning_rate": self.learning_rate, "begin": self.begin, "end": self.end}
+
+
+@keras.saving.register_keras_serializable("anpvs_tf")
+class OneCycle(LinearDecay):
+    """Linear from 0 to the learning rate at step `begin`, then linear to 0 at step `end`."""
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        # The first step's rate is not 0: it would be lost.
+        growth = (tf.cast(step, tf.float32) + 1.0) / max(1, self.begin)
+        return super().__call__(step) * tf.minimum(growth, 1.0)

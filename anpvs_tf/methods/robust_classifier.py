@@ -13,6 +13,7 @@ from anpvs_tf.methods.adversary import Crafting
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable
 from anpvs_tf.methods.registry import Method
+from anpvs_tf.methods.sparsity_target import SparsityTarget
 from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.pruning.admm import WeightPruning
@@ -58,12 +59,17 @@ class RobustClassifier(keras.Model):
                 gate.trainable = False
         check_layer_beta(network, objective.layer_beta)
         self.crafting = Crafting(network, method, objective, pruning)
+        self.target = None
+        if objective.target_sparsity is not None and self.learned_gates:
+            self.target = SparsityTarget(network, self.learned_gates, objective)
+        self.averaged_statistics: batch_statistics.Averages | None = None
         terms = ["loss", "ce_clean"]
         terms += ["ce_adversarial"] if method.adversarial else []
         terms += ["prediction_shift"] if method.trades else []
         terms += ["vulnerability"] if method.vulnerability else []
         terms += ["kl"] if self.learned_gates or method.bayesian else []
         terms += ["pruning_penalty"] if pruning else []
+        terms += ["beta", "pruned"] if self.target else []
         terms += ["weight_decay", "train_accuracy", "nonfinite"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
 
@@ -75,6 +81,17 @@ class RobustClassifier(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         return list(self.trackers.values())
+
+    def compile(self, optimizer="adam", **kwargs) -> None:
+        """Keras's `compile`; if the optimizer averages weights, statistics are averaged too."""
+        super().compile(optimizer=optimizer, **kwargs)
+        averager = self._averager()
+        if averager is not None and averager.average:
+            self.averaged_statistics = batch_statistics.Averages(self.network)
+
+    def _averager(self) -> GroupedAdam | None:
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return optimizer if isinstance(optimizer, GroupedAdam) else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits of images, float32 [batch, classes]."""
@@ -93,16 +110,21 @@ class RobustClassifier(keras.Model):
 
     def state(self) -> dict[str, tf.Variable]:
         """What a resumed run needs besides the network and the optimizer, by name."""
-        return self.crafting.features | (self.pruning.state() if self.pruning else {})
+        state = dict(self.crafting.features)
+        for part in (self.pruning, self.target, self.averaged_statistics):
+            state |= part.state() if part is not None else {}
+        return state
 
     def deployed_weights(self) -> list[np.ndarray]:
         """The network's weights as they are evaluated and saved: the average, if one is kept."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        averages = optimizer.averages() if isinstance(optimizer, GroupedAdam) else []
+        averager = self._averager()
+        averages = averager.averages() if averager is not None else []
         if not averages or self.optimizer.iterations == 0:
             return self.network.get_weights()
         trained = map(id, self.network.trainable_variables)
         of = dict(zip(trained, averages, strict=True))
+        if self.averaged_statistics is not None:
+            of |= {id(variable): average for variable, average in self.averaged_statistics.pairs}
         return [np.asarray(of.get(id(weight), weight)) for weight in self.network.weights]
 
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -116,8 +138,18 @@ class RobustClassifier(keras.Model):
         return tf.clip_by_value((step - begin + 1.0) / (length + 1.0), 0.0, 1.0)
 
     def weighted_kl(self) -> tf.Tensor:
-        """beta KL of the gates, in nats; the betas are 0, then on a ramp, then at their values."""
+        """beta KL of the gates, in nats; the betas are 0, then on a ramp, then at their values.
+
+        With a target the betas are those of `SparsityTarget.pressures`.
+        """
         objective = self.objective
+        if self.target is not None:
+            pressures = self.target.pressures(self.optimizer.iterations)
+            terms = [
+                tf.reduce_sum(pressure * gate.feature_kl())
+                for gate, pressure in zip(self.learned_gates, pressures, strict=True)
+            ]
+            return tf.add_n(terms)
         # From the gates, not from `losses`: a user's network may have regularisers there.
         terms = [
             objective.layer_beta.get(_layer_of(gate), objective.beta) * gate.kl()
@@ -140,10 +172,11 @@ class RobustClassifier(keras.Model):
         copies = 2 if self.method.adversarial else 1
         # Every tensor is [clean] or [clean, adversarial]; the last is what is attacked.
         logits = tf.split(outputs["logits"], copies)
-        terms = {"ce_clean": losses.cross_entropy(labels, logits[0])}
+        smoothing = objective.label_smoothing
+        terms = {"ce_clean": losses.cross_entropy(labels, logits[0], smoothing)}
         fit = terms["ce_clean"]
         if self.method.adversarial:
-            terms["ce_adversarial"] = losses.cross_entropy(labels, logits[1])
+            terms["ce_adversarial"] = losses.cross_entropy(labels, logits[1], smoothing)
         if self.method.trades:
             terms["prediction_shift"] = losses.prediction_shift(*logits)
             fit += objective.trades_beta * terms["prediction_shift"]
@@ -173,6 +206,8 @@ class RobustClassifier(keras.Model):
             terms["kl"] = tf.add_n([gate.kl() for gate in self.learned_gates])
             attacked = terms["ce_adversarial" if self.method.adversarial else "ce_clean"]
             gate_loss = attacked + self.weighted_kl() / objective.train_examples
+        if self.target is not None:
+            terms |= {"beta": self.target.beta(), "pruned": self.target.pruned()}
         hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
         terms["train_accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
         return weight_loss, gate_loss, terms
@@ -206,6 +241,7 @@ class RobustClassifier(keras.Model):
                 adversarial = self.craft(images, labels, randomness.fold(seed, "attack"))
             images = tf.concat([images, adversarial], axis=0)
 
+        step = tf.identity(self.optimizer.iterations)
         scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         updating = self.optimizer.inner_optimizer if scaled else self.optimizer
         skipping = getattr(updating, "skip_nonfinite", False)
@@ -238,10 +274,17 @@ class RobustClassifier(keras.Model):
             gradients = [tf.where(bad, np.nan, gradient) for gradient in gradients]
             for variable, value in kept:
                 variable.assign(tf.where(bad, value, variable))
+        share = self._averager().average_share() if self.averaged_statistics else None
         self.optimizer.apply(gradients, weights + gate_variables)
         if skipping and not scaled:  # A scaling optimizer does not count what it leaves out.
             self.optimizer.iterations.assign_sub(tf.where(bad, 1, 0))
         batch_statistics.agree(self.network, replica)
+        # A step that was left out moves nothing.
+        counted = tf.where(bad, 0.0, 1.0) if skipping else 1.0
+        if self.averaged_statistics is not None:
+            self.averaged_statistics.advance(counted * share)
+        if self.target is not None:
+            self.target.advance(step, counted)
         return terms
 
     def _all_finite(self, losses: list[tf.Tensor | None], gradients: list[tf.Tensor]) -> tf.Tensor:

@@ -63,8 +63,8 @@ class BetaBernoulliGate(Gate):
         a_raw, b_raw = tf.convert_to_tensor(self.a_raw), tf.convert_to_tensor(self.b_raw)
         return kumaraswamy.concentrations(a_raw, b_raw)
 
-    def kl(self) -> tf.Tensor:
-        return tf.reduce_sum(kumaraswamy.kl_to_beta(*self.concentrations(), self.prior))
+    def feature_kl(self) -> tf.Tensor:
+        return kumaraswamy.kl_to_beta(*self.concentrations(), self.prior)
 
     def mean(self) -> tf.Tensor:
         return kumaraswamy.mean(*self.concentrations())

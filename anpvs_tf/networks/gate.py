@@ -18,7 +18,7 @@ class Gate(keras.layers.Layer):
 
     Input and output: [batch, ..., features]; the gate acts on the last axis.
 
-    A kind of gate defines `kl`, `mean`, `importance`, `sample_mask`, `close`, and
+    A kind of gate defines `feature_kl`, `mean`, `importance`, `sample_mask`, `close`, and
     makes its parameters with `parameter` in `build`.
 
     Args:
@@ -26,18 +26,27 @@ class Gate(keras.layers.Layer):
         kl_weight: factor of the KL term in `add_loss`; beta / (training examples)
             makes a plain Keras `fit` minimise Eq. 5.
         seed: integer for draws outside a `noise.scope`.
+        min_active: so many features, those of the largest importance, are never pruned and
+            meet no KL divergence; of equal ones those that come first. Not negative; of a
+            gate with fewer features it keeps all.
 
     Attributes:
         features: size of the last axis, once built.
     """
 
     def __init__(
-        self, prune_threshold: float, kl_weight: float = 1.0, seed: int | None = None, **kwargs
+        self,
+        prune_threshold: float,
+        kl_weight: float = 1.0,
+        seed: int | None = None,
+        min_active: int = 0,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.prune_threshold = prune_threshold
         self.kl_weight = kl_weight
         self.seed = seed
+        self.min_active = min_active
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
@@ -55,9 +64,16 @@ class Gate(keras.layers.Layer):
             autocast=False,
         )
 
-    def kl(self) -> tf.Tensor:
-        """KL divergence from the posterior to the prior, summed over features, in nats."""
+    def feature_kl(self) -> tf.Tensor:
+        """KL divergence of each feature from the posterior to the prior, in nats, [features]."""
         raise NotImplementedError
+
+    def kl(self) -> tf.Tensor:
+        """KL divergence, in nats, summed over the features that `min_active` does not keep."""
+        values = self.feature_kl()
+        if self.min_active:
+            values = tf.where(self.kept(), 0.0, values)
+        return tf.reduce_sum(values)
 
     def mean(self) -> tf.Tensor:
         """Mean of the mask before pruning, float32 [features], not negative.
@@ -84,7 +100,21 @@ class Gate(keras.layers.Layer):
 
     def mean_mask(self) -> tf.Tensor:
         """The mask of inference: `mean()`, and exactly 0 where the feature is pruned."""
-        return tf.where(self.importance() > self.prune_threshold, self.mean(), 0.0)
+        return tf.where(self.is_open(), self.mean(), 0.0)
+
+    def kept(self) -> tf.Tensor:
+        """bool [features]: the features that `min_active` keeps."""
+        count = min(self.min_active, self.features)
+        if not count:
+            return tf.zeros([self.features], bool)
+        # Of equal values, top_k takes those of the lower index.
+        best = tf.math.top_k(self.importance(), count).indices
+        return tf.reduce_any(tf.one_hot(best, self.features, True, False, dtype=bool), axis=0)
+
+    def is_open(self) -> tf.Tensor:
+        """bool [features]: False where the feature is pruned."""
+        above = self.importance() > self.prune_threshold
+        return above | self.kept() if self.min_active else above
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if self.trainable:
@@ -103,6 +133,7 @@ class Gate(keras.layers.Layer):
             "prune_threshold": self.prune_threshold,
             "kl_weight": self.kl_weight,
             "seed": self.seed,
+            "min_active": self.min_active,
         }
 
 

@@ -62,8 +62,8 @@ class InformationBottleneckGate(Gate):
         raw = tf.convert_to_tensor(self.raw_log_variance)
         return tf.clip_by_value(raw, LOG_VARIANCE_MIN, LOG_VARIANCE_MAX)
 
-    def kl(self) -> tf.Tensor:
-        return 0.5 * tf.reduce_sum(tf.math.log1p(self.importance()))
+    def feature_kl(self) -> tf.Tensor:
+        return 0.5 * tf.math.log1p(self.importance())
 
     def mean(self) -> tf.Tensor:
         return tf.abs(tf.convert_to_tensor(self.raw_mu))
@@ -75,7 +75,7 @@ class InformationBottleneckGate(Gate):
         seed = randomness.layer_seed(self.name, self.seed_generator)
         sigma = tf.exp(0.5 * self.log_variance())
         # Else training could rely on what deployment leaves out, and the attack does not see.
-        is_open = self.importance() > self.prune_threshold
+        is_open = self.is_open()
 
         def masks(examples):
             drawn = randomness.normal([examples, self.features], seed)

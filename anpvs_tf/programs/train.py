@@ -23,6 +23,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
 
 RUNS = "runs"
+<<<<<<< ours
 
 
 def _define(flags: Flags) -> None:
@@ -38,6 +39,26 @@ def _define(flags: Flags) -> None:
         "run_dir",
         None,
         f"directory of the run. Default: {RUNS}/<dataset>-<network>-<method>-seed<seed>",
+=======
+DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def define_flags() -> None:
+    """Defines the flags of the program: every setting, and how the run is carried out."""
+    for field in settings.CHOSEN.values():
+        define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
+        define(field.name, None, flag_help.describe(field))
+    flags.DEFINE_string(
+        "recipe", "published", f"named set of defaults: {', '.join(defaults.RECIPES)}"
+    )
+    flags.DEFINE_string(
+        "run_dir", None, f"where the run goes. Default: {RUNS}/<dataset>-<network>-<method>-seed<n>"
+>>>>>>> theirs
     )
     flags.add(
         HOW_LONG, bool, "overwrite", False, "delete the run that is in --run_dir and start anew"
@@ -64,8 +85,14 @@ def _define(flags: Flags) -> None:
     flags.add(None, int, "logical_cpus", None, "cut the CPU into this many devices", lower_bound=1)
 
 
+<<<<<<< ours
 def _chosen(values: Any) -> settings.Settings:
     """The settings that the flags give; a flag that is absent takes an existing run's value."""
+=======
+def chosen_settings() -> settings.Settings:
+    """The settings that the flags give; what they leave open, an existing --run_dir says."""
+    values = flags.FLAGS
+>>>>>>> theirs
     given = {name: values[name].value for name in settings.CHOSEN}
     run = RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
@@ -103,7 +130,14 @@ def main(values: Any) -> None:
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+<<<<<<< ours
     chosen = resolve.with_precision(chosen)
+=======
+    chosen = chosen_settings()
+    run = directory.RunDirectory(
+        values.run_dir or os.path.join(RUNS, directory.default_name(chosen))
+    )
+>>>>>>> theirs
     finished = run.finished and not values.overwrite
     with interruption.deferred():
         found = trainer.train(
@@ -132,4 +166,9 @@ def main(values: Any) -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
+<<<<<<< ours
     program.run(main, __doc__, _define)
+=======
+    define_flags()
+    program.run(main, __doc__)
+>>>>>>> theirs

@@ -1,14 +1,16 @@
 """What a run trains with, as its settings say."""
 
 import dataclasses
+import math
 
 import keras
 
 from anpvs_tf.methods.hyperparameters import Objective
-from anpvs_tf.methods.optimizer import GroupedAdam, learning_rate_schedule
+from anpvs_tf.methods.optimizer import OPTIMIZERS, learning_rate_schedule
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.architectures import NETWORKS
+from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning.admm import WeightPruning
 from anpvs_tf.runs.settings import Settings, layer_betas
 
@@ -20,11 +22,20 @@ def objective_of(settings: Settings, train_examples: int, steps: int) -> Objecti
     own |= {
         "train_examples": train_examples,
         "layer_beta": layer_betas(settings),
+        "target_steps": _target_steps(settings, steps),
         "kl_warmup_steps": settings.kl_warmup_epochs * steps,
         "kl_ramp_steps": settings.kl_ramp_epochs * steps,
         "epsilon_warmup_steps": settings.epsilon_warmup_epochs * steps,
     }
     return Objective(**own)
+
+
+def _target_steps(settings: Settings, steps: int) -> tuple[int, int, int]:
+    """When pruning begins, the target is to be reached, and nothing is pruned any more."""
+    begin = settings.kl_warmup_epochs * steps
+    total = settings.epochs * steps
+    reached = max(begin + 1, round(settings.target_at * total))
+    return begin, reached, (reached + max(reached, total)) // 2
 
 
 def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:
@@ -43,14 +54,14 @@ def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:
 def make_optimizer(
     settings: Settings, total_steps: int, skip_nonfinite: bool = False
 ) -> keras.optimizers.Optimizer:
-    """Adam with the published schedule; loss scaling for float16."""
-    optimizer = GroupedAdam(
-        learning_rate_schedule(
+    """The weights' optimizer, with a rate of the gates' own; loss scaling for float16."""
+    optimizer = OPTIMIZERS[settings.optimizer](
+        learning_rate=learning_rate_schedule(
             settings.learning_rate, total_steps, settings.decay_at, settings.decay
         ),
-        settings.gate_learning_rate / settings.learning_rate,
-        settings.weight_average,
-        skip_nonfinite,
+        gate_rate_multiple=settings.gate_learning_rate / settings.learning_rate,
+        average=settings.weight_average,
+        skip_nonfinite=skip_nonfinite,
     )
     if settings.precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
@@ -65,9 +76,18 @@ def first_selectable_epoch(settings: Settings) -> int:
         begins = settings.epsilon_warmup_epochs
     if method.learned_gates:
         begins = max(begins, settings.kl_warmup_epochs + settings.kl_ramp_epochs)
+        if settings.target_sparsity is not None:
+            begins = max(begins, _target_steps(settings, 1)[2])
     if method.weight_pruning:
         begins = max(begins, settings.admm_epochs)
     return min(begins + 1, settings.epochs)
+
+
+def _least(min_active: float, features: int) -> int:
+    """How many features of a layer `min_active`, a number or below 1 a share, is."""
+    if min_active < 1:
+        return math.ceil(min_active * features)
+    return min(round(min_active), features)
 
 
 def build_network(settings: Settings, dtype: str) -> keras.Model:
@@ -84,7 +104,10 @@ def build_network(settings: Settings, dtype: str) -> keras.Model:
         gate_scope=settings.gate_scope,
         seed=settings.seed,
         dtype=dtype,
+        width=settings.width,
     )
+    for gate in gates_of(network):
+        gate.min_active = _least(settings.min_active, gate.features)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = settings.sync_batch_norm

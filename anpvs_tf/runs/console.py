@@ -18,6 +18,19 @@ def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any
     )
 
 
+def target_summary(target: dict[str, Any]) -> str:
+    """What has come of --target_sparsity, in a line."""
+    text = f"{target['reached']:.1%} of {target['of']} pruned, {target['asked']:.1%} asked for"
+    if target["met"]:
+        return f"target met: {text}"
+    if target["reached"] > target["asked"]:
+        return f"target not met: {text}; a later --target_at prunes more slowly"
+    return (
+        f"target not met: {text}; more --epochs, a larger --gate_learning_rate, an earlier "
+        "--target_at or a smaller --min_active let more be pruned"
+    )
+
+
 def evaluation_table(records: list[dict[str, Any]]) -> str:
     """Records of bin/evaluate.py as lines: the figures, then every check."""
     lines, shown = [], []

@@ -51,8 +51,10 @@ def now() -> str:
 
 
 def default_name(settings: Settings) -> str:
-    """`<dataset>-<network>-<method>-seed<seed>`."""
-    return f"{file_name(settings.dataset)}-{settings.network}-{settings.method}-seed{settings.seed}"
+    """`<dataset>-<network>-<method>-seed<seed>`; after the network `x<width>` if it is not 1."""
+    width = "" if settings.width == 1 else f"x{settings.width:g}"
+    network = f"{settings.network}{width}"
+    return f"{file_name(settings.dataset)}-{network}-{settings.method}-seed{settings.seed}"
 
 
 class RunDirectory:
@@ -169,12 +171,19 @@ class RunDirectory:
         except InUse:
             return True
 
-    def begin(self, settings: Settings, command: list[str], base: str | None = None) -> None:
+    def begin(
+        self,
+        settings: Settings,
+        command: list[str],
+        base: str | None = None,
+        trained_on: dict[str, str] | None = None,
+    ) -> None:
         """Writes config.json, if it is not there yet.
 
         Args:
             command: the command line.
             base: the run whose weights training starts from.
+            trained_on: the machine and the software, where the trainer did not train it.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not self.config_path.exists():
@@ -185,6 +194,8 @@ class RunDirectory:
                 "warm_start": base,
                 "date": now(),
             }
+            if trained_on is not None:
+                config["trained_on"] = trained_on
             write_atomically(self.config_path, json.dumps(config, indent=2) + "\n")
 
     def settings(self) -> Settings:

@@ -89,6 +89,7 @@ def describe_methods(dataset: str = "digits", recipe: str = "published") -> str:
 # What an unset value stands for.
 _UNSET = {
     "base_epochs": "as --epochs",
+    "target_sparsity": "none",
     "base_run": "none, or by method a run beside this one",
     "eval_examples": "1,000 for validation after an epoch, the whole test set at the end",
 }

@@ -99,12 +99,19 @@ def choose(
     _check_choice("recipe", recipe, RECIPES)
     check_name(given.get("dataset", "digits"))
     check_used(given.get("method", COMMON["method"]), given)
+    if "target_sparsity" in given and given.keys() & {"beta", "layer_beta"}:
+        raise UsageError(
+            "--target_sparsity steers beta: give it, or --beta and --layer_beta, not both"
+        )
     if "classes" in given:
         source = source_of(given)
     else:
         found = (given.get(name) for name in ("image_size", "channels"))
         source = describe_source(given.get("dataset", "digits"), *found, data_dir)
-    values = defaults(source, recipe, given.get("method")) | given
+    values = defaults(source, recipe, given.get("method"))
+    if "beta" in given or "layer_beta" in given:
+        values["target_sparsity"] = None
+    values |= given
     if values["norm"] in BY_NORM:
         values |= _of_norm(values, given) | given
     if values["base_epochs"] is None:
@@ -128,8 +135,10 @@ def validated(values: Mapping[str, Any]) -> Settings:
     shares = list(settings.decay_at)
     if not shares or shares != sorted(set(shares)):
         raise UsageError(f"--decay_at must be one or more increasing shares; got {shares}")
-    if settings.decay == "linear" and len(shares) > 1:
-        raise UsageError(f"--decay=linear begins once: give --decay_at one share; got {shares}")
+    if settings.decay != "steps" and len(shares) > 1:
+        raise UsageError(
+            f"--decay={settings.decay} turns once: give --decay_at one share; got {shares}"
+        )
     for name in ("epsilon", "step_size", "eval_step_size"):
         if settings.norm == "linf" and (value := getattr(settings, name)) > 1:
             raise UsageError(f"--{name} must be at most 1, the range of a pixel; got {value}")
@@ -137,6 +146,11 @@ def validated(values: Mapping[str, Any]) -> Settings:
         raise UsageError(
             f"--admm_epochs must leave epochs of --epochs={settings.epochs} to retrain; got "
             f"{settings.admm_epochs}"
+        )
+    if settings.min_active >= 1 and settings.min_active != round(settings.min_active):
+        raise UsageError(
+            "--min_active must be a whole number of features, or a share below 1; got "
+            f"{settings.min_active:g}"
         )
     layer_betas(settings)
     return settings

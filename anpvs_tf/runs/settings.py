@@ -10,7 +10,13 @@ from typing import Any
 from anpvs_tf.attacks.settings import NORMS
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import KINDS, SOURCES, Source
-from anpvs_tf.methods.hyperparameters import DECAYS, REDUCTIONS
+from anpvs_tf.methods.hyperparameters import (
+    DECAYS,
+    OPTIMIZERS,
+    REDUCTIONS,
+    TARGETS,
+    TRAIN_ATTACKS,
+)
 from anpvs_tf.methods.registry import METHODS, Method
 from anpvs_tf.networks.names import GATE_SCOPES, NETWORKS
 from anpvs_tf.pruning.names import STRUCTURES
@@ -56,16 +62,24 @@ class Settings:
     data_version: str | None = _setting("tells changed data", found=True)
     method: str = _setting("how to train; help lists them", weights=False, choices=tuple(METHODS))
     network: str = _setting("the architecture", choices=NETWORKS)
+    width: float = _setting(
+        "factor of the number of features of every hidden layer", above=0.0, at_most=16.0
+    )
     epochs: int = _setting("passes over the training split", at_least=1)
     batch_size: int = _setting("clean examples in a training step", at_least=1)
-    learning_rate: float = _setting("Adam's rate for the weights", above=0.0)
+    optimizer: str = _setting(
+        "optimizer of the weights: Adam, or SGD with Nesterov's momentum of 0.9; gates have Adam",
+        choices=OPTIMIZERS,
+    )
+    learning_rate: float = _setting("learning rate of the weights, at its highest", above=0.0)
     gate_learning_rate: float = _setting("Adam's rate for the gates", "learned_gates", above=0.0)
     decay: str = _setting(
-        "how the rates fall: to a tenth at each --decay_at, or linearly to 0 from the first on",
+        "how the rates change: to a tenth at each --decay_at; linearly to 0 from it on; or "
+        "linearly from 0 until it and then to 0 (one_cycle)",
         choices=DECAYS,
     )
     decay_at: tuple[float, ...] = _setting(
-        "shares of the steps at which the rates begin to fall", above=0.0, at_most=1.0
+        "shares of the steps at which the rates fall, or begin to", above=0.0, at_most=1.0
     )
     beta: float = _setting(
         "factor of the gates' KL divergence per training example in their loss; more prunes more",
@@ -74,6 +88,27 @@ class Settings:
     )
     layer_beta: tuple[str, ...] = _setting(
         "other factors for some layers, as layer=factor between commas", "learned_gates"
+    )
+    target_sparsity: float | None = _setting(
+        "share that is pruned in the end: steers beta, in place of --beta",
+        "learned_gates",
+        above=0.0,
+        at_most=0.999,
+    )
+    target_of: str = _setting(
+        "with --target_sparsity: what the share is of", "learned_gates", choices=TARGETS
+    )
+    target_at: float = _setting(
+        "with --target_sparsity: share of the steps after which it is to be reached; pruning "
+        "ends half way from there to the end",
+        "learned_gates",
+        above=0.0,
+        at_most=1.0,
+    )
+    min_active: float = _setting(
+        "features that every gated layer keeps: a number, or below 1 a share",
+        "learned_gates",
+        at_least=0.0,
     )
     gate_scope: str = _setting("which layers get gates", "gate", choices=tuple(GATE_SCOPES))
     kl_warmup_epochs: int = _setting(
@@ -98,6 +133,11 @@ class Settings:
     )
     step_size: float = _setting(
         "step of the training attack, in pixel units", "adversarial", above=0.0
+    )
+    train_attack: str = _setting(
+        "attack of training: PGD, or N-FGSM, one step of length epsilon from 2 epsilon of noise",
+        "adversarial",
+        choices=TRAIN_ATTACKS,
     )
     attack_steps: int = _setting("gradient steps of the training attack", "adversarial", at_least=1)
     epsilon_warmup_epochs: int = _setting(
@@ -161,6 +201,11 @@ class Settings:
     weight_decay: float = _setting(
         "factor of half the squared norm of all kernels in the loss", at_least=0.0
     )
+    label_smoothing: float = _setting(
+        "share of the targets that is spread evenly over the classes, in training alone",
+        at_least=0.0,
+        at_most=0.9,
+    )
     awp: float = _setting(
         "adversarial weight perturbation: its norm over each kernel's; 0 is none",
         "adversarial",
@@ -195,7 +240,9 @@ class Settings:
         choices=("auto", *PRECISIONS),
     )
     base_epochs: int = _setting(
-        "epochs of the standard run that a warm start trains first", "base", at_least=1
+        "epochs of the standard run that a warm start trains first; 0: no warm start",
+        "base",
+        at_least=0,
     )
     base_run: str | None = _setting(
         "run directory whose weights training starts from", weights=False

@@ -8,6 +8,7 @@ import keras
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.evaluation.evaluator import Attack, Result
 from anpvs_tf.pruning import efficiency
+from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import directory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.training.checkpoints import Position
@@ -67,6 +68,25 @@ def check_columns(
         )
 
 
+# A target is met if the share that was pruned differs by at most this.
+TARGET_TOLERANCE = 0.01
+
+
+def target_record(settings: Settings, network: keras.Model) -> dict[str, Any]:
+    """What `target_sparsity` asked for, and what has come of it.
+
+    Operations are the multiplications of the frozen network, as it is deployed.
+    """
+    if settings.target_of == "operations":
+        left, whole = (FrozenNetwork(network, prune).multiplications for prune in (True, False))
+        reached = 1.0 - left / whole
+    else:
+        reached = efficiency.sparsity(efficiency.active_features(network))
+    met = abs(reached - settings.target_sparsity) <= TARGET_TOLERANCE
+    asked = {"of": settings.target_of, "asked": settings.target_sparsity}
+    return asked | {"reached": reached, "met": met}
+
+
 def result_record(
     settings: Settings, attack: Attack, split: str, result: Result, network: keras.Model
 ) -> dict[str, Any]:
@@ -78,6 +98,7 @@ def result_record(
         "examples": result.examples,
         "method": settings.method,
         "network": settings.network,
+        "width": settings.width,
         "seed": settings.seed,
         "threat_model": {"norm": attack.norm, "epsilon": attack.epsilon},
         "attack": {

@@ -324,6 +324,14 @@ def working_copy(
     pairs = shrunk.pairs + shrunk.optimizer_pairs(weights, whole.optimizer, small.optimizer)
     for name, features in small.crafting.features.items():
         pairs.append(Pair(whole.crafting.features[name], features, (shrunk.gates[name],)))
+    if small.averaged_statistics is not None:
+        places_of = {id(pair.full): pair.places for pair in shrunk.pairs}
+        both = (whole.averaged_statistics.pairs, small.averaged_statistics.pairs)
+        for (moving, full), (_, narrow) in zip(*both, strict=True):
+            pairs.append(Pair(full, narrow, places_of[id(moving)]))
+    if small.target is not None:
+        of_whole, of_small = whole.target.state(), small.target.state()
+        pairs += [Pair(of_whole[name], of_small[name], None) for name in of_whole]
     for pair in pairs:
         pair.load()
     small.crafting.restore()

@@ -29,7 +29,7 @@ from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import build, console
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import PRECISIONS, Settings, layer_betas
-from anpvs_tf.training import history, nonfinite, shrinking, tensorboard, warm_start
+from anpvs_tf.training import history, nonfinite, overfitting, shrinking, tensorboard, warm_start
 from anpvs_tf.training.best_weights import Best
 from anpvs_tf.training.checkpoints import Checkpoints, Position
 
@@ -234,7 +234,8 @@ def _train(
     batches = pipelines.readable(batches, data.train)
     board = tensorboard.Board(home.tensorboard, settings, position.epoch)
     update = None
-    while position.epoch < settings.epochs:
+    overfitted = overfitting.noticed(settings, position.rows)
+    while position.epoch < settings.epochs and not overfitted:
         epoch = position.epoch + 1
         # What is done at the beginning of an epoch is not done again by a run that goes on in it.
         begins = position.step == 0
@@ -282,15 +283,20 @@ def _train(
         timing = history.epoch_timing(epoch, position.seconds, steps * settings.batch_size)
         progress.done(console.epoch_summary(settings, row, timing))
         board.write(row | timing, evaluated, evaluate.examples)
-        if settings.select == "best":
+        if settings.select == "best" or overfitting.possible(settings):
             best.offer(epoch, result.robust_accuracy)
         position.end_epoch(row, timing)
         checkpoints.save()
         home.write_metrics(position.rows, position.timings)
+        overfitted = overfitting.noticed(settings, position.rows)
 
     # ---- The result ----
+    if overfitted:
+        check_good_epoch(position.epoch, int(best.epoch), run)
     evaluated.set_weights(whole.deployed_weights())
-    best.restore()
+    chosen = settings.select == "best" or overfitted
+    if chosen:
+        best.restore()
     home.write_weights(evaluated)
     progress = Progress("test set: image", len(test))
 
@@ -302,7 +308,12 @@ def _train(
     result = evaluate(test, settings.seed, count)
     progress.done()
     record = history.result_record(settings, attack, "test", result, evaluated)
-    record["epoch"] = int(best.epoch) or settings.epochs
+    record["epoch"] = (chosen and int(best.epoch)) or settings.epochs
+    if overfitted:
+        record["stopped"] = {"reason": "catastrophic overfitting", "epoch": position.epoch}
+    if whole.target is not None:
+        record["target"] = history.target_record(settings, evaluated)
+        print(console.target_summary(record["target"]))
     if devices.is_chief:
         record["efficiency"] = efficiency.report(evaluated)
     record["timing"] = {
@@ -332,6 +343,25 @@ def _home(devices: Devices, run: RunDirectory) -> Iterator[RunDirectory]:
 def kept_for_later(checkpoints: Checkpoints) -> str:
     """What an interrupted run says last."""
     return f"{checkpoints.kept()}; the same command, or --run_dir alone, goes on"
+
+
+def check_good_epoch(epoch: int, best: int, run: RunDirectory) -> None:
+    """Says that training ends because of catastrophic overfitting, and what is kept.
+
+    Raises:
+        TrainingError: there is no epoch to go back to.
+    """
+    found = (
+        f"catastrophic overfitting in epoch {epoch}: accuracy under the training attack rose, "
+        "under the validation attack it fell to less than half"
+    )
+    cure = "more --attack_steps with --train_attack=pgd, or a smaller --learning_rate, prevent it"
+    if not best:
+        raise TrainingError(
+            f"{found}, and no epoch before had the network that was asked for; {cure}; start "
+            f"anew with --overwrite ({run.path} keeps the epochs before)"
+        )
+    print(f"warning: {found}; training ends, epoch {best} is kept; {cure}", file=sys.stderr)
 
 
 def check_not_collapsed(network: keras.Model, epoch: int, run: RunDirectory) -> None:

@@ -1,5 +1,7 @@
 """Where training starts from: nothing, a run of the method's base, or a run that the user names."""
 
+import dataclasses
+
 import keras
 
 from anpvs_tf.common.errors import UsageError
@@ -26,7 +28,11 @@ def base_settings(settings: Settings) -> Settings:
     own |= {"method": base.name, "select": "last", "weight_average": 0.0}
     if base.base is None:
         own |= {"epochs": settings.base_epochs}
-    return resolve(own)
+    # Found out once: resolving it again would take both beta and the target as asked for.
+    beta = own.pop("beta", None) if own.get("target_sparsity") is not None else None
+    own.pop("layer_beta", None) if beta is not None else None
+    found = resolve(own)
+    return found if beta is None else dataclasses.replace(found, beta=beta)
 
 
 def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
@@ -43,7 +49,7 @@ def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
         _check_fits(base, base.settings(), settings)
         if not base.finished:
             raise UsageError(f"--base_run={base.path} is not finished; finish it first")
-    elif METHODS[settings.method].base is not None:
+    elif METHODS[settings.method].base is not None and not _from_scratch(settings):
         wanted = base_settings(settings)
         base = RunDirectory(run.path.parent / directory.default_name(wanted))
         if not base.config_path.exists():
@@ -55,6 +61,23 @@ def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
     if base.path.resolve() == run.path.resolve():
         raise UsageError(f"--run_dir={run.path} is where the base run goes; choose another")
     return base
+
+
+def _from_scratch(settings: Settings) -> bool:
+    """Whether the method's base is a run of no epochs.
+
+    Raises:
+        UsageError: the method is none without its base.
+    """
+    method = METHODS[settings.method]
+    if settings.base_epochs or METHODS[method.base].base is not None:
+        return False
+    if method.gate is None:
+        raise UsageError(
+            f"--method={method.name} begins with a trained network: give --base_run, or "
+            "--base_epochs of at least 1"
+        )
+    return True
 
 
 def _check_same(base: RunDirectory, held: Settings, wanted: Settings) -> None:
@@ -70,7 +93,7 @@ def _check_same(base: RunDirectory, held: Settings, wanted: Settings) -> None:
 def _check_fits(base: RunDirectory, held: Settings, settings: Settings) -> None:
     """Raises UsageError unless a network can start from the base that the user named."""
     method, of_base = METHODS[settings.method], METHODS[held.method]
-    wanted = {"network": (held.network, settings.network)}
+    wanted = {"network": (held.network, settings.network), "width": (held.width, settings.width)}
     wanted["image shape"] = (held.source.image_shape, settings.source.image_shape)
     if method.frozen_gates:
         # Its mask is the base's.

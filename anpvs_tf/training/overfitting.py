@@ -1,0 +1,40 @@
+"""Notices catastrophic overfitting: a network that withstands its training attack alone.
+
+Training against one or a few steps can end suddenly in a network that such an attack no
+longer moves and that PGD breaks entirely (Wong et al. 2020; Andriushchenko & Flammarion
+2020). Nothing in the training losses shows it; the attack on the validation split does.
+"""
+
+from typing import Any
+
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.runs.settings import Settings
+
+# More steps than that have not been seen to collapse at the usual radii.
+FEW_STEPS = 3
+# A fall of validation accuracy under attack that is no noise: to half, and by so much.
+LEFT, LOST = 0.5, 0.15
+
+
+def possible(settings: Settings) -> bool:
+    """Whether the training attack is so cheap that catastrophic overfitting is watched for."""
+    few = settings.train_attack == "n_fgsm" or settings.attack_steps <= FEW_STEPS
+    return METHODS[settings.method].adversarial and few
+
+
+def noticed(settings: Settings, rows: list[dict[str, Any]]) -> bool:
+    """Whether the last epoch has overfitted: attacked better in training, broken in validation.
+
+    Accuracy under the validation attack fell to less than half of its best so far and by
+    more than 15 points, while accuracy under the training attack rose.
+
+    Args:
+        rows: of metrics.csv.
+    """
+    if not possible(settings) or len(rows) < 2:
+        return False
+    *_, before, now = rows
+    best = max(row["validation_robust_accuracy"] for row in rows[:-1])
+    robust = now["validation_robust_accuracy"]
+    rose = now["train_accuracy"] > before["train_accuracy"]
+    return rose and robust < min(LEFT * best, best - LOST)

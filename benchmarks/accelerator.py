@@ -1,0 +1,501 @@
+"""Trains a run on a machine with an accelerator that has JAX, but not TensorFlow.
+
+  python -m benchmarks.accelerator export --out=DIR --dataset=mnist --method=anpvs --recipe=short
+  python benchmarks/accelerator_run.py DIR --seconds=300 --out=DIR/trained       (over there)
+  python -m benchmarks.accelerator import DIR --trained=DIR/trained --run_dir=RUN
+
+`export` takes the flags of bin/train.py and writes the whole training step (augmentation,
+crafting, update) as StableHLO, the state that it starts from, and the order of the examples.
+The images are written to --data, which exports of one dataset share. `import` makes a finished
+run of what was trained: it is evaluated on the test set as at the end of training.
+
+The step crafts on the whole network, however much is pruned; ADMM and --shrink, which change
+the step between epochs, are refused. Needs JAX here too (extra `benchmark`).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from anpvs_tf.common import program, randomness
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data import loading, pipelines, tfds
+from anpvs_tf.data.splits import Split
+from anpvs_tf.evaluation.evaluator import Attack, Evaluator, Result
+from anpvs_tf.methods.optimizer import is_gate_variable
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.methods.robust_classifier import RobustClassifier
+from anpvs_tf.programs import train as train_program
+from anpvs_tf.pruning import efficiency
+from anpvs_tf.runs import build, directory
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.resolve import validated
+from anpvs_tf.runs.settings import PRECISIONS, Settings
+from anpvs_tf.training import history, trainer, warm_start
+from benchmarks import accelerator_run
+
+# What MLIR calls the kinds of numbers.
+NUMBERS = {
+    "i1": np.bool_,
+    "ui8": np.uint8,
+    "i32": np.int32,
+    "f16": np.float16,
+    "bf16": tf.bfloat16.as_numpy_dtype,
+    "f32": np.float32,
+}
+# JAX has no 64-bit numbers unless it is asked for them.
+NARROW = {tf.int64: tf.int32, tf.float64: tf.float32}
+
+
+def define_flags() -> None:
+    train_program.define_flags()
+    flags.DEFINE_string("out", None, "export: the directory to write")
+    flags.DEFINE_string("data", None, "export: file for the images, shared. Default: OUT/data.npz")
+    flags.DEFINE_bool("of_base", False, "export: the run that this one would start from")
+    flags.DEFINE_string("trained", None, "import: --out of the run. Default: DIR/trained")
+
+
+def main(operands: list[str]) -> None:
+    values = flags.FLAGS
+    if operands == ["export"]:
+        if not values.out:
+            raise UsageError("export needs --out=DIR, the directory to write")
+        chosen = train_program.chosen_settings()
+        if values.of_base:
+            if METHODS[chosen.method].base is None:
+                raise UsageError(f"--of_base: --method={chosen.method} starts from no other run")
+            chosen = warm_start.base_settings(chosen)
+        run = RunDirectory(
+            values.run_dir or os.path.join(train_program.RUNS, directory.default_name(chosen))
+        )
+        out = pathlib.Path(values.out)
+        shared = pathlib.Path(values.data) if values.data else out / "data.npz"
+        write_export(chosen, out, shared, run, values.data_dir, values.download)
+        held = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+        print(f"{out} holds the export, {held / 2**20:.1f} MiB")
+        print(f"{shared} holds the images, {shared.stat().st_size / 2**20:.1f} MiB")
+    elif len(operands) == 2 and operands[0] == "import":
+        if not values.run_dir:
+            raise UsageError("import needs --run_dir=RUN, the run to write")
+        exported = pathlib.Path(operands[1])
+        trained = pathlib.Path(values.trained) if values.trained else exported / "trained"
+        run = RunDirectory(values.run_dir)
+        read_trained(exported, trained, run, values.data_dir, values.overwrite)
+        print(f"Results are in {run.path}")
+    else:
+        raise UsageError(f"expected export, or import DIR; got {' '.join(operands) or 'nothing'}")
+
+
+# ---- What is trained ----
+
+
+def classifier_of(
+    settings: Settings, train_examples: int, steps: int, base: RunDirectory | None = None
+) -> RobustClassifier:
+    """A classifier at the beginning of its training, as the trainer makes it."""
+    network = build.build_network(settings, PRECISIONS[settings.precision])
+    if base is not None:
+        warm_start.copy_weights(base.load_network(), network)
+    objective = build.objective_of(settings, train_examples, steps)
+    classifier = RobustClassifier(network, METHODS[settings.method], objective, settings.seed)
+    optimizer = build.make_optimizer(settings, settings.epochs * steps)
+    classifier.compile(optimizer=optimizer, jit_compile=False)
+    optimizer.build(network.trainable_variables)
+    return classifier
+
+
+def state_of(classifier: RobustClassifier) -> dict[str, tf.Variable]:
+    """All that a step reads or writes, by name."""
+    found = {}
+    for owner in (classifier.network, classifier.optimizer):
+        kind = "network" if owner is classifier.network else "optimizer"
+        for variable in owner.variables:
+            found[f"{kind}/{len(found)}/{variable.path}"] = variable.value
+    return found | {f"method/{name}": held for name, held in classifier.state().items()}
+
+
+def deployed_of(classifier: RobustClassifier) -> list[keras.Variable]:
+    """The variable that holds each weight of the network as it is deployed."""
+    averages = classifier.optimizer.averages()
+    trained = map(id, classifier.network.trainable_variables)
+    of = dict(zip(trained, averages, strict=True)) if averages else {}
+    return [of.get(id(weight), weight) for weight in classifier.network.weights]
+
+
+def gate_names(classifier: RobustClassifier) -> list[str]:
+    """The names in the state of the gates' parameters as they are deployed."""
+    names = {id(variable): name for name, variable in state_of(classifier).items()}
+    pairs = zip(classifier.network.weights, deployed_of(classifier), strict=True)
+    return [names[id(held.value)] for weight, held in pairs if is_gate_variable(weight)]
+
+
+def step_function(
+    classifier: RobustClassifier, settings: Settings, image_shape: tuple[int, int, int]
+) -> tuple[tf.types.experimental.ConcreteFunction, list[str]]:
+    """The training step as a pure function, and the names of the loss terms that it returns.
+
+    Returns:
+        (uint8 images, int32 labels, *state) -> [*terms, *new state], the states as `state_of`
+        has them, with 32 bits where they have 64.
+
+    Raises:
+        UsageError: the step hangs on something besides its arguments.
+    """
+    variables = list(state_of(classifier).values())
+    names = []
+
+    def narrow(dtype: tf.DType) -> tf.DType:
+        return NARROW.get(dtype, dtype)
+
+    def step(images, labels, *values):
+        # Nothing is read before it is written: so the function is one of its arguments alone.
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(tf.cast(value, variable.dtype))
+        if settings.augment:
+            place = tf.cast(classifier.optimizer.iterations, tf.int32)
+            seed = randomness.seed_of(settings.seed, "augment", place)
+            images = pipelines.random_crop_and_flip(images, seed)
+        terms = classifier.update((pipelines.to_float(images), labels))
+        names[:] = terms
+        after = [tf.cast(variable, narrow(variable.dtype)) for variable in variables]
+        return [tf.cast(term, tf.float32) for term in terms.values()] + after
+
+    specs = [
+        tf.TensorSpec([settings.batch_size, *image_shape], tf.uint8),
+        tf.TensorSpec([settings.batch_size], tf.int32),
+        *(tf.TensorSpec(v.shape, narrow(v.dtype)) for v in variables),
+    ]
+    function = tf.function(step, autograph=False, jit_compile=True).get_concrete_function(*specs)
+    known = {id(variable.handle) for variable in variables}
+    captured = [held for held in function.captured_inputs if held.dtype == tf.resource]
+    if strange := [held for held in captured if id(held) not in known]:
+        raise UsageError(
+            f"the step depends on {strange[0]}, which is no part of the state of "
+            f"--method={settings.method}; it cannot be exported"
+        )
+    return function, names
+
+
+def portable(function: tf.types.experimental.ConcreteFunction) -> bytes:
+    """A pure function of numbers, compiled by XLA, for `jax.export.deserialize`.
+
+    Args:
+        function: from arguments to results; variables are written before they are read.
+    """
+    import jax
+    from jax import export, tree_util
+    from jax._src.export._export import _module_to_bytecode
+    from jax._src.interpreters.mlir import ir_constant, make_ir_context
+    from jax.extend import mlir
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import func
+    from tensorflow.python.eager.polymorphic_function import compiler_ir
+
+    content = compiler_ir.from_concrete_function(function)(stage="stablehlo_serialized")
+    arguments = len(function.inputs) - len(function.captured_inputs)
+    results = len(function.outputs)
+
+    def shape(kind) -> jax.core.ShapedArray:
+        tensor = ir.RankedTensorType(kind)
+        return jax.core.ShapedArray(tensor.shape, NUMBERS[str(tensor.element_type)])
+
+    with make_ir_context(), ir.Location.unknown():
+        module = mlir.deserialize_portable_artifact(content)
+        entry = ir.SymbolTable(module.operation)["main"]
+        block = entry.regions[0].blocks[0]
+        # TensorFlow appends what is captured to the arguments, and the variables that are
+        # assigned to the results. A captured tensor is a constant; a captured variable is unread.
+        for held, argument in zip(
+            function.captured_inputs, list(block.arguments)[arguments:], strict=True
+        ):
+            if held.dtype != tf.resource:
+                with ir.InsertionPoint.at_block_begin(block):
+                    argument.replace_all_uses_with(ir_constant(held.numpy()))
+            if list(argument.uses):
+                raise UsageError(f"the step reads {held} before it writes it")
+        (*_, end) = block.operations
+        kept = list(end.operands)[:results]
+        with ir.InsertionPoint(end):
+            func.ReturnOp(kept)
+        end.erase()
+        while len(block.arguments) > arguments:
+            block.erase_argument(arguments)
+        taken, given = ([value.type for value in values] for values in (block.arguments, kept))
+        entry.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(taken, given))
+        for name in {"arg_attrs", "res_attrs"} & set(entry.attributes):
+            del entry.attributes[name]
+        module.operation.verify()
+        taken, given = (tuple(map(shape, kinds)) for kinds in (taken, given))
+        content = _module_to_bytecode(module)
+    return bytes(
+        export.Exported(
+            fun_name="step",
+            in_tree=tree_util.tree_structure((taken, {})),
+            in_avals=taken,
+            out_tree=tree_util.tree_structure(list(given)),
+            out_avals=given,
+            _has_named_shardings=True,
+            _in_named_shardings=(None,) * len(taken),
+            _out_named_shardings=(None,) * len(given),
+            in_shardings_hlo=(None,) * len(taken),
+            out_shardings_hlo=(None,) * len(given),
+            nr_devices=1,
+            # StableHLO without custom calls: it runs on any platform.
+            platforms=("cpu",),
+            disabled_safety_checks=(export.DisabledSafetyCheck.platform(),),
+            ordered_effects=(),
+            unordered_effects=(),
+            mlir_module_serialized=content,
+            calling_convention_version=export.maximum_supported_calling_convention_version,
+            module_kept_var_idx=tuple(range(len(taken))),
+            uses_global_constants=False,
+            _get_vjp=None,
+        ).serialize(vjp_order=0)
+    )
+
+
+# ---- Export ----
+
+
+def write_export(
+    settings: Settings,
+    out: pathlib.Path,
+    shared: pathlib.Path,
+    run: RunDirectory,
+    data_dir: str | None = None,
+    download: bool = True,
+) -> None:
+    """Writes what `accelerator_run` needs to train a run.
+
+    Args:
+        out: the directory.
+        shared: the file of the images; written if it is not there.
+        run: where `import` will put the run; a base is looked for beside it.
+
+    Raises:
+        UsageError: the settings cannot be trained there.
+    """
+    check_exportable(settings)
+    base = warm_start.base_run(settings, run)
+    if base is not None and not base.finished:
+        raise UsageError(
+            f"--method={settings.method} starts from {base.path}, which is not finished: train it, "
+            "or export it with --of_base and import it there, or name another with --base_run"
+        )
+    data = loading.load(settings.source, data_dir, download, settings.train_examples)
+    if settings.batch_size > len(data.train):
+        raise UsageError(
+            f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
+            f"examples of {settings.dataset}"
+        )
+    steps = len(data.train) // settings.batch_size
+    steps = min(steps, settings.steps_per_epoch or steps)
+
+    classifier = classifier_of(settings, len(data.train), steps, base)
+    function, terms = step_function(classifier, settings, data.image_shape)
+    state = state_of(classifier)
+    order = np.stack(
+        [
+            randomness.permutation(
+                len(data.train), randomness.seed_of(settings.seed, "order", epoch)
+            ).numpy()[: steps * settings.batch_size]
+            for epoch in range(settings.epochs)
+        ]
+    )
+    small = np.uint16 if len(data.train) <= 2**16 else np.uint32
+    order = order.astype(small).reshape(settings.epochs, steps, settings.batch_size)
+
+    out.mkdir(parents=True, exist_ok=True)
+    sha = accelerator_run.digest(data.train.images, data.train.labels)
+    write_data(shared, data.train, sha, settings, data_dir)
+    (out / "step.bin").write_bytes(portable(function))
+    np.savez_compressed(out / "order.npz", order=order)
+    arrays = {f"{i:04d}": _narrowed(variable.numpy()) for i, variable in enumerate(state.values())}
+    np.savez_compressed(out / "state.npz", **arrays)
+    meta = {
+        "settings": dataclasses.asdict(settings),
+        "base": str(base.path) if base is not None else None,
+        "command": sys.argv,
+        "versions": directory.versions(),
+        "train_examples": len(data.train),
+        "steps": steps,
+        "terms": terms,
+        "variables": list(state),
+        "gates": [list(state).index(name) for name in gate_names(classifier)],
+        "data": os.path.relpath(shared, out),
+        "data_sha256": sha,
+    }
+    (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def check_exportable(settings: Settings) -> None:
+    """Raises UsageError for what changes the step between epochs."""
+    if METHODS[settings.method].weight_pruning:
+        raise UsageError(
+            f"--method={settings.method} cannot be exported: ADMM works between epochs"
+        )
+    if settings.shrink:
+        raise UsageError("--shrink cannot be exported: it changes the network between epochs")
+    if settings.select == "best":
+        raise UsageError("--select=best cannot be exported: no epoch is evaluated over there")
+
+
+def write_data(
+    path: pathlib.Path, split: Split, sha: str, settings: Settings, data_dir: str | None
+) -> None:
+    """Writes the training examples, as JPEG where TFDS keeps them so, unless they are there.
+
+    Raises:
+        UsageError: the file holds others.
+    """
+    if path.exists():
+        with np.load(path) as held:
+            if str(held["sha256"]) != sha:
+                raise UsageError(f"--data={path} holds other examples; name another file")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = split.labels.astype(np.int32)
+    files = jpeg_files(settings, data_dir, len(split))
+    if files is not None:
+        lengths = np.array([len(file) for file in files], np.int32)
+        content = np.frombuffer(b"".join(files), np.uint8)
+        if np.array_equal(accelerator_run.decoded(content, lengths), split.images):
+            np.savez_compressed(path, jpeg=content, lengths=lengths, labels=labels, sha256=sha)
+            return
+    np.savez_compressed(path, images=split.images, labels=labels, sha256=sha)
+
+
+def jpeg_files(settings: Settings, data_dir: str | None, examples: int) -> list[bytes] | None:
+    """The JPEG files of the first training examples of a TFDS dataset; None if it has no such."""
+    import tensorflow_datasets as datasets
+
+    kind, _, rest = settings.dataset.partition(":")
+    if kind in ("digits", "folder"):
+        return None
+    part = tfds.survey(rest or kind, data_dir, False)["train"]
+    image = part.builder.info.supervised_keys[0]
+    encoded = part.builder.as_dataset(
+        split=part.split,
+        decoders={image: datasets.decode.SkipDecoding()},
+        read_config=datasets.ReadConfig(interleave_cycle_length=1),
+    )
+    rows = np.arange(len(encoded)) if part.rows is None else part.rows
+    files = []
+    for example in encoded.as_numpy_iterator():
+        if not example[image].startswith(b"\xff\xd8"):
+            return None
+        files.append(example[image])
+    return [files[row] for row in rows[:examples]]
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    dtype = tf.as_dtype(array.dtype)
+    return array.astype(NARROW.get(dtype, dtype).as_numpy_dtype)
+
+
+# ---- Import ----
+
+
+def read_trained(
+    exported: pathlib.Path,
+    trained: pathlib.Path,
+    run: RunDirectory,
+    data_dir: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Makes a finished run of what `accelerator_run` trained.
+
+    Raises:
+        UsageError: a file is absent, or the run directory holds something.
+    """
+    try:
+        meta = json.loads((exported / "meta.json").read_text())
+        rows = accelerator_run.read_history(trained / "history.csv")
+        with np.load(trained / "state.npz") as held:
+            arrays = [held[f"{i:04d}"] for i in range(len(meta["variables"]))]
+        with np.load(trained / "gates.npz") as held:
+            gates = held["gates"]
+        machine = json.loads((trained / "machine.json").read_text())
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{exported} and {trained} hold no trained export: {error}") from error
+    settings = validated(meta["settings"])
+    run.check(settings, overwrite)
+    if run.config_path.exists() and not overwrite:
+        raise UsageError(f"{run.path} holds a run; choose another --run_dir, or --overwrite")
+    if len(rows) < settings.epochs:
+        # A run of fewer epochs has another schedule; but this is what was trained.
+        print(f"warning: {len(rows)} of {settings.epochs} epochs were trained", file=sys.stderr)
+    data = loading.load(settings.source, data_dir, False, settings.train_examples)
+
+    classifier = classifier_of(settings, meta["train_examples"], meta["steps"])
+    state = state_of(classifier)
+    if list(state) != meta["variables"]:
+        raise UsageError(f"{exported} was written by another version of this package")
+    for variable, array in zip(state.values(), arrays, strict=True):
+        variable.assign(tf.cast(array, variable.dtype))
+    evaluated = build.build_network(settings, "float32")
+    evaluated.set_weights(classifier.deployed_weights())
+    trainer.check_not_collapsed(evaluated, len(rows), run)
+
+    attack = Attack(
+        settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
+    )
+    evaluate = Evaluator(evaluated, attack, trainer.EVALUATION_BATCH, prune=True)
+    validation = data.validation.take(settings.eval_examples or trainer.VALIDATION_EXAMPLES)
+    of_last = evaluate(validation, settings.seed)
+    result = evaluate(data.test.take(settings.eval_examples), settings.seed)
+    unknown = Result(0, math.nan, math.nan, math.nan, {})
+
+    with run.owned():
+        if overwrite:
+            run.clear()
+        run.begin(settings, meta["command"], meta["base"], trained_on=machine)
+        metrics, timings = [], []
+        of_gates = gate_variables(evaluated)
+        for i, row in enumerate(rows):
+            unflatten(of_gates, gates[i])
+            terms = {name: row[name] for name in meta["terms"]}
+            terms["nonfinite"] = round(terms["nonfinite"] * meta["steps"])
+            found = of_last if i == len(rows) - 1 else unknown
+            step = row["epoch"] * meta["steps"]
+            metrics.append(history.epoch_row(row["epoch"], step, terms, found, evaluated))
+            images = meta["steps"] * settings.batch_size
+            timings.append(history.epoch_timing(row["epoch"], row["seconds"], images))
+        run.write_metrics(metrics, timings)
+        run.write_weights(evaluated)
+        record = history.result_record(settings, attack, "test", result, evaluated)
+        record["epoch"] = len(rows)
+        record["efficiency"] = efficiency.report(evaluated)
+        seconds = sum(row["seconds"] for row in rows)
+        record["timing"] = {"training_seconds": round(seconds, 1)}
+        run.write_results([record])
+
+
+def gate_variables(network: keras.Model) -> list[keras.Variable]:
+    """The gates' parameters, in the order of `gate_names`."""
+    return [weight for weight in network.weights if is_gate_variable(weight)]
+
+
+def unflatten(variables: list[keras.Variable], numbers: np.ndarray) -> None:
+    """Assigns to variables the numbers that `accelerator_run.flat` made of them."""
+    cuts = np.cumsum([int(np.prod(variable.shape)) for variable in variables])
+    for variable, part in zip(variables, np.split(numbers, cuts), strict=False):
+        variable.assign(part.reshape(variable.shape))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:
+        accelerator_run.main(sys.argv[2:])
+    else:
+        define_flags()
+        program.run(main, __doc__, operands=True)
