@@ -55,6 +55,7 @@ class Flags:
         required: bool = False,
         choices: tuple[str, ...] | None = None,
         repeated: bool = False,
+        parse: Callable[[str], Any] | None = None,
         **limits: float,
     ) -> None:
         """Defines a flag.
@@ -64,17 +65,21 @@ class Flags:
             kind: bool, int, float, str, tuple (values between commas), or object for text
                 whose kind the program finds out; of object, `--name` alone means "true".
             choices: the texts that it may be.
+            parse: makes the value of the text, or raises ValueError.
             repeated: it may be given several times; its value is a list.
             limits: of absl: lower_bound, upper_bound.
         """
         define, value = _KINDS.get(kind, (None, "=TEXT"))
-        if choices is not None:
+        if choices is not None and repeated:
+            flags.DEFINE_multi_enum(name, default, choices, help, flag_values=self.values)
+        elif choices is not None:
             flags.DEFINE_enum(name, default, choices, help, flag_values=self.values)
             value = "=" + "|".join(choices) if len("|".join(choices)) < 20 else "=NAME"
         elif repeated:
             flags.DEFINE_multi_string(name, default, help, flag_values=self.values)
-        elif define is None:
+        elif define is None or parse is not None:
             parser = flags.ArgumentParser()
+            parser.parse = parse or parser.parse
             flags.DEFINE(parser, name, default, help, self.values, boolean=kind is object)
         else:
             define(name, default, help, flag_values=self.values, **limits)

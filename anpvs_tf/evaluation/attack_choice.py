@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.attacks import settings as attack_settings
 from anpvs_tf.attacks.settings import USES, Settings
 from anpvs_tf.common.errors import UsageError
@@ -81,7 +82,10 @@ def chosen_attacks(
     chosen, known = [], []
     for epsilon in choice.epsilons or (usual["epsilon"],):
         if epsilon > 1 and norm == "linf":
-            raise UsageError(f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}")
+            raise UsageError(
+                f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}"
+                f"{radius.meant(epsilon)}"
+            )
         for attack in choice.attacks:
             own = {}
             # The published step reaches the published epsilon; other radii and step counts

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.attacks.settings import NORMS, Settings
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
@@ -75,11 +76,12 @@ def _define(flags: Flags) -> None:
         tuple,
         "epsilons",
         None,
-        "radii of the ball, in pixel units. Default: the run's or dataset's",
+        "radii of the ball, in pixel units, like 8/255. Default: the run's or dataset's",
     )
     flags.add(
         attack, str, "norm", None, f"of the ball ({', '.join(NORMS)}). Default: as the epsilons"
     )
+    flags.add(attack, str, "threat_model", None, "--norm and --epsilons by name, like linf-8/255")
     flags.add(attack, int, "restarts", usual["restarts"], "runs of an attack with a random start")
     flags.add(attack, int, "seed", 0, "of the attacks")
     flags.add(
@@ -110,6 +112,7 @@ def _define(flags: Flags) -> None:
         None,
         "length of a step of pgd, in pixel units. Default: the run's or dataset's, or 2.5 epsilon "
         "/ steps",
+        parse=radius.parse,
     )
     flags.add(
         EXPERTS,
@@ -185,10 +188,17 @@ def choice_of(values: Any) -> attack_choice.Choice:
     """
     if not values.attack:
         raise UsageError(f"--attack names none; choose of {', '.join(attack_choice.ATTACKS)}")
+    norm = values.norm
+    epsilons = tuple(radius.parse_flag("epsilons", text) for text in values.epsilons or ())
+    if values.threat_model is not None:
+        if values.norm or values.epsilons:
+            raise UsageError("--threat_model says --norm and --epsilons; give it or them")
+        norm, epsilon = radius.parse_threat_model(values.threat_model)
+        epsilons = (epsilon,)
     return attack_choice.Choice(
         tuple(values.attack),
-        _numbers("epsilons", values.epsilons, float),
-        values.norm,
+        epsilons,
+        norm,
         _numbers("attack_steps", values.attack_steps, int),
         values.step_size,
         {

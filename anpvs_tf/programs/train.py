@@ -14,51 +14,57 @@ import os
 import sys
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common import interruption, program
+from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.names import STRATEGIES
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolve, settings
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
+from anpvs_tf.runs.names import COSTS
 
 RUNS = "runs"
-<<<<<<< ours
 
 
-def _define(flags: Flags) -> None:
+def define(flags: Flags) -> None:
+    """Defines the flags of the program: every setting, and how the run is carried out."""
     for group, fields in flag_help.groups().items():
         for field in fields:
-            flags.add(group, settings.kind_of(field), field.name, None, flag_help.describe(field))
+            flags.add(
+                group,
+                settings.kind_of(field),
+                field.name,
+                None,
+                flag_help.describe(field),
+                parse=radius.parse if "pixels" in field.metadata else None,
+            )
         if group == WHAT:
             recipes = ", ".join(defaults.RECIPES)
             flags.add(WHAT, str, "recipe", "published", f"named set of defaults ({recipes})")
+            flags.add(WHAT, str, "threat_model", None, flag_help.THREAT_MODEL)
+    flags.add(
+        EXPERTS,
+        str,
+        "match_cost_of",
+        None,
+        "a finished run: choose the --width at which a network without gates costs as much",
+    )
+    flags.add(
+        EXPERTS,
+        str,
+        "match",
+        "flops",
+        "with --match_cost_of: which cost is to be equal",
+        choices=COSTS,
+    )
     flags.add(
         HOW_LONG,
         str,
         "run_dir",
         None,
         f"directory of the run. Default: {RUNS}/<dataset>-<network>-<method>-seed<seed>",
-=======
-DEFINE = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
-
-
-def define_flags() -> None:
-    """Defines the flags of the program: every setting, and how the run is carried out."""
-    for field in settings.CHOSEN.values():
-        define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
-        define(field.name, None, flag_help.describe(field))
-    flags.DEFINE_string(
-        "recipe", "published", f"named set of defaults: {', '.join(defaults.RECIPES)}"
-    )
-    flags.DEFINE_string(
-        "run_dir", None, f"where the run goes. Default: {RUNS}/<dataset>-<network>-<method>-seed<n>"
->>>>>>> theirs
     )
     flags.add(
         HOW_LONG, bool, "overwrite", False, "delete the run that is in --run_dir and start anew"
@@ -85,25 +91,56 @@ def define_flags() -> None:
     flags.add(None, int, "logical_cpus", None, "cut the CPU into this many devices", lower_bound=1)
 
 
-<<<<<<< ours
-def _chosen(values: Any) -> settings.Settings:
-    """The settings that the flags give; a flag that is absent takes an existing run's value."""
-=======
-def chosen_settings() -> settings.Settings:
-    """The settings that the flags give; what they leave open, an existing --run_dir says."""
-    values = flags.FLAGS
->>>>>>> theirs
+def chosen_settings(values: Any) -> settings.Settings:
+    """The settings that the flags give; a flag that is absent takes an existing run's value.
+
+    Precision may still be "auto".
+
+    Raises:
+        UsageError: flags that do not go together, or a value that cannot be used.
+    """
     given = {name: values[name].value for name in settings.CHOSEN}
+    if values.threat_model is not None:
+        for name in ("norm", "epsilon"):
+            if given[name] is not None:
+                raise UsageError(f"--threat_model says --{name} too; give one of them")
+        given["norm"], given["epsilon"] = radius.parse_threat_model(values.threat_model)
+    if given["train_attack"] == "n_fgsm":
+        for name in ("attack_steps", "step_size"):
+            if given[name] is not None:
+                raise UsageError(
+                    f"--{name} is not used by --train_attack=n_fgsm: its one step is epsilon"
+                )
+    if values["match"].present and values.match_cost_of is None:
+        raise UsageError("--match needs --match_cost_of")
+    if values.match_cost_of is not None and given["width"] is not None:
+        raise UsageError("--match_cost_of chooses the --width; give one of them")
     run = RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return resolve.choose(given, values.recipe, values.data_dir)
+        return _matched(resolve.choose(given, values.recipe, values.data_dir), values)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
     given = {name: value for name, value in given.items() if value is not None}
     resolve.check_used(given.get("method", held.method), given)
     return resolve.validated(dataclasses.asdict(held) | given)
+
+
+def _matched(chosen: settings.Settings, values: Any) -> settings.Settings:
+    """The settings with the width that --match_cost_of asks for, if it does."""
+    if values.match_cost_of is None:
+        return chosen
+    other = RunDirectory(values.match_cost_of)
+    other.check_finished()
+    from anpvs_tf.runs import matching  # It builds networks: TensorFlow is imported.
+
+    found = matching.matched(chosen, other, values.match)
+    print(
+        f"--width={found.width:g} gives {found.cost:,} {values.match}, {other.path} has "
+        f"{found.wanted:,}"
+    )
+    return dataclasses.replace(chosen, width=found.width)
 
 
 def _check(chosen: settings.Settings, run: RunDirectory, overwrite: bool) -> None:
@@ -117,7 +154,7 @@ def main(values: Any) -> None:
     if values.method == "help":
         print(flag_help.describe_methods(values.dataset or "digits", values.recipe))
         return
-    chosen = _chosen(values)
+    chosen = chosen_settings(values)
     run = RunDirectory(values.run_dir or os.path.join(RUNS, directory.default_name(chosen)))
     _check(chosen, run, values.overwrite)
 
@@ -130,14 +167,7 @@ def main(values: Any) -> None:
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-<<<<<<< ours
     chosen = resolve.with_precision(chosen)
-=======
-    chosen = chosen_settings()
-    run = directory.RunDirectory(
-        values.run_dir or os.path.join(RUNS, directory.default_name(chosen))
-    )
->>>>>>> theirs
     finished = run.finished and not values.overwrite
     with interruption.deferred():
         found = trainer.train(
@@ -166,9 +196,4 @@ def main(values: Any) -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
-<<<<<<< ours
-    program.run(main, __doc__, _define)
-=======
-    define_flags()
-    program.run(main, __doc__)
->>>>>>> theirs
+    program.run(main, __doc__, define)

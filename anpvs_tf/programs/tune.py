@@ -13,6 +13,7 @@ import dataclasses
 import sys
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common import interruption, program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
@@ -55,6 +56,7 @@ def _define(flags: Flags) -> None:
             flags.add(
                 WHAT, str, "recipe", None, f"named set of defaults ({recipes}). Default: published"
             )
+            flags.add(WHAT, str, "threat_model", None, flag_help.THREAT_MODEL)
     shared_flags.add_data(flags, HOW_LONG)
     shared_flags.add_execution(flags, HOW_LONG, EXPERTS)
 
@@ -62,6 +64,11 @@ def _define(flags: Flags) -> None:
 def _definition(values: Any) -> Definition | None:
     """The sweep that the flags give; a flag that is absent takes an existing sweep's value."""
     texts = {n: str(values[n].value) for n in settings.CHOSEN if values[n].value is not None}
+    if values.threat_model is not None:
+        if texts.keys() & {"norm", "epsilon"}:
+            raise UsageError("--threat_model says --norm and --epsilon; give it or them")
+        norm, epsilon = radius.parse_threat_model(values.threat_model)
+        texts |= {"norm": norm, "epsilon": str(epsilon)}
     given = {
         field.name: values[field.name].value
         for field in dataclasses.fields(Definition)

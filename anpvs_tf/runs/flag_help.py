@@ -4,11 +4,13 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.defaults import BY_DATASET
 from anpvs_tf.runs.resolve import defaults
 from anpvs_tf.runs.settings import CHOSEN, FIELDS, kind_of, used
 
+THREAT_MODEL = "--norm and --epsilon by name, like linf-8/255"
 WHAT, HOW_LONG, EXPERTS = "What to train", "How long, and where", "For experts"
 # The settings that most users choose; each other one is shown with those of its trait.
 _OFTEN = {
@@ -100,4 +102,6 @@ def _show(name: str, value: Any) -> str:
         return _UNSET.get(name, "all")
     if isinstance(value, tuple):
         return ",".join(f"{v:g}" for v in value) or "none"
+    if "pixels" in FIELDS[name].metadata:
+        return radius.as_text(value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,10 +7,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source, check_name
 from anpvs_tf.data.sources import describe as describe_source
 from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.networks.names import check_images
 from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
 from anpvs_tf.runs.settings import (
     FIELDS,
@@ -141,7 +143,10 @@ def validated(values: Mapping[str, Any]) -> Settings:
         )
     for name in ("epsilon", "step_size", "eval_step_size"):
         if settings.norm == "linf" and (value := getattr(settings, name)) > 1:
-            raise UsageError(f"--{name} must be at most 1, the range of a pixel; got {value}")
+            raise UsageError(
+                f"--{name} must be at most 1, the range of a pixel; got {value:g}"
+                f"{radius.meant(value)}"
+            )
     if METHODS[settings.method].weight_pruning and settings.admm_epochs >= settings.epochs:
         raise UsageError(
             f"--admm_epochs must leave epochs of --epochs={settings.epochs} to retrain; got "
@@ -153,6 +158,7 @@ def validated(values: Mapping[str, Any]) -> Settings:
             f"{settings.min_active:g}"
         )
     layer_betas(settings)
+    check_images(settings.network, settings.source.image_shape)
     return settings
 
 
