@@ -11,6 +11,7 @@ finished is not computed twice. Lengths in images (epsilons, step sizes) are in 
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ SETTINGS = {
 OF_MODEL = ("dataset", "image_size", "channels", "input_range", "out_dir")
 
 
-def _define(flags: Flags) -> None:
+def define(flags: Flags) -> None:
     model, attack, data = "The model, one of", "The attack", "The examples"
     usual = {field.name: field.default for field in dataclasses.fields(Settings)}
     flags.add(model, str, "run_dir", None, "a finished run of bin/train.py")
@@ -244,7 +245,7 @@ def _examined(values: Any) -> tuple[Source, Mapping[str, Any]]:
         run.check_finished()
         held = run.settings()
         return held.source, dataclasses.asdict(held)
-    if not pathlib.Path(values.saved_model).exists():
+    if not os.path.exists(values.saved_model):
         raise UsageError(f"--saved_model={values.saved_model} does not exist")
     size = parsed_size(values.image_size) if values.image_size else None
     source = describe(values.dataset, size, values.channels, values.data_dir)
@@ -317,4 +318,4 @@ def main(values: Any) -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
-    program.run(main, __doc__, _define)
+    program.run(main, __doc__, define)

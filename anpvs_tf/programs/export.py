@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXPORT = "The export"
 
 
-def _define(flags: Flags) -> None:
+def define(flags: Flags) -> None:
     flags.add(EXPORT, str, "run_dir", None, "a finished run of bin/train.py", required=True)
     flags.add(
         EXPORT,
@@ -103,4 +103,4 @@ def table(done: "export.Exported", measured: dict) -> str:
 
 def run() -> None:
     """Runs the program on the command line."""
-    program.run(main, __doc__, _define)
+    program.run(main, __doc__, define)

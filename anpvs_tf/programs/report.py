@@ -19,7 +19,7 @@ from anpvs_tf.programs import shared_flags
 REPORT = "The report"
 
 
-def _define(flags: Flags) -> None:
+def define(flags: Flags) -> None:
     flags.add(
         REPORT,
         str,
@@ -63,4 +63,4 @@ def main(values: Any, paths: list[str]) -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
-    program.run(main, __doc__, _define, operands=True)
+    program.run(main, __doc__, define, operands=True)

@@ -27,7 +27,7 @@ from anpvs_tf.tuning.sweep import TRIALS, Definition, Sweep, read_definition, wa
 SEARCH = "The sweep"
 
 
-def _define(flags: Flags) -> None:
+def define(flags: Flags) -> None:
     flags.add(
         SEARCH,
         str,
@@ -112,4 +112,4 @@ def main(values: Any) -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
-    program.run(main, __doc__, _define)
+    program.run(main, __doc__, define)

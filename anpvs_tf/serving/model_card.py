@@ -8,6 +8,13 @@ from anpvs_tf.runs import directory, records
 from anpvs_tf.serving.verification import Report
 
 
+def _doubt(record: dict[str, Any]) -> str:
+    """Why a figure is not to be relied on, after it; nothing if it is."""
+    if record.get("reliable", True):
+        return ""
+    return f" (unreliable: {'; '.join(record.get('unreliable_because', ['see its checks']))})"
+
+
 def text(
     run: directory.RunDirectory, frozen: keras.Model, format: str, version: int, report: Report
 ) -> str:
@@ -28,7 +35,7 @@ def text(
         f"| {records.attack_text(r['attack'])} "
         f"| {r['threat_model']['norm']} {radius.as_text(r['threat_model']['epsilon'])} "
         f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
-        f"{'' if r.get('reliable', True) else ' (unreliable)'} |"
+        f"{_doubt(r)} |"
         for r in results
         # An ensemble of posterior draws is not what is exported.
         if r["robust_accuracy"] is not None and "posterior_draws" not in r

@@ -1,19 +1,16 @@
 """Tables: the arithmetic, what is called best, and the three formats."""
 
 import csv
-import functools
-import importlib.util
 import io
 import re
 import shlex
-import types
 
 import fake_runs
 import pytest
-from absl import flags
-from documents import ROOT
 
+from anpvs_tf.common import program
 from anpvs_tf.evaluation import attack_choice
+from anpvs_tf.programs import evaluate
 from anpvs_tf.reporting import commands, formats, measurements, tables
 from anpvs_tf.reporting import groups as reporting_groups
 from anpvs_tf.reporting.groups import collect
@@ -197,29 +194,17 @@ def test_latex_escapes_what_it_would_misread():
 @pytest.fixture(scope="module")
 def resolve():
     """What bin/evaluate.py understands of a command line."""
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "bin/evaluate.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    values = flags.FlagValues()  # Not the process's own, which other programs share.
-    define = {
-        name: functools.partial(getattr(flags, name), flag_values=values)
-        for name in dir(flags)
-        if name.startswith("DEFINE_")
-    }
-    program.flags = types.SimpleNamespace(FLAGS=values, **define)
-    program._define_flags()
 
     def resolve(line, settings):
-        values.unparse_flags()
-        for name in values:
-            values[name].unparse()
         python, script, *arguments = shlex.split(line)
         assert (python, script) == ("python", "bin/evaluate.py")
-        values([script, *arguments])
-        subject = types.SimpleNamespace(
-            settings=settings, source=settings.source, classes=10, outputs=True, name="name"
+        flags = program.Flags()
+        evaluate.define(flags)
+        flags.parse([script, *arguments])
+        values = flags.values
+        chosen = attack_choice.chosen_attacks(
+            evaluate.choice_of(values), dataclasses.asdict(settings), 10, latent=True
         )
-        chosen = program.chosen_attacks(subject)
         found = [(attack_choice.description(*one), one[1].epsilon) for one in chosen]
         return [
             (dict(what, sources=values.source_run), e) if "sources" in what else (what, e)
