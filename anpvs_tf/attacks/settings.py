@@ -3,6 +3,9 @@
 import dataclasses
 import numbers
 
+# Counts are 32-bit numbers where TensorFlow counts; each restart is a stage of its own.
+MOST, MOST_RESTARTS = 2**31 - 1, 10_000
+
 NORMS = ("linf", "l2")
 
 _PGD = ("steps", "step_size", "restarts", "draws")
@@ -79,8 +82,9 @@ class Settings:
             raise ValueError(f"classes must be at least 2; received {self.classes}")
         for name in ("steps", "restarts", "targets", "draws", "queries", "noise_draws"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; received {value}")
+            most = MOST_RESTARTS if name == "restarts" else MOST
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be from 1 to {most:,}; received {value}")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"step_size must be positive; received {self.step_size}")
 

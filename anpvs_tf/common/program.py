@@ -29,6 +29,14 @@ _KINDS: dict[Any, tuple[Callable, str]] = {
 }
 
 
+class _Parser(flags.ArgumentParser):
+    """Makes a flag's value of its text by a function that may raise ValueError."""
+
+    def __init__(self, parse: Callable[[str], Any]):
+        super().__init__()
+        self.parse = parse
+
+
 @dataclasses.dataclass
 class Flags:
     """The flags of a program, in the groups of its help.
@@ -78,8 +86,7 @@ class Flags:
         elif repeated:
             flags.DEFINE_multi_string(name, default, help, flag_values=self.values)
         elif define is None or parse is not None:
-            parser = flags.ArgumentParser()
-            parser.parse = parse or parser.parse
+            parser = flags.ArgumentParser() if parse is None else _Parser(parse)
             flags.DEFINE(parser, name, default, help, self.values, boolean=kind is object)
         else:
             define(name, default, help, flag_values=self.values, **limits)
@@ -205,5 +212,6 @@ def _outcome(work: Callable[[], None]) -> int:
 
 
 def _complain(error: Exception | str, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    # One line, whatever names are in it.
+    print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
     return code

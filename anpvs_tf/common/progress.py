@@ -27,7 +27,7 @@ class Progress:
     def update(self, count: int, note: str = "") -> None:
         """Shows that `count` of `total` are done."""
         now = time.monotonic()
-        if now - Progress._written < (LIVE_SECONDS if self._live else FILE_SECONDS):
+        if not count or now - Progress._written < (LIVE_SECONDS if self._live else FILE_SECONDS):
             return
         Progress._written = now
         left = self.seconds() / max(count, 1) * (self.total - count)

@@ -237,8 +237,11 @@ class RunDirectory:
             return []
         checksums.check(self.path)
         try:
-            return json.loads(self.results_path.read_text())
-        except (OSError, ValueError) as error:
+            held = json.loads(self.results_path.read_text())
+            if not isinstance(held, list) or not all(isinstance(one, dict) for one in held):
+                raise ValueError("it is no list of records")
+            return held
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{self.results_path} cannot be read: {one_line(error)}") from error
 
     def write_results(self, records: list[dict[str, Any]]) -> None:

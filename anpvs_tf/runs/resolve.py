@@ -24,6 +24,9 @@ from anpvs_tf.runs.settings import (
     used,
 )
 
+# Counts are 32-bit numbers where TensorFlow counts.
+LARGEST = 2**31 - 1
+
 
 def _like(source: Source) -> str:
     """The dataset whose defaults hold: its own, or what is like it."""
@@ -261,6 +264,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         if "at_most" in limits:
             good &= number <= limits["at_most"]
             bounds.append(f"at most {limits['at_most']:g}")
+        if isinstance(number, int) and number > LARGEST:
+            good = False
+            bounds.append(f"at most {LARGEST:,}")
         if not good:
             wanted = " and ".join(["a finite number", *bounds])
             raise UsageError(f"--{field.name} must be {wanted}; got {number}")

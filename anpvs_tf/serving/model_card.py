@@ -1,5 +1,7 @@
 """The model card: what a user of an exported model has to know."""
 
+from typing import Any
+
 import keras
 
 from anpvs_tf.attacks import radius

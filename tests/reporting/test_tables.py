@@ -1,6 +1,7 @@
 """Tables: the arithmetic, what is called best, and the three formats."""
 
 import csv
+import dataclasses
 import io
 import re
 import shlex

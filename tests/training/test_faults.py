@@ -21,7 +21,7 @@ from anpvs_tf.methods.robust_classifier import Objective, RobustClassifier
 from anpvs_tf.networks import gating
 from anpvs_tf.runs import build
 from anpvs_tf.runs.directory import RunDirectory, os
-from anpvs_tf.training import checkpoints, history, names, trainer
+from anpvs_tf.training import checkpoints, history, names, nonfinite, trainer
 from tests.faults import corruption, kill
 
 
