@@ -201,7 +201,7 @@ def _saved_model(path: str) -> Loaded:
     def call_integers(images):
         @tf.custom_gradient
         def without_gradient(images):
-            def gradient(*_):
+            def gradient(*_, variables=None):
                 raise LookupError("it takes integers; give a Keras model file (.keras) of it")
 
             return call(tf.cast(tf.round(images), spec.dtype)), gradient

@@ -40,8 +40,8 @@ def places(tmp_path_factory):
 def files(*roots):
     found = {}
     for root in roots:
-        for directory, names, inside in os.walk(root):
-            for name in [*names, *inside]:
+        for directory, folders, inside in os.walk(root):
+            for name in [*folders, *inside]:
                 path = os.path.join(directory, name)
                 found[path] = os.path.getsize(path) if os.path.isfile(path) else None
     return found
