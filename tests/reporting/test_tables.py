@@ -69,6 +69,19 @@ def test_an_unreliable_figure_is_marked_and_never_the_best(tmp_path):
     assert any("†" in text for text in table.key)
 
 
+def test_a_network_at_chance_is_never_the_best(tmp_path):
+    fake_runs.make(tmp_path / "a", "at", clean=0.99, robust=0.6, vulnerability=0.03)
+    fake_runs.make(
+        tmp_path / "b", "anpvs", clean=0.1, robust=0.1, vulnerability=0.001, at_chance="it is"
+    )
+    fake_runs.make(tmp_path / "c", "anp", clean=0.98, robust=0.5, vulnerability=0.02)
+    table = table1(tmp_path)
+    best = [name for name, cell in cells(table, "white_vulnerability").items() if cell.best]
+    assert best == ["anp"]
+    assert not any(cell.best for cell in cells(table, "sparsity").values() if cell.values == (50,))
+    assert any(note.startswith("At chance: anpvs.") for note in table.notes)
+
+
 def test_that_another_attack_found_more_says_nothing_about_movement(tmp_path):
     run = fake_runs.make(tmp_path / "a", "at", eval_attack_steps=20)
     fake_runs.evaluate(run, accuracy=0.5, steps=20, step_size=0.02, reliable=True)
