@@ -29,6 +29,8 @@ def test_the_likely_cause_is_named():
     assert "--learning_rate" in chance.verdict(0.1, 359, 0.1, usual)
     hasty = resolve.choose(DIGITS | {"epsilon_warmup_epochs": 0, "kl_warmup_epochs": 0})
     found = chance.verdict(0.1086, 359, 0.1, hasty)
-    assert "10.86%" in found and "--epsilon_warmup_epochs" in found and "--kl_warmup_epochs" in found
+    assert (
+        "10.86%" in found and "--epsilon_warmup_epochs" in found and "--kl_warmup_epochs" in found
+    )
     standard = resolve.choose(DIGITS | {"method": "standard"})
     assert "--kl_warmup_epochs" not in chance.verdict(0.1, 359, 0.1, standard)
