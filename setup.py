@@ -17,7 +17,12 @@ setup(
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["anpvs_tf", "anpvs_tf.*"]),
-    package_data={"anpvs_tf.reporting": ["page.css", "page.js"]},
+    license="MIT",
+    license_files=["LICENSE"],
+    package_data={
+        "anpvs_tf": ["py.typed", "*.pyi", "*/*.pyi"],
+        "anpvs_tf.reporting": ["page.css", "page.js"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -30,6 +35,8 @@ setup(
         "importlib_resources",
         "keras-tuner>=1.4.7,<1.5",
         "absl-py>=2.1",
+        "lazy_loader>=0.4",
+        "scipy>=1.11",
         "numpy>=1.26",
         # TensorFlow no longer brings it; tf.summary needs it.
         "tensorboard>=2.20,<2.22",
@@ -46,7 +53,7 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", "ruff>=0.12", *serving],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", *serving],
         "benchmark": ["torch>=2.4"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.
         "reference": ["torch>=2.4", "pyautoattack==0.2.0"],

@@ -19,16 +19,17 @@ import math
 import os
 import pathlib
 import sys
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from anpvs_tf.common import program, randomness
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.program import Flags
 from anpvs_tf.data import loading, pipelines, tfds
 from anpvs_tf.data.splits import Split
 from anpvs_tf.evaluation.evaluator import Attack, Evaluator, Result
@@ -39,7 +40,7 @@ from anpvs_tf.programs import train as train_program
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import build, directory
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.runs.resolve import validated
+from anpvs_tf.runs.resolve import validated, with_precision
 from anpvs_tf.runs.settings import PRECISIONS, Settings
 from anpvs_tf.training import history, trainer, warm_start
 from benchmarks import accelerator_run
@@ -57,20 +58,21 @@ NUMBERS = {
 NARROW = {tf.int64: tf.int32, tf.float64: tf.float32}
 
 
-def define_flags() -> None:
-    train_program.define_flags()
-    flags.DEFINE_string("out", None, "export: the directory to write")
-    flags.DEFINE_string("data", None, "export: file for the images, shared. Default: OUT/data.npz")
-    flags.DEFINE_bool("of_base", False, "export: the run that this one would start from")
-    flags.DEFINE_string("trained", None, "import: --out of the run. Default: DIR/trained")
+def define(flags: Flags) -> None:
+    train_program.define(flags)
+    own = "Export and import"
+    flags.add(own, str, "out", None, "export: the directory to write")
+    images = "export: file for the images, shared. Default: OUT/data.npz"
+    flags.add(own, str, "data", None, images)
+    flags.add(own, bool, "of_base", False, "export: the run that this one would start from")
+    flags.add(own, str, "trained", None, "import: --out of the run. Default: DIR/trained")
 
 
-def main(operands: list[str]) -> None:
-    values = flags.FLAGS
+def main(values: Any, operands: list[str]) -> None:
     if operands == ["export"]:
         if not values.out:
             raise UsageError("export needs --out=DIR, the directory to write")
-        chosen = train_program.chosen_settings()
+        chosen = with_precision(train_program.chosen_settings(values))
         if values.of_base:
             if METHODS[chosen.method].base is None:
                 raise UsageError(f"--of_base: --method={chosen.method} starts from no other run")
@@ -497,5 +499,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
         accelerator_run.main(sys.argv[2:])
     else:
-        define_flags()
-        program.run(main, __doc__, operands=True)
+        program.run(main, __doc__, define, operands=True)

@@ -19,12 +19,12 @@ batches are lucky or not: compare several seeds.
 
 import dataclasses
 import os
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from anpvs_tf.attacks import registry, threat_model
 from anpvs_tf.attacks.registry import Settings
@@ -151,8 +151,30 @@ def row(found: Comparison) -> tuple[str, ...]:
     )
 
 
-def main() -> None:
-    values = flags.FLAGS
+MEASURED = "What to measure"
+
+
+def define(flags: program.Flags) -> None:
+    flags.add(MEASURED, str, "run_dir", None, "a finished LeNet run of bin/train.py")
+    flags.add(MEASURED, int, "examples", 1000, "of the test set, from its start", lower_bound=2)
+    flags.add(
+        MEASURED, float, "epsilon", None, "in pixel units. Default: the run's", lower_bound=0.0
+    )
+    flags.add(MEASURED, str, "norm", "linf", "of the ball", choices=threat_model.NORMS)
+    flags.add(
+        MEASURED,
+        str,
+        "components",
+        list(COMPONENTS),
+        "which; repeat the flag",
+        choices=tuple(COMPONENTS),
+        repeated=True,
+    )
+    flags.add(MEASURED, int, "queries", 5000, "of Square", lower_bound=1)
+    flags.add(MEASURED, int, "seed", 0, "of all random draws", lower_bound=0)
+
+
+def main(values: Any) -> None:
     if not reference.installed("torch") or not reference.installed(reference.PACKAGE):
         raise UsageError("the reference is not installed: pip install -e '.[reference]'")
     if not values.run_dir:
@@ -183,11 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run_dir", None, "a finished LeNet run of bin/train.py")
-    flags.DEFINE_integer("examples", 1000, "of the test set, from its start", lower_bound=2)
-    flags.DEFINE_float("epsilon", None, "in pixel units. Default: the run's", lower_bound=0.0)
-    flags.DEFINE_enum("norm", "linf", threat_model.NORMS, "of the ball")
-    flags.DEFINE_multi_enum("components", list(COMPONENTS), COMPONENTS, "which; repeat the flag")
-    flags.DEFINE_integer("queries", 5000, "of Square", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of all random draws", lower_bound=0)
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

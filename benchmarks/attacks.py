@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import re
 import statistics
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch's threads wait asleep: on a busy machine, spinning made it several times slower.
@@ -30,7 +31,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from anpvs_tf.attacks import registry
 from anpvs_tf.attacks.registry import Settings
@@ -206,8 +206,30 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def main() -> None:
-    values = flags.FLAGS
+MEASURED = "What to measure"
+
+
+def define(flags: program.Flags) -> None:
+    attacks = ("pgd", *COMPONENTS, "autoattack")
+    flags.add(MEASURED, str, "run_dir", None, "a finished LeNet run of bin/train.py")
+    flags.add(MEASURED, int, "examples", 200, "of the test set, from its start", lower_bound=1)
+    flags.add(MEASURED, int, "repeats", 3, "timed rounds", lower_bound=1)
+    flags.add(MEASURED, int, "batch_size", 250, "images attacked at a time", lower_bound=1)
+    flags.add(MEASURED, int, "queries", 5000, "of Square", lower_bound=1)
+    flags.add(MEASURED, int, "threads", os.cpu_count(), "of TensorFlow and PyTorch", lower_bound=1)
+    flags.add(
+        MEASURED,
+        str,
+        "attacks",
+        list(attacks),
+        "which; repeat the flag",
+        choices=attacks,
+        repeated=True,
+    )
+    flags.add(MEASURED, bool, "memory", True, "measure memory too")
+
+
+def main(values: Any) -> None:
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     set_threads(values.threads)
@@ -239,13 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    attacks = ("pgd", *COMPONENTS, "autoattack")
-    flags.DEFINE_string("run_dir", None, "a finished LeNet run of bin/train.py")
-    flags.DEFINE_integer("examples", 200, "of the test set, from its start", lower_bound=1)
-    flags.DEFINE_integer("repeats", 3, "timed rounds", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 250, "images attacked at a time", lower_bound=1)
-    flags.DEFINE_integer("queries", 5000, "of Square", lower_bound=1)
-    flags.DEFINE_integer("threads", os.cpu_count(), "of TensorFlow and PyTorch", lower_bound=1)
-    flags.DEFINE_multi_enum("attacks", list(attacks), attacks, "which; repeat the flag")
-    flags.DEFINE_bool("memory", True, "measure memory too")
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

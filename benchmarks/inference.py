@@ -15,12 +15,12 @@ The three take turns, a call each. Milliseconds are medians; speed-ups are ratio
 
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from absl import flags, logging
 
 from anpvs_tf.common import program
 from anpvs_tf.networks import architectures
@@ -72,9 +72,26 @@ def rows(name: str, network: keras.Model, repeats: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    logging.set_verbosity(logging.WARNING)
-    values = flags.FLAGS
+MEASURED = "What to measure"
+
+
+def define(flags: program.Flags) -> None:
+    flags.add(MEASURED, str, "run_dir", None, "a finished run of bin/train.py")
+    flags.add(
+        MEASURED,
+        str,
+        "patterns",
+        list(PATTERNS),
+        "of VGG-16's pruning",
+        choices=tuple(PATTERNS),
+        repeated=True,
+    )
+    flags.add(
+        MEASURED, int, "repeats", 20, "timed calls of each form and batch size", lower_bound=1
+    )
+
+
+def main(values: Any) -> None:
     head = (
         "network",
         "sparsity",
@@ -98,7 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
-    flags.DEFINE_multi_enum("patterns", list(PATTERNS), list(PATTERNS), "of VGG-16's pruning")
-    flags.DEFINE_integer("repeats", 20, "timed calls of each form and batch size", lower_bound=1)
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

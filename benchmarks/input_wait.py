@@ -12,11 +12,11 @@ reading takes the processor from the step. "reading alone" is the pipeline witho
 import os
 import statistics
 import time
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
-from absl import flags
 
 from anpvs_tf.common import program
 from anpvs_tf.data import loading, pipelines
@@ -30,16 +30,6 @@ from benchmarks import timing
 TURN = 10
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("datasets", ["digits", "mnist", "cifar10"], "as --dataset of bin/train.py")
-    flags.DEFINE_list("methods", ["standard", "anpvs"], f"of {', '.join(METHODS)}")
-    flags.DEFINE_integer("batch_size", None, "Default: the dataset's", lower_bound=1)
-    flags.DEFINE_string("network", None, "Default: the dataset's")
-    flags.DEFINE_bool("stream", False, "read from disk")
-    flags.DEFINE_integer("steps", 100, "timed steps", lower_bound=2 * TURN)
-    flags.DEFINE_string("data_dir", None, "TFDS data directory")
-
-
 COLUMNS = (
     "data",
     "network, method, batch",
@@ -51,18 +41,31 @@ COLUMNS = (
 )
 
 
-def main() -> None:
-    values = flags.FLAGS
+MEASURED = "What to measure"
+
+
+def define(flags: program.Flags) -> None:
+    flags.add(
+        MEASURED, tuple, "datasets", ["digits", "mnist", "cifar10"], "as --dataset of bin/train.py"
+    )
+    flags.add(MEASURED, tuple, "methods", ["standard", "anpvs"], f"of {', '.join(METHODS)}")
+    flags.add(MEASURED, int, "batch_size", None, "Default: the dataset's", lower_bound=1)
+    flags.add(MEASURED, str, "network", None, "Default: the dataset's")
+    flags.add(MEASURED, bool, "stream", False, "read from disk")
+    flags.add(MEASURED, int, "steps", 100, "timed steps", lower_bound=2 * TURN)
+    flags.add(MEASURED, str, "data_dir", None, "TFDS data directory")
+
+
+def main(values: Any) -> None:
     print(f"{timing.environment('input_wait')}\n")
     timing.print_rows([COLUMNS, ("---",) * len(COLUMNS)])
     for dataset in values.datasets:
         for method in values.methods:
             timing.progress(f"{dataset} {method}")
-            timing.print_rows([row(dataset, method)])
+            timing.print_rows([row(dataset, method, values)])
 
 
-def row(dataset: str, method: str) -> tuple[str, ...]:
-    values = flags.FLAGS
+def row(dataset: str, method: str, values: Any) -> tuple[str, ...]:
     wanted = {"dataset": dataset, "method": method, "stream": values.stream}
     wanted |= {"batch_size": values.batch_size, "network": values.network}
     chosen = resolve.resolve(wanted, data_dir=values.data_dir)
@@ -121,5 +124,4 @@ def seconds(run) -> float:
 
 
 if __name__ == "__main__":
-    define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

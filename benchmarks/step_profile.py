@@ -9,11 +9,11 @@ parts do not add up to the step exactly: each is compiled without the others.
 import os
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
-from absl import flags
 
 from anpvs_tf.common import program, randomness
 from benchmarks import timing
@@ -31,8 +31,16 @@ from benchmarks.train_step import (
 MATMUL_SIZE = 2048
 
 
-def main() -> None:
-    values = flags.FLAGS
+MEASURED = "What to measure"
+
+
+def define(flags: program.Flags) -> None:
+    flags.add(MEASURED, tuple, "networks", list(WORKLOADS), f"of {', '.join(WORKLOADS)}")
+    flags.add(MEASURED, tuple, "precisions", list(PRECISIONS), f"of {', '.join(PRECISIONS)}")
+    flags.add(MEASURED, int, "repeats", None, "timed rounds. Default: by network", lower_bound=1)
+
+
+def main(values: Any) -> None:
     check_choices("networks", values.networks, WORKLOADS)
     check_choices("precisions", values.precisions, PRECISIONS)
     tf.get_logger().setLevel("ERROR")  # It takes many parts for a function that is retraced.
@@ -142,7 +150,4 @@ def rows(title: str, measured: list[tuple[Variant, list[float]]]) -> list[tuple[
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("networks", list(WORKLOADS), f"of {', '.join(WORKLOADS)}")
-    flags.DEFINE_list("precisions", list(PRECISIONS), f"of {', '.join(PRECISIONS)}")
-    flags.DEFINE_integer("repeats", None, "timed rounds. Default: by network", lower_bound=1)
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

@@ -22,12 +22,12 @@ import importlib.util
 import os
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from anpvs_tf.attacks import pgd
 from anpvs_tf.common import program
@@ -74,16 +74,20 @@ class UnfrozenClassifier(RobustClassifier):
         )
 
 
-def define_flags() -> None:
-    flags.DEFINE_list("networks", list(WORKLOADS), f"of {', '.join(WORKLOADS)}")
-    flags.DEFINE_list("precisions", list(PRECISIONS), f"of {', '.join(PRECISIONS)}")
-    flags.DEFINE_list("pruned", ["0", "0.25", "0.5", "0.75", "0.9"], "shares of the features")
+MEASURED = "What to measure"
+
+
+def define(flags: program.Flags) -> None:
     defaults = ", ".join(f"{name} {load.repeats}" for name, load in WORKLOADS.items())
-    flags.DEFINE_integer("repeats", None, f"timed rounds. Default: {defaults}", lower_bound=1)
+    flags.add(MEASURED, tuple, "networks", list(WORKLOADS), f"of {', '.join(WORKLOADS)}")
+    flags.add(MEASURED, tuple, "precisions", list(PRECISIONS), f"of {', '.join(PRECISIONS)}")
+    flags.add(
+        MEASURED, tuple, "pruned", ["0", "0.25", "0.5", "0.75", "0.9"], "shares of the features"
+    )
+    flags.add(MEASURED, int, "repeats", None, f"timed rounds. Default: {defaults}", lower_bound=1)
 
 
-def main() -> None:
-    values = flags.FLAGS
+def main(values: Any) -> None:
     check_choices("networks", values.networks, WORKLOADS)
     check_choices("precisions", values.precisions, PRECISIONS)
     try:
@@ -251,5 +255,4 @@ def rows(
 
 
 if __name__ == "__main__":
-    define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

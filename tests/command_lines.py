@@ -12,24 +12,24 @@ import pathlib
 import runpy
 import sys
 
-from absl import app, flags
-from absl.testing import flagsaver
 from documents import ROOT, Command
 
 from anpvs_tf.common import devices, program
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.data import loading
+from anpvs_tf.data import sources
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.programs import evaluate
 from anpvs_tf.reporting import report
 from anpvs_tf.runs import resolve
+from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.serving import export
 from anpvs_tf.training import trainer
 from anpvs_tf.tuning import search, sweep, table
 
 # A dataset that is not here has these facts, so that nobody looks for it.
 _FOUND = {"image_size": (32, 32), "channels": 3, "augment": True, "classes": 10}
-_resolve = resolve.resolve
+_choose = resolve.choose
 _parse_args = argparse.ArgumentParser.parse_args
 
 
@@ -41,31 +41,29 @@ def _accept(*_, **__):
     raise Accepted
 
 
-def _run(main, usage, operands=False):
-    """In place of `programs.run`."""
-    rest = flags.FLAGS(sys.argv)
-    if rest[1:] and not operands:
-        raise UsageError(f"unexpected argument {rest[1]!r}")
+def _run(main, usage, define, operands=False):
+    """In place of `program.run`."""
+    flags = program.Flags()
+    define(flags)
+    if set(sys.argv) & {*program.HELP, program.VERSION}:
+        raise Accepted
+    rest = flags.parse(sys.argv)
+    if rest and not operands:
+        raise UsageError(f"unexpected argument {rest[0]!r}")
     if pathlib.Path(sys.argv[0]).parent.name == "bin":
-        main(*([rest[1:]] if operands else []))
+        flags.check_required()
+        main(flags.values, *([rest] if operands else []))
     raise Accepted
 
 
-def _resolve_unseen(given, *rest):
+def _choose_unseen(given, *rest):
     absent = ":" in (given.get("dataset") or "")
     chosen = {name: value for name, value in given.items() if value is not None}
-    return _resolve(_FOUND | chosen if absent else given, *rest)
+    return _choose(_FOUND | chosen if absent else given, *rest)
 
 
-def _export(run, base, version, format, *rest):
-    if format not in export.FORMATS:
-        raise UsageError(f"unknown format {format!r}")
-    raise Accepted
-
-
-def _subject(*_, **__):
-    source = SOURCES["digits"]
-    return attacked_model.Subject("run", source, "", _accept, _accept, settings=_resolve({}))
+def _described(name, *rest):
+    return SOURCES.get(name) or sources.Source(name, (32, 32, 3), 10)
 
 
 def _refuse(parser, message):
@@ -75,15 +73,18 @@ def _refuse(parser, message):
 def prepare() -> None:
     """Puts a stop where the work of each program begins."""
     sys.path.insert(0, str(ROOT))
-    app.define_help_flags()
     program.run = _run
     argparse.ArgumentParser.error = _refuse
     argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
-    resolve.resolve = _resolve_unseen
+    resolve.choose = _choose_unseen
     devices.choose = lambda *_: devices.local()
-    trainer.train = loading.load_test = report.write = search.run = table.text = _accept
-    attacked_model.of_run = attacked_model.of_model = _subject
-    export.export = _export
+    trainer.train = report.write = search.run = table.text = export.export = _accept
+    attacked_model.of_run = attacked_model.of_model = _accept
+    # What lies on this machine does not matter.
+    evaluate.describe = _described
+    evaluate.os.path.exists = evaluate.os.path.isdir = lambda path: True
+    RunDirectory.check = RunDirectory.check_place = RunDirectory.check_finished = lambda *_: None
+    RunDirectory.settings = lambda *_: _choose({"precision": "float32"})
     # A sweep that goes on knows what it sweeps.
     sweep.read_definition = lambda path: sweep.Definition({"beta": "1:2"})
 
@@ -99,9 +100,9 @@ def complaint(command: Command) -> str | None:
         return f"takes no arguments; got {command.arguments}" if command.arguments else None
     sys.argv = [command.program, *command.arguments]
     try:
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
             runpy.run_path(str(path), run_name="__main__")
-    except (UsageError, flags.Error) as error:
+    except UsageError as error:
         return str(error)
     except (Accepted, SystemExit):  # SystemExit: --help.
         return None

@@ -43,6 +43,7 @@ def make(
     command=None,
     weights=None,
     examples=359,
+    at_chance=None,
     **chosen,
 ):
     """Writes a finished run to `path`.
@@ -50,6 +51,7 @@ def make(
     Args:
         sparsity: instead of what the untrained gates say.
         command: without the program; by default the settings that were chosen.
+        at_chance: what the record says of its clean accuracy.
         weights: a directory to keep the weights in, for the next run with such a network;
             None leaves them out.
         chosen: settings.
@@ -69,6 +71,8 @@ def make(
     record = history.result_record(resolved, attack, "test", result, network)
     if sparsity is not None:
         record["sparsity"] = sparsity
+    if at_chance:
+        record["at_chance"] = at_chance
     record["efficiency"] = {
         "feature_map_memory": 1 - record["sparsity"] / 2,
         "flops_reduction": 1 + 2 * record["sparsity"],

@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 
-from anpvs_tf.attacks.threat_model import NORMS
+from anpvs_tf.attacks.settings import NORMS
 from anpvs_tf.common.errors import UsageError
 
 LEVELS = 255

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from anpvs_tf.attacks import composition, losses, threat_model
+from anpvs_tf.attacks import composition, losses
 from anpvs_tf.attacks.auto_pgd import apgd
 from anpvs_tf.attacks.fast_adaptive_boundary import fab
 from anpvs_tf.attacks.fast_gradient_sign import fgsm
 from anpvs_tf.attacks.projected_gradient import pgd
+from anpvs_tf.attacks.settings import Settings, resolve
 from anpvs_tf.attacks.square_attack import square
 from anpvs_tf.attacks.uniform_noise import random_noise
 from anpvs_tf.common import randomness
@@ -34,50 +35,6 @@ class Stage:
 
     name: str
     run: Callable[[losses.LogitsFn, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What stages are made for. None stands for the attack's own default.
-
-    The defaults are AutoAttack's where it has an opinion.
-
-    epsilon: radius of the ball, in pixel units.
-    norm: "linf" or "l2".
-    classes: of the model; no attack has more targets than there are wrong classes.
-    steps: gradient steps; 40 for PGD, 100 for the others.
-    step_size: of PGD; 2.5 * epsilon / steps.
-    restarts: of what has a random start or random search.
-    targets: the most likely wrong classes, aimed at one after another.
-    draws: expectation over so many draws of a stochastic model; 1, or 20 for
-        "autoattack-rand".
-    queries: of Square.
-    noise_draws: of random noise.
-    gamma: weight of the vulnerability in "pgd-latent".
-    """
-
-    epsilon: float
-    norm: str = "linf"
-    classes: int = 10
-    steps: int | None = None
-    step_size: float | None = None
-    restarts: int = 1
-    targets: int = 9
-    draws: int | None = None
-    queries: int = 5000
-    noise_draws: int = 10
-    gamma: float = 1.0
-
-    def __post_init__(self):
-        threat_model.check_threat_model(self.epsilon, self.norm)
-        if self.classes < 2:
-            raise ValueError(f"classes must be at least 2; received {self.classes}")
-        for name in ("steps", "restarts", "targets", "draws", "queries", "noise_draws"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; received {value}")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size must be positive; received {self.step_size}")
 
 
 def _compiled(attack, settings: Settings, targeted: bool, **own):
@@ -180,51 +137,20 @@ def _rand(settings: Settings) -> list[Stage]:
     return [*_apgd("apgd-ce", settings, "ce"), *_apgd("apgd-dlr", settings, "dlr")]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """An attack by name: how its stages are made, and which settings they depend on."""
-
-    make: Callable[[Settings], list[Stage]]
-    uses: tuple[str, ...]
-
-
-_PGD = ("steps", "step_size", "restarts", "draws")
-_APGD = ("steps", "restarts", "draws")
-
-ATTACKS: dict[str, Kind] = {
-    "pgd": Kind(lambda settings: _pgd("pgd", settings, "ce"), _PGD),
-    "pgd-margin": Kind(lambda settings: _pgd("pgd-margin", settings, "margin"), _PGD),
-    "pgd-latent": Kind(lambda settings: _pgd("pgd-latent", settings, "latent"), (*_PGD, "gamma")),
-    "fgsm": Kind(_fgsm, ("draws",)),
-    "noise": Kind(_noise, ("noise_draws", "restarts", "draws")),
-    "apgd-ce": Kind(lambda settings: _apgd("apgd-ce", settings, "ce"), _APGD),
-    "apgd-dlr": Kind(lambda settings: _apgd("apgd-dlr", settings, "dlr"), _APGD),
-    "apgd-t": Kind(lambda settings: _apgd("apgd-t", settings, "dlr_targeted"), (*_APGD, "targets")),
-    "fab-t": Kind(_fab, ("steps", "targets", "draws")),
-    "square": Kind(_square, ("queries", "restarts", "draws")),
-    "autoattack": Kind(_standard, ("steps", "restarts", "targets", "queries", "draws")),
-    "autoattack-rand": Kind(_rand, _APGD),
+ATTACKS: dict[str, Callable[[Settings], list[Stage]]] = {
+    "pgd": lambda settings: _pgd("pgd", settings, "ce"),
+    "pgd-margin": lambda settings: _pgd("pgd-margin", settings, "margin"),
+    "pgd-latent": lambda settings: _pgd("pgd-latent", settings, "latent"),
+    "fgsm": _fgsm,
+    "noise": _noise,
+    "apgd-ce": lambda settings: _apgd("apgd-ce", settings, "ce"),
+    "apgd-dlr": lambda settings: _apgd("apgd-dlr", settings, "dlr"),
+    "apgd-t": lambda settings: _apgd("apgd-t", settings, "dlr_targeted"),
+    "fab-t": _fab,
+    "square": _square,
+    "autoattack": _standard,
+    "autoattack-rand": _rand,
 }
-
-
-def resolve(attack: str, settings: Settings) -> Settings:
-    """The settings with an attack's own defaults filled in, and None for what it does not use.
-
-    Raises:
-        ValueError: for an unknown attack.
-    """
-    if attack not in ATTACKS:
-        raise ValueError(f"attack must be one of {tuple(ATTACKS)}; received {attack!r}")
-    uses = ATTACKS[attack].uses
-    steps = settings.steps or (40 if "step_size" in uses else 100)
-    return dataclasses.replace(
-        settings,
-        steps=steps if "steps" in uses else None,
-        step_size=(settings.step_size or 2.5 * settings.epsilon / steps)
-        if "step_size" in uses
-        else None,
-        draws=settings.draws or (20 if attack == "autoattack-rand" else 1),
-    )
 
 
 def stages(attack: str, settings: Settings) -> list[Stage]:
@@ -237,4 +163,4 @@ def stages(attack: str, settings: Settings) -> list[Stage]:
         ValueError: for an unknown attack.
     """
     settings = resolve(attack, settings)
-    return ATTACKS[attack].make(settings)
+    return ATTACKS[attack](settings)

@@ -7,25 +7,10 @@ by itself.
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf.attacks.settings import NORMS as NORMS
+from anpvs_tf.attacks.settings import check_norm as check_norm
+from anpvs_tf.attacks.settings import check_threat_model as check_threat_model
 from anpvs_tf.common import randomness
-
-NORMS = ("linf", "l2")
-
-
-def check_norm(norm: str) -> None:
-    """Raises ValueError unless `norm` is one of `NORMS`."""
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}; received {norm!r}")
-
-
-def check_threat_model(epsilon: float | tf.Tensor, norm: str) -> None:
-    """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite.
-
-    The value of an epsilon that is a tensor (a schedule in training) is not looked at.
-    """
-    check_norm(norm)
-    if not tf.is_tensor(epsilon) and not 0.0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be positive and finite; received {epsilon!r}")
 
 
 def length(perturbations: tf.Tensor, norm: str) -> tf.Tensor:

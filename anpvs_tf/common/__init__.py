@@ -1,1 +1,1 @@
-"""common."""
+"""Holds what all packages share: errors, files, progress, seeds, how a program starts and ends."""

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError, WorkerLost, one_line
+from anpvs_tf.common.names import STRATEGIES
 
-STRATEGIES = ("auto", "default", "mirrored", "multi_worker")
 # What a collective operation raises when the process at its other end is gone.
 _LOST = (
     tf.errors.UnavailableError,

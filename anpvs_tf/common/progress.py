@@ -1,20 +1,24 @@
-"""A live progress line on a terminal; nothing that piles up in a log file."""
+"""Progress with the time left: a live line on a terminal, a line every half minute elsewhere."""
 
 import sys
 import time
+
+LIVE_SECONDS, FILE_SECONDS = 0.5, 30.0
 
 
 class Progress:
     """One line that counts steps, with the time left.
 
-    On a terminal the line is rewritten twice a second; elsewhere only `done` prints.
+    On a terminal the line is rewritten twice a second. In a file such lines would pile up, so
+    one is written if none was for half a minute, whichever work it is of.
     """
+
+    _written = time.monotonic()
 
     def __init__(self, title: str, total: int):
         self.title = title
         self.total = total
         self.started = time.monotonic()
-        self._shown = 0.0
         self._live = sys.stdout.isatty()
 
     def seconds(self) -> float:
@@ -23,12 +27,12 @@ class Progress:
     def update(self, count: int, note: str = "") -> None:
         """Shows that `count` of `total` are done."""
         now = time.monotonic()
-        if not self._live or now - self._shown < 0.5:
+        if not count or now - Progress._written < (LIVE_SECONDS if self._live else FILE_SECONDS):
             return
-        self._shown = now
+        Progress._written = now
         left = self.seconds() / max(count, 1) * (self.total - count)
         line = f"{self.title} {count}/{self.total} {note} {duration(left)} left"
-        sys.stdout.write(f"\r\x1b[K{line[:160]}")
+        sys.stdout.write(f"\r\x1b[K{line[:160]}" if self._live else f"{line}\n")
         sys.stdout.flush()
 
     def say(self, text: str) -> None:
@@ -41,6 +45,7 @@ class Progress:
         if self._live:
             sys.stdout.write("\r\x1b[K")
         if summary:
+            Progress._written = time.monotonic()
             sys.stdout.write(f"{summary}\n")
         sys.stdout.flush()
 

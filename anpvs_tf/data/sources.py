@@ -5,7 +5,6 @@ import pathlib
 import re
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.data import folders, tfds
 
 KINDS = ("folder:PATH", "tfds:NAME")
 
@@ -84,6 +83,9 @@ def describe(
             )
         return source
     check_name(name)
+    # They need TensorFlow, which takes seconds to import.
+    from anpvs_tf.data import folders, tfds
+
     if channels not in (None, 1, 3):
         raise UsageError(f"--channels must be 1 (grey) or 3 (colour); got {channels}")
     kind, _, rest = name.partition(":")

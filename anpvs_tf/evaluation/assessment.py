@@ -17,10 +17,10 @@ from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attack_run, self_checks
 from anpvs_tf.evaluation.attack_choice import TRANSFER, description, resolve, uses
-from anpvs_tf.evaluation.attack_run import AttackRun
+from anpvs_tf.evaluation.attack_run import AttackRun, Outcome
 from anpvs_tf.evaluation.attacked_model import Subject
 from anpvs_tf.pruning import efficiency
-from anpvs_tf.runs import records
+from anpvs_tf.runs import chance, records
 from anpvs_tf.runs.directory import now, versions
 
 
@@ -117,14 +117,19 @@ def assess(
             )
         checks = None
         if check_examples:
-            checks = _check(subject, split.take(check_examples), chosen, outcomes, seed, batch_size)
+            checks = [
+                _above_chance(subject, outcomes[0]),
+                *_check(subject, split.take(check_examples), chosen, outcomes, seed, batch_size),
+            ]
         worst = np.logical_and.reduce([outcome.robust for outcome in outcomes])
         for (attack, settings), run, outcome in zip(chosen, runs_, outcomes, strict=True):
-            record = _record(subject, outcome.correct, outcome.robust, settings, steady, checks)
-            beaten = np.mean(outcome.robust) > np.mean(worst) + self_checks.TOLERANCE
-            if beaten and attack != TRANSFER:
-                # Others here found more: whatever this figure is, it is no robustness.
+            record = _record(subject, outcome, outcome.robust, settings, steady, checks)
+            if attack != TRANSFER and (
+                stronger := _stronger(outcome, outcomes, [name for name, _ in chosen])
+            ):
+                # Others here found more: this figure overstates robustness.
                 record["reliable"] = False
+                record["unreliable_because"] = [*record.get("unreliable_because", []), stronger]
             record["attack"] = description(attack, settings, sources)
             record["accuracy_after"] = outcome.accuracy_after()
             layers = outcome.vulnerability()
@@ -136,7 +141,7 @@ def assess(
             yield record
         if len(chosen) > 1:
             weakest = min((s for _, s in chosen), key=lambda s: s.draws)
-            record = _record(subject, outcomes[0].correct, worst, weakest, steady, checks)
+            record = _record(subject, outcomes[0], worst, weakest, steady, checks)
             of = [description(*one, sources) for one in chosen]
             attack = {"name": records.WORST_CASE, "of": of}
             yield record | {"attack": attack, "attack_seed": seed}
@@ -169,6 +174,18 @@ def _run(subject, split, attack, settings, seed, batch_size, directory, sources)
     )
 
 
+def _above_chance(subject: Subject, outcome: Outcome) -> self_checks.Check:
+    accuracy, count = float(np.mean(outcome.correct)), len(outcome.correct)
+    best_constant = chance.of_labels(outcome.labels, subject.classes)
+    found = chance.verdict(accuracy, count, best_constant, subject.settings)
+    return self_checks.Check(
+        "accuracy",
+        found is None,
+        "figures of a network that cannot classify say nothing of robustness",
+        found or f"clean {accuracy:.1%}, a constant answer {best_constant:.1%}",
+    )
+
+
 def _check(subject, split, chosen, outcomes, seed, batch_size) -> list[self_checks.Check]:
     count = len(split)
     with_steps = [settings for attack, settings in chosen if "step_size" in uses(attack)]
@@ -191,8 +208,20 @@ def _check(subject, split, chosen, outcomes, seed, batch_size) -> list[self_chec
     return checks
 
 
-def _record(subject, correct, robust, settings, steady, checks) -> dict[str, Any]:
-    count = len(robust)
+def _stronger(outcome: Outcome, outcomes: list[Outcome], names: list[str]) -> str | None:
+    """Says which attack breaks clearly more than `outcome`, and by how much; None if none does."""
+    own, shares = np.mean(outcome.robust), [np.mean(other.robust) for other in outcomes]
+    together = np.mean(np.logical_and.reduce([other.robust for other in outcomes]))
+    if own <= together + self_checks.TOLERANCE:
+        return None
+    name, least = min(zip(names, shares, strict=True), key=lambda pair: pair[1])
+    if own > least + self_checks.TOLERANCE:
+        return f"{name} breaks {100 * (own - least):.1f} points more"
+    return f"the attacks together break {100 * (own - together):.1f} points more"
+
+
+def _record(subject, outcome, robust, settings, steady, checks) -> dict[str, Any]:
+    correct, count = outcome.correct, len(robust)
     survived = int(np.sum(robust))
     # Of a stochastic model that was attacked in single draws, nothing is known to be robust.
     called = steady or settings.draws > 1
@@ -215,11 +244,20 @@ def _record(subject, correct, robust, settings, steady, checks) -> dict[str, Any
         record |= {"sparsity": efficiency.sparsity(counts), "active_features": counts}
     if subject.posterior_draws is not None:
         record["posterior_draws"] = subject.posterior_draws
+    if subject.input_range != (0.0, 1.0):
+        record["input_range"] = list(subject.input_range)
+    best_constant = chance.of_labels(outcome.labels, subject.classes)
+    record |= chance.recorded(record, best_constant, subject.settings)
+    because = [] if called else ["the model is stochastic, use --eot=20"]
+    if "at_chance" in record and checks is None:
+        because.append("clean accuracy is not above chance")
     if checks is not None:
-        record["reliable"] = all(check.passed for check in checks) and called
+        because += [f"check {check.name} failed" for check in checks if not check.passed]
         record["checks"] = [dataclasses.asdict(check) for check in checks]
-    elif not called:
-        record["reliable"] = False
+    if because or checks is not None:
+        record["reliable"] = not because
+    if because:
+        record["unreliable_because"] = because
     return record | {"date": now(), "versions": versions()}
 
 

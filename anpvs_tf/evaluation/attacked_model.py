@@ -14,6 +14,7 @@ from anpvs_tf.attacks import losses
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.data.sources import Source
+from anpvs_tf.evaluation import input_ranges
 from anpvs_tf.networks import bayesian
 
 # Their layers may be in a model file: importing registers them.
@@ -38,6 +39,8 @@ class Subject:
         settings: of the run, else None.
         posterior_draws: it is an ensemble of so many networks drawn from the run's
             posterior; None if it is not.
+        input_range: what the model takes for black and white; `logits` takes 0 and 1.
+        remark: what was assumed of the model, for the user.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Subject:
     network: keras.Model | None = None
     settings: Settings | None = None
     posterior_draws: int | None = None
+    input_range: tuple[float, float] = (0.0, 1.0)
+    remark: str = ""
 
     @property
     def dataset(self) -> str:
@@ -108,7 +113,7 @@ def _ensemble(
     )
 
 
-def of_model(path: str, source: Source) -> Subject:
+def of_model(path: str, source: Source, input_range: tuple[float, float] | None = None) -> Subject:
     """A SavedModel directory (a version of an export, say) or a Keras model file.
 
     A SavedModel is called by its signature `serving_default`. Its logits are the output
@@ -116,6 +121,8 @@ def of_model(path: str, source: Source) -> Subject:
 
     Args:
         source: the data that the model classifies.
+        input_range: what the model takes for black and white; None to read it off a layer at
+            its input, or integers there (0 to 255), else 0 to 1.
 
     Raises:
         UsageError: no such model, or one that does not fit the dataset.
@@ -123,13 +130,24 @@ def of_model(path: str, source: Source) -> Subject:
     if not pathlib.Path(path).exists():
         raise UsageError(f"--saved_model={path} does not exist")
     try:
-        call = _saved_model(path) if pathlib.Path(path).is_dir() else _keras_file(path)
+        load = _saved_model if pathlib.Path(path).is_dir() else _keras_file
+        call, found, seen = load(path)
     except UsageError:
         raise
     except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
         raise UsageError(f"--saved_model={path} cannot be loaded: {one_line(error)}") from error
 
+    low, high = input_range or found
+    remark = ""
+    if seen and input_range is None:
+        remark = (
+            f"{path}: black is taken as {low:g}, white as {high:g} ({seen}); --input_range "
+            "says otherwise"
+        )
+
     def logits(images):
+        if (low, high) != (0.0, 1.0):
+            images = low + (high - low) * images
         found = _logits_of(call(images), path)
         # A signature's shapes may be unknown, and the rank tells whether there are draws.
         return found if tf.executing_eagerly() else tf.ensure_shape(found, [None, source.classes])
@@ -148,7 +166,10 @@ def of_model(path: str, source: Source) -> Subject:
             f"--saved_model={path} returns {found.shape.as_list()[1:]} values for an image; the "
             f"{source.classes} classes of {source.name} were expected"
         )
-    return Subject(path, source, _digest_of_files(pathlib.Path(path)), logits)
+    digest = _digest_of_files(pathlib.Path(path))
+    if (low, high) != (0.0, 1.0):
+        digest = _digest([digest.encode(), f"{low} {high}".encode()])
+    return Subject(path, source, digest, logits, input_range=(low, high), remark=remark)
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -163,23 +184,50 @@ def _digest_of_files(path: pathlib.Path) -> str:
     return _digest(file.read_bytes() for file in files)
 
 
-def _saved_model(path: str) -> Callable[[tf.Tensor], Any]:
+Loaded = tuple[Callable[[tf.Tensor], Any], tuple[float, float], str]
+
+
+def _saved_model(path: str) -> Loaded:
+    """The call of a SavedModel, the range of its pixels, and how that is known."""
     loaded = tf.saved_model.load(path)
     if "serving_default" not in loaded.signatures:
         raise UsageError(f"--saved_model={path} has no signature serving_default")
     signature = loaded.signatures["serving_default"]
-    (name,) = signature.structured_input_signature[1]
+    ((name, spec),) = signature.structured_input_signature[1].items()
 
     def call(images):
         return signature(**{name: images})
 
+    def call_integers(images):
+        @tf.custom_gradient
+        def without_gradient(images):
+            def gradient(*_, variables=None):
+                raise LookupError("it takes integers; give a Keras model file (.keras) of it")
+
+            return call(tf.cast(tf.round(images), spec.dtype)), gradient
+
+        return without_gradient(images)
+
     call.keeps = loaded  # A signature does not keep its variables alive.
-    return call
+    if spec.dtype.is_floating:
+        return call, (0.0, 1.0), ""
+    return call_integers, (0.0, 255.0), f"it takes {spec.dtype.name}"
 
 
-def _keras_file(path: str) -> Callable[[tf.Tensor], Any]:
+def _keras_file(path: str) -> Loaded:
+    """The call of a Keras model, the range of its pixels, and how that is known."""
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    return lambda images: model(images, training=False)
+    found, seen = input_ranges.of_keras(model)
+    if not input_ranges.takes_integers(model):
+        return lambda images: model(images, training=False), found, seen
+    inner = input_ranges.with_float_input(model)
+
+    def call(images):
+        # The model sees whole numbers; the gradient goes straight through the rounding.
+        whole = images + tf.stop_gradient(tf.round(images) - images)
+        return inner(whole, training=False)
+
+    return call, found, seen
 
 
 def _logits_of(output: Any, path: str) -> tf.Tensor:

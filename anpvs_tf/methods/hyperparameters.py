@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+OPTIMIZERS = ("adam", "sgd")
+DECAYS = ("steps", "linear", "one_cycle")
+REDUCTIONS = ("mean", "sum")
 TRAIN_ATTACKS = ("pgd", "n_fgsm")
 TARGETS = ("features", "operations")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-REDUCTIONS = ("mean", "sum")
+from anpvs_tf.methods.hyperparameters import REDUCTIONS
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from anpvs_tf.methods.hyperparameters import DECAYS
+
 
 @keras.saving.register_keras_serializable("anpvs_tf")
 class GroupedAdam(keras.optimizers.Adam):
@@ -151,9 +153,6 @@ def learning_rate_schedule(
     boundaries = [max(1, round(share * total_steps)) for share in decay_at]
     values = [learning_rate * 0.1**i for i in range(len(boundaries) + 1)]
     return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
-
-
-DECAYS = ("steps", "linear", "one_cycle")
 
 
 @keras.saving.register_keras_serializable("anpvs_tf")

@@ -1,1 +1,1 @@
-"""networks."""
+"""Builds networks with learned gates, and puts gates into networks of the user's."""

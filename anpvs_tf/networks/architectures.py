@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import keras
 
-from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks.gating import add_gates, in_scope, make_gate
+from anpvs_tf.networks.names import check_images
 from anpvs_tf.networks.shared_dropout import PairedDropout
 
 # Per-channel mean and standard deviation of CIFAR-10's training pixels in [0, 1].
@@ -116,8 +116,7 @@ def lenet5(
     Raises:
         UsageError: for images that are too small, or an unknown gate kind or scope.
     """
-    if min(image_shape[:2]) < 16:
-        raise UsageError(f"network lenet5 needs images of at least 16 x 16; got {image_shape}")
+    check_images("lenet5", image_shape)
     make = _Layers(seed, dtype, gate, gate_scope, width)
     latents = {}
     images = x = keras.Input(image_shape, name="images")
@@ -149,8 +148,7 @@ def vgg16(
     Raises:
         UsageError: for images that are not 32 x 32 x 3, or an unknown gate kind or scope.
     """
-    if tuple(image_shape) != (32, 32, 3):
-        raise UsageError(f"network vgg16 needs images of 32 x 32 x 3; got {image_shape}")
+    check_images("vgg16", image_shape)
     make = _Layers(seed, dtype, gate, gate_scope, width)
     latents = {}
     images = keras.Input(image_shape, name="images")
@@ -195,8 +193,7 @@ def _resnet(
             each other half of that before it.
         blocks: of every stage.
     """
-    if tuple(image_shape) != (32, 32, 3):
-        raise UsageError(f"network {name} needs images of 32 x 32 x 3; got {image_shape}")
+    check_images(name, image_shape)
     make = _Layers(seed, dtype, width=width)
 
     def conv_bn(x, filters, size, strides, name):

@@ -8,14 +8,13 @@ from anpvs_tf.networks.beta_bernoulli import BetaBernoulliGate
 from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.networks.graph import LINEAR, Node
 from anpvs_tf.networks.information_bottleneck import InformationBottleneckGate
+from anpvs_tf.networks.names import GATE_SCOPES
 from anpvs_tf.networks.shared_dropout import PairedDropout
 
 GATE_KINDS: dict[str, type[Gate]] = {
     "beta_bernoulli": BetaBernoulliGate,
     "information_bottleneck": InformationBottleneckGate,
 }
-# The rank of the features that are gated: maps [batch, H, W, C], or flat [batch, features].
-GATE_SCOPES: dict[str, tuple[int, ...]] = {"all": (2, 4), "conv": (4,), "dense": (2,)}
 
 # What a gated feature may pass on its way to a convolution or dense layer.
 _CHANNELWISE = graph.IDENTITY + graph.AFFINE + graph.POOLING + graph.GLOBAL_POOLING

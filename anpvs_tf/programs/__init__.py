@@ -1,1 +1,1 @@
-"""The programs of `bin/` and their console commands: flags, and nothing else."""
+"""Holds the programs of `bin/` and the console commands: their flags, and the order of the work."""

@@ -6,31 +6,32 @@
 
 Writes evaluation/<attack>-….npz (what is known of each example) and adds to
 results.json. A stopped evaluation goes on when the same command is given again; what is
-finished is not computed twice.
+finished is not computed twice. Lengths in images (epsilons, step sizes) are in pixel units of
+[0, 1], whatever range the model takes.
 """
 
 import dataclasses
-import math
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
-from absl import flags
-
-from anpvs_tf.attacks import radius, threat_model
-from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.attacks import radius
+from anpvs_tf.attacks.settings import NORMS, Settings
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
-from anpvs_tf.data import loading
-from anpvs_tf.data.sources import describe
-from anpvs_tf.evaluation import assessment, attack_choice, attacked_model
+from anpvs_tf.common.program import Flags
+from anpvs_tf.data.sources import Source, describe
+from anpvs_tf.evaluation import attack_choice
+from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolve import defaults, parsed_size
 
 BATCH_SIZE = 250
 FEWEST_CHECKED = 50
-
-
-# Flags and the settings of attacks that they set.
+EXPERTS = "For experts"
+# The settings of attacks, by the flags that set them.
 SETTINGS = {
     "attack_steps": "steps",
     "step_size": "step_size",
@@ -40,65 +41,119 @@ SETTINGS = {
     "queries": "queries",
     "gamma": "gamma",
 }
+# The flags that only a model of the user's needs.
+OF_MODEL = ("dataset", "image_size", "channels", "input_range", "out_dir")
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
-    flags.DEFINE_string(
-        "saved_model", None, "instead: a SavedModel directory, or a Keras model file, with logits"
+def define(flags: Flags) -> None:
+    model, attack, data = "The model, one of", "The attack", "The examples"
+    usual = {field.name: field.default for field in dataclasses.fields(Settings)}
+    flags.add(model, str, "run_dir", None, "a finished run of bin/train.py")
+    flags.add(
+        model,
+        str,
+        "saved_model",
+        None,
+        "a SavedModel directory, or a Keras model file, that returns logits; needs --dataset",
     )
-    flags.DEFINE_string("dataset", None, "with --saved_model: the data that it classifies")
-    flags.DEFINE_list("image_size", None, "with --saved_model: as of bin/train.py")
-    flags.DEFINE_integer("channels", None, "with --saved_model: as of bin/train.py")
-    flags.DEFINE_integer(
+    own = "With --saved_model"
+    flags.add(own, str, "dataset", None, "the data that it classifies, as of bin/train.py")
+    flags.add(
+        own,
+        tuple,
+        "input_range",
+        None,
+        "the values that it takes for black and white, such as 0,255 or -1,1. Default: read off "
+        "its first layers, else 0,1",
+    )
+    flags.add(own, tuple, "image_size", None, "height,width in pixels, as of bin/train.py")
+    flags.add(own, int, "channels", None, "1 (grey) or 3 (colour), as of bin/train.py")
+    flags.add(own, str, "out_dir", None, "directory of the results. Default: beside the model")
+    flags.add(
+        attack, tuple, "attack", ["autoattack"], f"which ({', '.join(attack_choice.ATTACKS)})"
+    )
+    flags.add(
+        attack,
+        tuple,
+        "epsilons",
+        None,
+        "radii of the ball, in pixel units, like 8/255. Default: the run's or dataset's",
+    )
+    flags.add(
+        attack, str, "norm", None, f"of the ball ({', '.join(NORMS)}). Default: as the epsilons"
+    )
+    flags.add(attack, str, "threat_model", None, "--norm and --epsilons by name, like linf-8/255")
+    flags.add(attack, int, "restarts", usual["restarts"], "runs of an attack with a random start")
+    flags.add(attack, int, "seed", 0, "of the attacks")
+    flags.add(
+        attack,
+        str,
+        "source_run",
+        [],
+        "with --attack=transfer: a run to craft on; may be given several times",
+        repeated=True,
+    )
+    flags.add(
+        data, int, "examples", None, "evaluate on the first only. Default: the whole test set"
+    )
+    flags.add(data, int, "batch_size", BATCH_SIZE, "examples attacked at a time")
+    flags.add(data, int, "check_examples", 200, "examples for the self-checks; 0 leaves them out")
+    shared_flags.add_data(flags, data)
+    flags.add(
+        EXPERTS,
+        tuple,
+        "attack_steps",
+        None,
+        "gradient steps. Default: pgd the dataset's, others 100",
+    )
+    flags.add(
+        EXPERTS,
+        float,
+        "step_size",
+        None,
+        "length of a step of pgd, in pixel units. Default: the run's or dataset's, or 2.5 epsilon "
+        "/ steps",
+        parse=radius.parse,
+    )
+    flags.add(
+        EXPERTS,
+        int,
+        "eot",
+        None,
+        "draws of a stochastic model that gradients average over. Default: 1; autoattack-rand: 20",
+    )
+    flags.add(
+        EXPERTS,
+        int,
+        "targets",
+        usual["targets"],
+        "classes that targeted attacks aim at, one after another",
+    )
+    flags.add(EXPERTS, int, "queries", usual["queries"], "of the model, for each image, of square")
+    flags.add(
+        EXPERTS,
+        float,
+        "gamma",
+        usual["gamma"],
+        "weight of the latent displacement in pgd-latent",
+    )
+    flags.add(
+        EXPERTS,
+        int,
         "posterior_draws",
         None,
         "of a Bayesian run: evaluate the ensemble of so many networks drawn from its posterior. "
         "Default: the network of the posterior means",
     )
-    flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(attack_choice.ATTACKS)}")
-    flags.DEFINE_list(
-        "epsilons",
-        None,
-        "radii in pixel units of [0, 1], like 8/255. Default: the run's or dataset's",
-    )
-    flags.DEFINE_list(
-        "attack_steps", None, "gradient steps. Default: pgd the dataset's, others 100"
-    )
-    flags.DEFINE_string("threat_model", None, "--norm and --epsilons by name, like linf-8/255")
-    flags.DEFINE_string(
-        "step_size", None, "of pgd. Default: the run's or dataset's, or 2.5 epsilon / steps"
-    )
-    flags.DEFINE_integer("restarts", 1, "of attacks with a random start")
-    flags.DEFINE_integer("eot", None, "draws of a stochastic model that gradients average over")
-    flags.DEFINE_integer("targets", 9, "classes that targeted attacks aim at")
-    flags.DEFINE_integer("queries", 5000, "of square")
-    flags.DEFINE_float("gamma", 1.0, "weight of the latent displacement in pgd-latent")
-    flags.DEFINE_string(
-        "norm", None, f"one of {', '.join(threat_model.NORMS)}. Default: as the epsilons"
-    )
-    flags.DEFINE_multi_string("source_run", [], "with --attack=transfer: a run to craft on; repeat")
-    flags.DEFINE_integer(
-        "examples", None, "evaluate on the first only. Default: the whole test set"
-    )
-    flags.DEFINE_integer("batch_size", BATCH_SIZE, "examples attacked at a time")
-    flags.DEFINE_integer("seed", 0, "of the attacks")
-    flags.DEFINE_integer("check_examples", 200, "examples for the self-checks; 0 leaves them out")
-    flags.DEFINE_string("out_dir", None, "with --saved_model: where results go. Default: beside it")
-    flags.DEFINE_string(
-        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
-    )
-    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
 
 
-def main() -> None:
-    values = flags.FLAGS
-    # ---- Everything that can be refused, before any long work ----
+def _check(values: Any) -> None:
+    """Raises UsageError for flags that do not go together, and for values out of range."""
     if bool(values.run_dir) == bool(values.saved_model):
         raise UsageError("give --run_dir or --saved_model, one of them")
     if values.saved_model and not values.dataset:
         raise UsageError("--saved_model needs --dataset")
-    for name in ("dataset", "image_size", "channels"):
+    for name in OF_MODEL:
         if values.run_dir and values[name].value:
             raise UsageError(f"--{name} belongs to --saved_model; a run knows its own")
     if values.saved_model and values.posterior_draws is not None:
@@ -112,159 +167,155 @@ def main() -> None:
             f"--check_examples must be 0 or at least {FEWEST_CHECKED}: fewer decide nothing; got "
             f"{values.check_examples}"
         )
-    if values.out_dir and values.run_dir:
-        raise UsageError("--out_dir belongs to --saved_model; a run keeps its own results")
     if len(set(values.source_run)) < len(values.source_run):
         raise UsageError("--source_run names a run twice")
-    unknown = [name for name in values.attack if name not in attack_choice.ATTACKS]
-    if unknown or not values.attack:
-        raise UsageError(
-            f"unknown attack {', '.join(unknown)!r}; choose of {', '.join(attack_choice.ATTACKS)}"
-        )
-    for flag, setting in SETTINGS.items():
-        used = [name for name in attack_choice.ATTACKS if setting in attack_choice.uses(name)]
-        if values[flag].present and not set(used) & set(values.attack):
-            raise UsageError(f"--{flag} is used by {', '.join(used)} only")
-        value = values[flag].value
-        if flag == "step_size" and value is not None:
-            value = radius.parse_flag(flag, value)
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"--{flag} must be a finite number, at least 0; got {value}")
     if not 0 <= values.seed < 2**31:
         raise UsageError(f"--seed must lie in [0, 2^31); got {values.seed}")
     if (attack_choice.TRANSFER in values.attack) != bool(values.source_run):
         raise UsageError("--attack=transfer and --source_run need each other")
-    if values.run_dir:
-        run = RunDirectory(values.run_dir)
-        subject, directory = attacked_model.of_run(run, values.posterior_draws), run.path
-    else:
-        size = parsed_size(values.image_size) if values.image_size else None
-        source = describe(values.dataset, size, values.channels, values.data_dir)
-        subject = attacked_model.of_model(values.saved_model, source)
-        beside = pathlib.Path(values.saved_model).absolute()
-        directory = pathlib.Path(values.out_dir or f"{beside}-evaluation")
-    sources = [attacked_model.of_run(RunDirectory(path)) for path in values.source_run]
-    attacks = chosen_attacks(subject)
-    stream = subject.settings is not None and subject.settings.stream
-    test = loading.load_test(subject.source, values.data_dir, values.download, stream)
-    split = test.take(values.examples)
-
-    # ---- Attack ----
-    check_examples = values.check_examples
-    if len(split) < FEWEST_CHECKED:
-        print(f"{len(split)} examples are too few for self-checks; they are left out")
-        check_examples = 0
-    found = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        home = RunDirectory(directory)
-        with home.owned():
-            try:
-                held = home.results()
-            except ValueError as error:
-                raise UsageError(f"{home.results_path} is damaged: {error}") from error
-            for record in assessment.assess(
-                subject,
-                split,
-                attacks,
-                seed=values.seed,
-                batch_size=values.batch_size,
-                directory=directory / "evaluation",
-                sources=sources,
-                check_examples=min(check_examples, len(split)),
-            ):
-                held = records.merged(held, [record])
-                home.write_results(held)
-                found.append(record)
-    except OSError as error:
-        raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
-    except AssertionError as error:
-        raise TrainingError(f"{error}; nothing of this attack is to be believed") from error
-    print(console.evaluation_table(found))
-    print(f"Results are in {directory}")
+    for flag, setting in SETTINGS.items():
+        used = [name for name in attack_choice.ATTACKS if setting in attack_choice.uses(name)]
+        if values[flag].present and not set(used) & set(values.attack):
+            raise UsageError(f"--{flag} is used by {', '.join(used)} only")
+        if isinstance(values[flag].value, float) and values[flag].value < 0:
+            raise UsageError(f"--{flag} must be at least 0; got {values[flag].value}")
 
 
-def chosen_attacks(subject: attacked_model.Subject) -> list[tuple[str, Settings]]:
-    """The attacks that the flags ask for, in order, each with its settings.
+def choice_of(values: Any) -> attack_choice.Choice:
+    """The attacks that the flags ask for.
 
     Raises:
-        UsageError: a setting out of range.
+        UsageError: a value that is no number.
     """
-    values = flags.FLAGS
-    # A run is attacked as it says, a model as is usual for its dataset.
-    held = subject.settings
-    usual = dataclasses.asdict(held) if held else defaults(subject.source)
-    norm, texts = values.norm or usual["norm"], values.epsilons
+    if not values.attack:
+        raise UsageError(f"--attack names none; choose of {', '.join(attack_choice.ATTACKS)}")
+    norm = values.norm
+    epsilons = tuple(radius.parse_flag("epsilons", text) for text in values.epsilons or ())
     if values.threat_model is not None:
         if values.norm or values.epsilons:
             raise UsageError("--threat_model says --norm and --epsilons; give it or them")
         norm, epsilon = radius.parse_threat_model(values.threat_model)
-        texts = [epsilon]
-    if norm != usual["norm"] and not texts:
-        raise UsageError(f"--norm={norm} needs --epsilons: the usual ones are of {usual['norm']}")
-    epsilons = [radius.parse_flag("epsilons", text) for text in texts or [usual["epsilon"]]]
-    steps = numbers("attack_steps", values.attack_steps or [], int)
-    chosen: list[tuple[str, Settings]] = []
-    for epsilon in epsilons:
-        if epsilon > 1 and norm == "linf":
-            raise UsageError(
-                f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}"
-                f"{radius.meant(epsilon)}"
-            )
-        for attack in values.attack:
-            published: dict = {"steps": None}
-            # The published step reaches the published epsilon; other radii and step counts
-            # take 2.5 epsilon / steps.
-            usual_radius = norm == usual["norm"] and epsilon == usual["epsilon"] and not steps
-            if "step_size" in attack_choice.uses(attack) and usual_radius:
-                published = {"steps": usual["eval_attack_steps"]}
-                published["step_size"] = usual["eval_step_size"]
-            if values.step_size is not None:
-                published["step_size"] = radius.parse_flag("step_size", values.step_size)
-            for count in steps or [published.pop("steps")]:
-                try:
-                    settings = Settings(
-                        epsilon=epsilon,
-                        norm=norm,
-                        classes=subject.classes,
-                        restarts=values.restarts,
-                        targets=values.targets,
-                        draws=values.eot,
-                        queries=values.queries,
-                        gamma=values.gamma,
-                        **published | {"steps": count},
-                    )
-                except ValueError as error:
-                    raise UsageError(str(error)) from error
-                if attack == "pgd-latent" and subject.outputs is None:
-                    raise UsageError(
-                        "--attack=pgd-latent needs --run_dir: it attacks latent features"
-                    )
-                one = (attack, attack_choice.resolve(attack, settings))
-                if all(
-                    attack_choice.description(*one) != attack_choice.description(*other)
-                    or one[1].epsilon != other[1].epsilon
-                    for other in chosen
-                ):
-                    chosen.append(one)
-    return chosen
+        epsilons = (epsilon,)
+    return attack_choice.Choice(
+        tuple(values.attack),
+        epsilons,
+        norm,
+        _numbers("attack_steps", values.attack_steps, int),
+        values.step_size,
+        {
+            "restarts": values.restarts,
+            "targets": values.targets,
+            "draws": values.eot,
+            "queries": values.queries,
+            "gamma": values.gamma,
+        },
+    )
 
 
-def numbers(flag: str, texts: list, kind: type) -> list:
-    """Numbers of a flag.
-
-    Raises:
-        UsageError: for what is none.
-    """
+def _numbers(flag: str, texts: list[str] | None, kind: type) -> tuple:
     try:
-        return [kind(text) for text in texts]
+        return tuple(kind(text) for text in texts or ())
     except ValueError:
         raise UsageError(
             f"--{flag} must be numbers between commas; got {','.join(texts)}"
         ) from None
 
 
+def _input_range(values: Any) -> tuple[float, float] | None:
+    """(black, white) of --input_range; None without it."""
+    found = _numbers("input_range", values.input_range, float)
+    if not found:
+        return None
+    if len(found) != 2 or not -1e6 < found[0] < found[1] < 1e6:
+        raise UsageError(
+            "--input_range must be two numbers, the lower one first, such as 0,255; got "
+            f"{','.join(values.input_range)}"
+        )
+    return found
+
+
+def _examined(values: Any) -> tuple[Source, Mapping[str, Any]]:
+    """The data that the model classifies, and how such a model is usually attacked.
+
+    Raises:
+        UsageError: no finished run, no such model, or an unknown dataset.
+    """
+    if values.run_dir:
+        run = RunDirectory(values.run_dir)
+        run.check_finished()
+        held = run.settings()
+        return held.source, dataclasses.asdict(held)
+    if not os.path.exists(values.saved_model):
+        raise UsageError(f"--saved_model={values.saved_model} does not exist")
+    size = parsed_size(values.image_size) if values.image_size else None
+    source = describe(values.dataset, size, values.channels, values.data_dir)
+    return source, defaults(source)
+
+
+def _home(values: Any) -> RunDirectory:
+    """The directory of the results: a run's own, or one beside the model."""
+    if values.run_dir:
+        return RunDirectory(values.run_dir)
+    beside = pathlib.Path(values.saved_model).absolute()
+    home = RunDirectory(values.out_dir or f"{beside}-evaluation")
+    home.check_place()
+    return home
+
+
+def main(values: Any) -> None:
+    _check(values)
+    choice, input_range = choice_of(values), _input_range(values)
+    source, usual = _examined(values)
+    attacks = attack_choice.chosen_attacks(choice, usual, source.classes, bool(values.run_dir))
+    home = _home(values)
+    for path in values.source_run:
+        RunDirectory(path).check_finished()
+
+    # What follows imports TensorFlow.
+    from anpvs_tf.data import loading
+    from anpvs_tf.evaluation import assessment, attacked_model
+
+    if values.run_dir:
+        subject = attacked_model.of_run(home, values.posterior_draws)
+    else:
+        subject = attacked_model.of_model(values.saved_model, source, input_range)
+    if subject.remark:
+        print(subject.remark)
+    sources = [attacked_model.of_run(RunDirectory(path)) for path in values.source_run]
+    stream = bool(values.run_dir) and usual["stream"]
+    split = loading.load_test(source, values.data_dir, values.download, stream)
+    split = split.take(values.examples)
+    check_examples = min(values.check_examples, len(split))
+    if check_examples < FEWEST_CHECKED and values.check_examples:
+        print(f"{len(split)} examples are too few for self-checks; they are left out")
+        check_examples = 0
+    found = []
+    with home.owned():
+        held = home.results()
+        try:
+            for record in assessment.assess(
+                subject,
+                split,
+                attacks,
+                seed=values.seed,
+                batch_size=min(values.batch_size, len(split)),
+                directory=home.path / "evaluation",
+                sources=sources,
+                check_examples=check_examples,
+            ):
+                held = records.merged(held, [record])
+                home.write_results(held)
+                found.append(record)
+        except AssertionError as error:
+            raise TrainingError(
+                f"{error}; the figures of this attack are wrong, please report it"
+            ) from error
+    print(console.evaluation_table(found))
+    print(f"Results are in {home.path}")
+    if values.run_dir:
+        print(next_steps.text(str(home.path), "report", "export"))
+
+
 def run() -> None:
     """Runs the program on the command line."""
-    _define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

@@ -6,33 +6,59 @@
 Writes DIR/<version>/ and says how the export compares with the training network.
 """
 
-from absl import flags
+from typing import TYPE_CHECKING, Any
 
 from anpvs_tf.common import program
-from anpvs_tf.common.errors import UsageError
-from anpvs_tf.pruning import efficiency
-from anpvs_tf.runs import directory
-from anpvs_tf.serving import export
+from anpvs_tf.common.program import Flags
+from anpvs_tf.programs import shared_flags
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.serving.names import FORMATS
+
+if TYPE_CHECKING:
+    from anpvs_tf.serving import export
+
+EXPORT = "The export"
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("run_dir", None, "a finished run of bin/train.py")
-    flags.DEFINE_string("export_base", None, "directory of all versions of this model")
-    flags.DEFINE_integer("version", None, "at least 1. Default: one more than the newest")
-    flags.DEFINE_string("format", "saved_model", f"one of {', '.join(export.FORMATS)}")
-    flags.DEFINE_string(
-        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
+def define(flags: Flags) -> None:
+    flags.add(EXPORT, str, "run_dir", None, "a finished run of bin/train.py", required=True)
+    flags.add(
+        EXPORT,
+        str,
+        "export_base",
+        None,
+        "directory of all versions of this model; made if absent",
+        required=True,
     )
-    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
+    flags.add(
+        EXPORT,
+        int,
+        "version",
+        None,
+        "number of this version, at least 1. Default: one more than the newest",
+        lower_bound=1,
+    )
+    flags.add(
+        EXPORT,
+        str,
+        "format",
+        "saved_model",
+        f"for TensorFlow Serving, or for LiteRT ({', '.join(FORMATS)})",
+        choices=FORMATS,
+    )
+    shared_flags.add_data(flags, "Test images, which the export is checked on")
 
 
-def main() -> None:
-    values = flags.FLAGS
-    for name in ("run_dir", "export_base"):
-        if not values[name].value:
-            raise UsageError(f"--{name} is missing")
+def main(values: Any) -> None:
+    run = RunDirectory(values.run_dir)
+    run.check_finished()
+
+    # What follows imports TensorFlow.
+    from anpvs_tf.pruning import efficiency
+    from anpvs_tf.serving import export
+
     done = export.export(
-        directory.RunDirectory(values.run_dir),
+        run,
         values.export_base,
         values.version,
         values.format,
@@ -46,7 +72,7 @@ def main() -> None:
     print(f"The export is in {done.path}")
 
 
-def table(done: export.Exported, measured: dict) -> str:
+def table(done: "export.Exported", measured: dict) -> str:
     """The lines that end an export."""
     report = done.report
     lines = [f"{report.examples} test images", f"  {'training network':<22}{report.accuracy:.2%}"]
@@ -77,5 +103,4 @@ def table(done: export.Exported, measured: dict) -> str:
 
 def run() -> None:
     """Runs the program on the command line."""
-    _define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

@@ -9,36 +9,46 @@ Writes DIR/report.html, DIR/tables/ and DIR/figures/.
 
 import os
 import sys
-
-from absl import flags
+from typing import Any
 
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.reporting import formats, report
+from anpvs_tf.common.program import Flags
+from anpvs_tf.programs import shared_flags
+
+REPORT = "The report"
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("out", None, "the directory to write; an earlier report is replaced")
-    flags.DEFINE_integer(
+def define(flags: Flags) -> None:
+    flags.add(
+        REPORT,
+        str,
+        "out",
+        None,
+        "the directory to write; an earlier report in it is replaced",
+        required=True,
+    )
+    flags.add(
+        REPORT,
+        int,
         "examples",
         200,
         "test images on which the vulnerability of features is measured; 0 leaves out all figures "
         "that need the networks",
+        lower_bound=0,
     )
-    flags.DEFINE_string(
-        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
-    )
-    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
+    shared_flags.add_data(flags, "Test images")
 
 
-def main(paths: list[str]) -> None:
-    values = flags.FLAGS
+def main(values: Any, paths: list[str]) -> None:
     if not paths:
         raise UsageError("give run directories: bin/report.py RUN [RUN ...] --out=DIR")
-    if not values.out:
-        raise UsageError("--out is missing")
-    if values.examples < 0:
-        raise UsageError(f"--examples must be at least 0; got {values.examples}")
+    if absent := [path for path in paths if not os.path.isdir(path)]:
+        raise UsageError(f"{', '.join(absent)}: no such directory")
+
+    # What follows imports TensorFlow and Matplotlib.
+    from anpvs_tf.reporting import formats, report
+
     found = report.write(
         paths,
         values.out,
@@ -53,5 +63,4 @@ def main(paths: list[str]) -> None:
 
 def run() -> None:
     """Runs the program on the command line."""
-    _define_flags()
-    program.run(main, __doc__, operands=True)
+    program.run(main, __doc__, define, operands=True)

@@ -5,103 +5,100 @@
   python bin/train.py --method=help                      the methods and their flags
 
 An interrupted run continues when the same command is given again, or --run_dir alone.
-SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once.
+SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once. Lengths in images
+(epsilon, step sizes) are in pixel units of [0, 1].
 """
 
 import dataclasses
 import os
 import sys
-
-from absl import flags
+from typing import Any
 
 from anpvs_tf.attacks import radius
-from anpvs_tf.common import devices, interruption, program
+from anpvs_tf.common import interruption, program
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.runs import (
-    console,
-    defaults,
-    directory,
-    flag_help,
-    matching,
-    records,
-    resolve,
-    settings,
-)
-from anpvs_tf.training import nonfinite, trainer
+from anpvs_tf.common.names import STRATEGIES
+from anpvs_tf.common.program import Flags
+from anpvs_tf.programs import next_steps, shared_flags
+from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolve, settings
+from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
+from anpvs_tf.runs.names import COSTS
 
 RUNS = "runs"
-DEFINE = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
 
 
-class PixelParser(flags.ArgumentParser):
-    """A length in pixel units: a number, or a fraction like 8/255."""
-
-    def parse(self, argument: str | float) -> float:
-        return radius.parse(argument)
-
-
-def define_flags() -> None:
+def define(flags: Flags) -> None:
     """Defines the flags of the program: every setting, and how the run is carried out."""
-    for field in settings.CHOSEN.values():
-        if "pixels" in field.metadata:
-            flags.DEFINE(PixelParser(), field.name, None, flag_help.describe(field))
-            continue
-        define = DEFINE.get(settings.kind_of(field), flags.DEFINE_list)
-        define(field.name, None, flag_help.describe(field))
-    flags.DEFINE_string(
-        "recipe", "published", f"named set of defaults: {', '.join(defaults.RECIPES)}"
-    )
-    flags.DEFINE_string("threat_model", None, "--norm and --epsilon by name, like linf-8/255")
-    flags.DEFINE_string(
+    for group, fields in flag_help.groups().items():
+        for field in fields:
+            flags.add(
+                group,
+                settings.kind_of(field),
+                field.name,
+                None,
+                flag_help.describe(field),
+                parse=radius.parse if "pixels" in field.metadata else None,
+            )
+        if group == WHAT:
+            recipes = ", ".join(defaults.RECIPES)
+            flags.add(WHAT, str, "recipe", "published", f"named set of defaults ({recipes})")
+            flags.add(WHAT, str, "threat_model", None, flag_help.THREAT_MODEL)
+    flags.add(
+        EXPERTS,
+        str,
         "match_cost_of",
         None,
         "a finished run: choose the --width at which a network without gates costs as much",
     )
-    flags.DEFINE_enum(
-        "match", "flops", matching.COSTS, "with --match_cost_of: which cost is to be equal"
+    flags.add(
+        EXPERTS,
+        str,
+        "match",
+        "flops",
+        "with --match_cost_of: which cost is to be equal",
+        choices=COSTS,
     )
-    flags.DEFINE_string(
-        "run_dir", None, f"where the run goes. Default: {RUNS}/<dataset>-<network>-<method>-seed<n>"
+    flags.add(
+        HOW_LONG,
+        str,
+        "run_dir",
+        None,
+        f"directory of the run. Default: {RUNS}/<dataset>-<network>-<method>-seed<seed>",
     )
-    flags.DEFINE_string(
-        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
+    flags.add(
+        HOW_LONG, bool, "overwrite", False, "delete the run that is in --run_dir and start anew"
     )
-    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
-    flags.DEFINE_enum(
+    shared_flags.add_data(flags, HOW_LONG)
+    flags.add(
+        HOW_LONG,
+        str,
         "strategy",
         "auto",
-        devices.STRATEGIES,
-        "auto: multi_worker if TF_CONFIG is set, mirrored with several GPUs, else default",
+        "devices to train on; auto: multi_worker if TF_CONFIG is set, mirrored with several GPUs, "
+        f"else default ({', '.join(STRATEGIES)})",
+        choices=STRATEGIES,
     )
-    flags.DEFINE_integer(
-        "logical_cpus", None, "cut the CPU into this many devices, to try strategies without GPUs"
+    shared_flags.add_execution(flags, HOW_LONG, EXPERTS)
+    flags.add(
+        EXPERTS,
+        bool,
+        "deterministic",
+        False,
+        "the same bits in every run on a GPU too, with slower kernels",
     )
-    flags.DEFINE_bool(
-        "deterministic", False, "the same bits in every run on a GPU too, with slower kernels"
-    )
-    flags.DEFINE_float(
-        "checkpoint_minutes",
-        15.0,
-        "save this often within an epoch, besides at its end",
-        lower_bound=0.0,
-    )
-    flags.DEFINE_enum(
-        "on_nonfinite",
-        "stop",
-        nonfinite.ACTIONS,
-        "at a loss or gradient that is nan or infinite: stop, or skip the step",
-    )
-    flags.DEFINE_bool("overwrite", False, "delete the run that is in --run_dir and start anew")
+    # For tests: not in the help.
+    flags.add(None, int, "logical_cpus", None, "cut the CPU into this many devices", lower_bound=1)
 
 
-def chosen_settings() -> settings.Settings:
-    """The settings that the flags give; what they leave open, an existing --run_dir says."""
-    values = flags.FLAGS
+def chosen_settings(values: Any) -> settings.Settings:
+    """The settings that the flags give; a flag that is absent takes an existing run's value.
+
+    Precision may still be "auto".
+
+    Raises:
+        UsageError: flags that do not go together, or a value that cannot be used.
+    """
     given = {name: values[name].value for name in settings.CHOSEN}
     if values.threat_model is not None:
         for name in ("norm", "epsilon"):
@@ -116,10 +113,12 @@ def chosen_settings() -> settings.Settings:
                 )
     if values["match"].present and values.match_cost_of is None:
         raise UsageError("--match needs --match_cost_of")
-    run = directory.RunDirectory(values.run_dir or "")
+    if values.match_cost_of is not None and given["width"] is not None:
+        raise UsageError("--match_cost_of chooses the --width; give one of them")
+    run = RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return resolve.resolve(given, values.recipe, values.data_dir)
+        return _matched(resolve.choose(given, values.recipe, values.data_dir), values)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
@@ -128,14 +127,14 @@ def chosen_settings() -> settings.Settings:
     return resolve.validated(dataclasses.asdict(held) | given)
 
 
-def _matched(chosen: settings.Settings) -> settings.Settings:
+def _matched(chosen: settings.Settings, values: Any) -> settings.Settings:
     """The settings with the width that --match_cost_of asks for, if it does."""
-    values = flags.FLAGS
     if values.match_cost_of is None:
         return chosen
-    if values.width is not None:
-        raise UsageError("--match_cost_of chooses the --width; give one of them")
-    other = directory.RunDirectory(values.match_cost_of)
+    other = RunDirectory(values.match_cost_of)
+    other.check_finished()
+    from anpvs_tf.runs import matching  # It builds networks: TensorFlow is imported.
+
     found = matching.matched(chosen, other, values.match)
     print(
         f"--width={found.width:g} gives {found.cost:,} {values.match}, {other.path} has "
@@ -144,20 +143,31 @@ def _matched(chosen: settings.Settings) -> settings.Settings:
     return dataclasses.replace(chosen, width=found.width)
 
 
-def main() -> None:
-    values = flags.FLAGS
+def _check(chosen: settings.Settings, run: RunDirectory, overwrite: bool) -> None:
+    """Raises UsageError if the run cannot be in its directory, before TensorFlow is imported."""
+    if chosen.precision == "auto" and run.config_path.exists() and not overwrite:
+        chosen = dataclasses.replace(chosen, precision=run.settings().precision)
+    run.check(chosen, overwrite)
+
+
+def main(values: Any) -> None:
     if values.method == "help":
         print(flag_help.describe_methods(values.dataset or "digits", values.recipe))
         return
+    chosen = chosen_settings(values)
+    run = RunDirectory(values.run_dir or os.path.join(RUNS, directory.default_name(chosen)))
+    _check(chosen, run, values.overwrite)
+
+    # What follows imports TensorFlow.
+    from anpvs_tf.common import devices
+    from anpvs_tf.training import trainer
+
     # First: TensorFlow fixes its devices when they are first used.
     used = devices.choose(values.strategy, values.logical_cpus, values.deterministic)
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    chosen = chosen_settings()
-    run = directory.RunDirectory(
-        values.run_dir or os.path.join(RUNS, directory.default_name(chosen))
-    )
+    chosen = resolve.with_precision(chosen)
     finished = run.finished and not values.overwrite
     with interruption.deferred():
         found = trainer.train(
@@ -181,9 +191,9 @@ def main() -> None:
     if others := [record for record in found if not records.of_training(record)]:
         print(console.evaluation_table(others))
     print(f"Results are in {run.path}")
+    print(next_steps.text(str(run.path), "evaluate", "report", "export"))
 
 
 def run() -> None:
     """Runs the program on the command line."""
-    define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

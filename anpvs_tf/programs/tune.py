@@ -11,52 +11,58 @@ goes on when the same command is given again, or --run_dir alone. Several worker
 
 import dataclasses
 import sys
-
-from absl import flags
+from typing import Any
 
 from anpvs_tf.attacks import radius
 from anpvs_tf.common import interruption, program
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.program import Flags
+from anpvs_tf.programs import shared_flags
 from anpvs_tf.runs import defaults, flag_help, settings
-from anpvs_tf.training import nonfinite, trainer
-from anpvs_tf.tuning import oracles, score, search, space, table
+from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
+from anpvs_tf.tuning import role, score, space, table
+from anpvs_tf.tuning.names import TUNERS
 from anpvs_tf.tuning.sweep import TRIALS, Definition, Sweep, read_definition, wait_until
 
-
-def _define_flags() -> None:
-    for field in settings.CHOSEN.values():
-        boolean = settings.kind_of(field) is bool
-        flags.DEFINE(
-            flags.ArgumentParser(), field.name, None, flag_help.describe(field), boolean=boolean
-        )
-    flags.DEFINE_string("threat_model", None, "--norm and --epsilon by name, like linf-8/255")
-    flags.DEFINE_string("recipe", None, f"named set of defaults: {', '.join(defaults.RECIPES)}")
-    flags.DEFINE_string("run_dir", None, "the sweep's directory; its trials are run directories")
-    flags.DEFINE_string("tuner", None, f"how to search: {', '.join(oracles.TUNERS)}")
-    flags.DEFINE_string("objective", None, f"{score.HELP}. Default: robust")
-    flags.DEFINE_integer(
-        "trials", None, f"at most so many. Default: {TRIALS}; grid: all; more later goes on"
-    )
-    flags.DEFINE_integer("search_seed", None, "of the search. Default: 0")
-    flags.DEFINE_bool("show", False, "show the trials so far, train nothing")
-    flags.DEFINE_string(
-        "data_dir", None, "TFDS data directory. Default: TFDS_DATA_DIR, else TFDS's own"
-    )
-    flags.DEFINE_bool("download", True, "let TFDS download a dataset that is absent")
-    flags.DEFINE_float(
-        "checkpoint_minutes", 15.0, "save this often within an epoch, besides at its end"
-    )
-    flags.DEFINE_enum(
-        "on_nonfinite",
-        "stop",
-        nonfinite.ACTIONS,
-        "at a loss or gradient that is nan or infinite: stop, or skip the step",
-    )
+SEARCH = "The sweep"
 
 
-def _definition() -> Definition | None:
-    """What the flags say; what they leave open, an existing sweep says."""
-    values = flags.FLAGS
+def define(flags: Flags) -> None:
+    flags.add(
+        SEARCH,
+        str,
+        "run_dir",
+        None,
+        "the sweep's directory; its trials are run directories",
+        required=True,
+    )
+    flags.add(SEARCH, str, "tuner", None, f"how to search ({', '.join(TUNERS)}). Default: random")
+    flags.add(SEARCH, str, "objective", None, f"{score.HELP}. Default: robust")
+    flags.add(
+        SEARCH,
+        int,
+        "trials",
+        None,
+        f"at most so many; more later goes on. Default: {TRIALS}; grid: all",
+    )
+    flags.add(SEARCH, int, "search_seed", None, "seed of the search. Default: 0")
+    flags.add(SEARCH, bool, "show", False, "show the trials so far, train nothing")
+    for group, fields in flag_help.groups().items():
+        for field in fields:
+            kind = object if settings.kind_of(field) is bool else None
+            flags.add(group, kind, field.name, None, flag_help.describe(field))
+        if group == WHAT:
+            recipes = ", ".join(defaults.RECIPES)
+            flags.add(
+                WHAT, str, "recipe", None, f"named set of defaults ({recipes}). Default: published"
+            )
+            flags.add(WHAT, str, "threat_model", None, flag_help.THREAT_MODEL)
+    shared_flags.add_data(flags, HOW_LONG)
+    shared_flags.add_execution(flags, HOW_LONG, EXPERTS)
+
+
+def _definition(values: Any) -> Definition | None:
+    """The sweep that the flags give; a flag that is absent takes an existing sweep's value."""
     texts = {n: str(values[n].value) for n in settings.CHOSEN if values[n].value is not None}
     if values.threat_model is not None:
         if texts.keys() & {"norm", "epsilon"}:
@@ -74,16 +80,13 @@ def _definition() -> Definition | None:
     return dataclasses.replace(held, settings=texts or held.settings, **given)
 
 
-def main() -> None:
-    values = flags.FLAGS
-    if not values.run_dir:
-        raise UsageError("--run_dir is missing: the directory of the sweep")
-    role = search.role()
+def main(values: Any) -> None:
+    own = role.own_role()
     with interruption.deferred():
-        if role.name == "worker" and _definition() is None:
+        if own.name == "worker" and _definition(values) is None:
             # The chief has the definition.
-            wait_until(lambda: _definition() is not None, search.CHIEF_SECONDS)
-        definition = _definition()
+            wait_until(lambda: _definition(values) is not None, role.CHIEF_SECONDS)
+        definition = _definition(values)
         if definition is None:
             raise UsageError(
                 f"{values.run_dir} holds no sweep, and no setting is given. {space.HELP}"
@@ -93,18 +96,20 @@ def main() -> None:
             definition,
             values.data_dir,
             values.download,
-            trainer.Execution(
-                checkpoint_minutes=values.checkpoint_minutes, on_nonfinite=values.on_nonfinite
-            ),
+            {
+                "checkpoint_minutes": values.checkpoint_minutes,
+                "on_nonfinite": values.on_nonfinite,
+            },
             sys.argv,
         )
         if not values.show:
+            from anpvs_tf.tuning import search  # It imports TensorFlow.
+
             search.run(sweep)
-    if role.name != "worker":
+    if own.name != "worker":
         print(table.text(sweep))
 
 
 def run() -> None:
     """Runs the program on the command line."""
-    _define_flags()
-    program.run(main, __doc__)
+    program.run(main, __doc__, define)

@@ -14,8 +14,6 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import graph
 from anpvs_tf.pruning import layer_functions, live_channels
 
-STRUCTURES = ("irregular", "column", "filter")
-
 
 def kept(kernel: np.ndarray, ratio: float, structure: str) -> np.ndarray:
     """Where the nearest kernel of a sparsity is not zero; elsewhere it equals `kernel`.

@@ -45,13 +45,18 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """published: {column: published figure}, in the column's unit; with the method's last row."""
+    """A group of runs.
+
+    published: {column: published figure}, in the column's unit; with the method's last row.
+    at_chance: the clean accuracy of a run of it is not above chance: it is no best of a column.
+    """
 
     label: str
     method: str
     seeds: tuple[int, ...]
     cells: dict[str, Cell]
     published: dict[str, float]
+    at_chance: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +152,7 @@ def _table(
                 tuple(group.seeds),
                 {key: cell for key, cell in cells.items() if cell is not None},
                 {c.key: known[c.key] for c in columns if c.key in known},
+                any("at_chance" in run.trained for run in group.runs),
             )
         )
     alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
@@ -189,8 +195,10 @@ def _with_best(columns: tuple[Column, ...], rows: list[Row], row: Row) -> Row:
 def leading(column: Column, rows: Sequence[Row]) -> list[Cell]:
     """The cells with the best mean as it is shown.
 
-    None where all are equal, or not of the same number of images.
+    None where all are equal, or not of the same number of images. A network at chance that
+    nothing moves is not robust, so its row takes no part.
     """
+    rows = [row for row in rows if not row.at_chance]
     cells = [row.cells[column.key] for row in rows if column.key in row.cells]
     if len({cell.examples for cell in cells}) > 1:
         return []
@@ -236,6 +244,11 @@ def _notes(columns: tuple[Column, ...], rows: list[Row], groups: list[Group]) ->
                 ]
                 partial.setdefault(", ".join(dict.fromkeys(texts)), []).append(column.head)
         notes += [f"{', '.join(heads)}: the first {n} images." for n, heads in partial.items()]
+    if stuck := [row.label for row in rows if row.at_chance]:
+        notes.append(
+            f"At chance: {', '.join(stuck)}. Clean accuracy is not above that of a constant "
+            "answer, so none of these figures is called best."
+        )
     if any(row.published for row in rows):
         notes.append(
             "Published: Madaan, Shin and Hwang (ICML 2020), means of 5 seeds after 200 epochs."

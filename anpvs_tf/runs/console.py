@@ -86,7 +86,7 @@ def evaluation_table(records: list[dict[str, Any]]) -> str:
         if record["robust_accuracy"] is None:
             remark = "   not a robust accuracy: the model is stochastic, use --eot=20"
         elif record.get("reliable") is False:
-            remark = "   UNRELIABLE: a check failed, or another attack found more"
+            remark = "   UNRELIABLE: " + "; ".join(record.get("unreliable_because", ["see checks"]))
         if "vulnerability" in record:
             figure += f"   V {record['vulnerability']:.4f}"
         head = (
@@ -101,6 +101,8 @@ def evaluation_table(records: list[dict[str, Any]]) -> str:
         f"{first['model']}: {first['examples']} test images of {first['dataset']}, clean {clean}"
     )
     lines.insert(0, title)
+    if "at_chance" in first:
+        lines.insert(1, f"  AT CHANCE: {first['at_chance']}")
     for checks in shown:
         lines.append("checks")
         for check in checks:
@@ -125,12 +127,16 @@ def result_table(record: dict[str, Any]) -> str:
             f"step {radius.as_text(attack['step_size'])}, {attack['restarts']} start",
         ),
         ("vulnerability", f"{record['vulnerability']:.4f}"),
-        (
-            "sparsity",
-            f"{record['sparsity']:.2%} of features, {record['weight_sparsity']:.2%} of weights",
-        ),
-        ("active features", features or "all (no gates)"),
     ]
+    pruned = [
+        f"{record[key]:.2%} of {what}"
+        for key, what in (("sparsity", "features"), ("weight_sparsity", "weights"))
+        if record[key]
+    ]
+    if features or pruned:
+        lines.append(("sparsity", ", ".join(pruned) or "nothing is pruned"))
+    if features:
+        lines.append(("active features", features))
     lines += _efficiency_lines(record["efficiency"])
     spent = (duration(record["timing"][f"{what}_seconds"]) for what in ("training", "evaluation"))
     lines.append(("time", "training {}, test {}".format(*spent)))
@@ -138,12 +144,22 @@ def result_table(record: dict[str, Any]) -> str:
         f"{record['method']} on {record['dataset']} ({record['network']}, seed {record['seed']}), "
         f"{record['examples']} {record['split']} images"
     )
+    if "at_chance" in record:
+        lines.insert(0, ("AT CHANCE", record["at_chance"]))
     return "\n".join([head, *(f"  {name:<18}{value}" for name, value in lines)])
 
 
 def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the deployed network costs; beside the unpruned one if it is smaller."""
     compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
     after, before = saved["parameters"]
+    if after == before:
+        latency = ", ".join(f"{1e3 * s:.2f} ms a batch of {n}" for n, s in dense["latency"].items())
+        return [
+            ("parameters", f"{before:,}"),
+            ("SavedModel", f"{dense['saved_model_bytes']:,} bytes"),
+            ("latency", latency),
+        ]
     lines = [
         ("FLOPs", f"1 / {saved['flops_reduction']:.2f} of the unpruned network's"),
         ("feature maps", f"{saved['feature_map_memory']:.1%} of the unpruned network's memory"),

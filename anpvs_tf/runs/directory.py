@@ -23,25 +23,26 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
-
-import keras
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any
 
 from anpvs_tf import __version__
 from anpvs_tf.common.errors import InUse, UsageError, one_line
 from anpvs_tf.common.files import write_atomically, writing
 from anpvs_tf.data.sources import file_name
-from anpvs_tf.runs import build, checksums
+from anpvs_tf.runs import checksums
 from anpvs_tf.runs.resolve import defaults, validated
 from anpvs_tf.runs.settings import Settings, source_of
+
+if TYPE_CHECKING:
+    import keras
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result."""
-    found = {"anpvs_tf": __version__, "tensorflow": tf.__version__, "keras": keras.__version__}
-    others = ("tensorflow-probability", "tensorflow-datasets", "scikit-learn", "numpy")
-    return found | {package: importlib.metadata.version(package) for package in others}
+    packages = ("tensorflow", "keras", "tensorflow-probability", "tensorflow-datasets")
+    packages += ("scikit-learn", "numpy")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"anpvs_tf": __version__} | found
 
 
 def now() -> str:
@@ -236,8 +237,11 @@ class RunDirectory:
             return []
         checksums.check(self.path)
         try:
-            return json.loads(self.results_path.read_text())
-        except (OSError, ValueError) as error:
+            held = json.loads(self.results_path.read_text())
+            if not isinstance(held, list) or not all(isinstance(one, dict) for one in held):
+                raise ValueError("it is no list of records")
+            return held
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{self.results_path} cannot be read: {one_line(error)}") from error
 
     def write_results(self, records: list[dict[str, Any]]) -> None:
@@ -262,7 +266,7 @@ class RunDirectory:
         write_atomically(self.results_path, text)
         write_atomically(path, checksums.text(sums | {name: sums[name][-1:]}))
 
-    def write_weights(self, network: keras.Model) -> None:
+    def write_weights(self, network: "keras.Model") -> None:
         """Saves the finished network's weights, written beside and renamed.
 
         Raises:
@@ -273,7 +277,13 @@ class RunDirectory:
             network.save_weights(temporary)
             os.replace(temporary, self.weights_path)
 
-    def load_network(self) -> keras.Model:
+    def check_finished(self) -> None:
+        """Raises UsageError unless a finished run is here."""
+        self.settings()
+        if not (self.finished and self.weights_path.exists()):
+            raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
+
+    def load_network(self) -> "keras.Model":
         """The finished network, in float32, as it is evaluated.
 
         Raises:
@@ -281,8 +291,10 @@ class RunDirectory:
         """
         checksums.check(self.path)
         settings = self.settings()
-        if not (self.finished and self.weights_path.exists()):
-            raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
+        self.check_finished()
+        # It imports TensorFlow, which takes seconds; reading a run's files must not.
+        from anpvs_tf.runs import build
+
         network = build.build_network(settings, "float32")
         network.load_weights(self.weights_path)
         return network

@@ -8,20 +8,61 @@ from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.defaults import BY_DATASET
 from anpvs_tf.runs.resolve import defaults
-from anpvs_tf.runs.settings import CHOSEN, FIELDS, used
+from anpvs_tf.runs.settings import CHOSEN, FIELDS, kind_of, used
+
+THREAT_MODEL = "--norm and --epsilon by name, like linf-8/255"
+WHAT, HOW_LONG, EXPERTS = "What to train", "How long, and where", "For experts"
+# The settings that most users choose; each other one is shown with those of its trait.
+_OFTEN = {
+    WHAT: ("dataset", "method", "network", "width", "norm", "epsilon", "seed", "base_run"),
+    HOW_LONG: ("epochs", "base_epochs", "batch_size", "train_examples", "eval_examples"),
+    "Own images (folder:PATH, tfds:NAME)": ("image_size", "channels", "augment", "stream"),
+}
+_TRAITS = {
+    "gate": "Gates",
+    "learned_gates": "Learned gates",
+    "vulnerability": "Vulnerability suppression",
+    "adversarial": "Attack of training",
+    "weighted_cross_entropy": "Loss of adversarial training",
+    "trades": "Loss of TRADES",
+    "bayesian": "Bayesian weights",
+    "weight_pruning": "Weight pruning by ADMM",
+    "base": "Warm start",
+}
+
+
+def groups() -> dict[str, list[dataclasses.Field]]:
+    """The settings that a user chooses, in the groups of the help."""
+    found = {title: [CHOSEN[n] for n in names if n in CHOSEN] for title, names in _OFTEN.items()}
+    often = {field.name for fields in found.values() for field in fields}
+    for trait, title in _TRAITS.items():
+        own = [f for n, f in CHOSEN.items() if f.metadata["used_by"] == trait and n not in often]
+        if own:
+            found[f"{title} ({_methods(own[0])})"] = own
+    shown = {field.name for fields in found.values() for field in fields}
+    found[EXPERTS] = [field for name, field in CHOSEN.items() if name not in shown]
+    return found
+
+
+def _methods(field: dataclasses.Field) -> str:
+    """The methods that use a setting, in words."""
+    users = [method.name for method in METHODS.values() if used(method, field.name)]
+    others = [name for name in METHODS if name not in users]
+    if len(others) < len(users):
+        return f"every --method but {', '.join(others)}"
+    return f"--method={'|'.join(users)}"
 
 
 def describe(field: dataclasses.Field) -> str:
     """The help of a setting: meaning, choices, default by dataset."""
     text = field.metadata["help"]
-    if field.metadata["used_by"]:
-        users = [method.name for method in METHODS.values() if used(method, field.name)]
-        text += f" [{' '.join(users)}]"
     if "choices" in field.metadata:
         text += f" ({', '.join(field.metadata['choices'])})"
     if field.name == "dataset":
         return f"{text}. Default: digits"
     values = {name: _show(field.name, defaults(name)[field.name]) for name in BY_DATASET}
+    if kind_of(field) is bool:
+        values = {name: {"True": "on", "False": "off"}[value] for name, value in values.items()}
     if len(set(values.values())) == 1:
         return f"{text}. Default: {values['digits']}"
     return f"{text}. Default: " + ", ".join(f"{name} {value}" for name, value in values.items())

@@ -12,7 +12,6 @@ from anpvs_tf.runs import build, records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 
-COSTS = ("flops", "parameters")
 # How far the costs of two networks may differ that are compared as equal.
 TOLERANCE = 0.1
 # Widths that are looked at: 1/64 apart, finer than one of 64 features.
@@ -36,7 +35,7 @@ def matched(settings: Settings, run: RunDirectory, cost: str = "flops") -> Match
     Args:
         settings: of a method without gates.
         run: finished.
-        cost: one of `COSTS`.
+        cost: one of `names.COSTS`.
 
     Raises:
         UsageError: a method with gates, a run that is not finished, or no width up to 1

@@ -21,7 +21,11 @@ def merged(held: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[s
         same = [other for other in kept if identity(other) == identity(record)]
         if same and "checks" not in record:
             # A repetition without checks does not take back what they found.
-            found = {key: same[-1][key] for key in ("checks", "reliable") if key in same[-1]}
+            found = {
+                key: same[-1][key]
+                for key in ("checks", "reliable", "unreliable_because")
+                if key in same[-1]
+            }
             record = found | record if record.get("reliable") is False else record | found
         kept = [other for other in kept if other not in same] + [record]
     return kept

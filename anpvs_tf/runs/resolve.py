@@ -7,15 +7,25 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import tensorflow as tf
-
 from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source, check_name
 from anpvs_tf.data.sources import describe as describe_source
 from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.networks.names import check_images
 from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
-from anpvs_tf.runs.settings import Settings, declared, kind_of, layer_betas, source_of, used
+from anpvs_tf.runs.settings import (
+    FIELDS,
+    Settings,
+    declared,
+    kind_of,
+    layer_betas,
+    source_of,
+    used,
+)
+
+# Counts are 32-bit numbers where TensorFlow counts.
+LARGEST = 2**31 - 1
 
 
 def _like(source: Source) -> str:
@@ -62,7 +72,23 @@ def defaults(
 def resolve(
     overrides: Mapping[str, Any], recipe: str = "published", data_dir: str | None = None
 ) -> Settings:
-    """Settings from a user's choices; what is None or absent takes its default.
+    """As `choose`, and with the fast precision of this machine if none was chosen."""
+    return with_precision(choose(overrides, recipe, data_dir))
+
+
+def with_precision(settings: Settings) -> Settings:
+    """The settings with the fast precision of this machine in place of "auto"."""
+    if settings.precision == "auto":
+        return dataclasses.replace(settings, precision=fast_precision())
+    return settings
+
+
+def choose(
+    overrides: Mapping[str, Any], recipe: str = "published", data_dir: str | None = None
+) -> Settings:
+    """Settings from a user's choices; a setting that is None or absent takes its default.
+
+    Without an image folder or a dataset of TFDS to look at, it imports no TensorFlow.
 
     Args:
         data_dir: where TFDS keeps its data, for what has to be found out of a dataset; nothing
@@ -73,28 +99,28 @@ def resolve(
             method does not use.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    if "image_size" in given:
-        given["image_size"] = parsed_size(given["image_size"])
+    # First what can be refused without a look at the data, or at what TensorFlow finds here.
+    given = {name: checked(name, value) for name, value in given.items()}
+    _check_choice("recipe", recipe, RECIPES)
+    check_name(given.get("dataset", "digits"))
+    check_used(given.get("method", COMMON["method"]), given)
+    if "target_sparsity" in given and given.keys() & {"beta", "layer_beta"}:
+        raise UsageError(
+            "--target_sparsity steers beta: give it, or --beta and --layer_beta, not both"
+        )
     if "classes" in given:
         source = source_of(given)
     else:
         found = (given.get(name) for name in ("image_size", "channels"))
         source = describe_source(given.get("dataset", "digits"), *found, data_dir)
     values = defaults(source, recipe, given.get("method"))
-    check_used(values["method"], given)
     if "beta" in given or "layer_beta" in given:
-        if "target_sparsity" in given:
-            raise UsageError(
-                "--target_sparsity steers beta: give it, or --beta and --layer_beta, not both"
-            )
         values["target_sparsity"] = None
     values |= given
     if values["norm"] in BY_NORM:
         values |= _of_norm(values, given) | given
     if values["base_epochs"] is None:
         values["base_epochs"] = values["epochs"]
-    if values["precision"] == "auto":
-        values["precision"] = fast_precision()
     return validated(values)
 
 
@@ -109,14 +135,7 @@ def validated(values: Mapping[str, Any]) -> Settings:
         raise UsageError(f"unknown setting {', '.join(map(repr, unknown))}")
     if missing := sorted(set(names) - set(values)):
         raise UsageError(f"missing setting {', '.join(missing)}")
-    for name in ("layer_beta", "class_names"):
-        if isinstance(values[name], list):
-            values = values | {name: tuple(values[name])}
-    values = values | {"image_size": parsed_size(values["image_size"])}
-    settings = Settings(**values | {"decay_at": _shares(values["decay_at"])})
-    for field in dataclasses.fields(Settings):
-        _check_kind(field, getattr(settings, field.name))
-        _check(field, getattr(settings, field.name))
+    settings = Settings(**{name: checked(name, value) for name, value in values.items()})
     check_name(settings.dataset)
     shares = list(settings.decay_at)
     if not shares or shares != sorted(set(shares)):
@@ -142,7 +161,27 @@ def validated(values: Mapping[str, Any]) -> Settings:
             f"{settings.min_active:g}"
         )
     layer_betas(settings)
+    check_images(settings.network, settings.source.image_shape)
     return settings
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value of one setting, in the form in which `Settings` has it.
+
+    Raises:
+        UsageError: no setting of this name, a value of another kind or out of range.
+    """
+    if name not in FIELDS:
+        raise UsageError(f"unknown setting {name!r}")
+    if name == "image_size":
+        value = parsed_size(value)
+    elif name == "decay_at":
+        value = _shares(value)
+    elif isinstance(value, list) and kind_of(FIELDS[name]) is tuple:
+        value = tuple(value)
+    _check_kind(FIELDS[name], value)
+    _check(FIELDS[name], value)
+    return value
 
 
 def check_used(method: str, given: Iterable[str]) -> None:
@@ -225,6 +264,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         if "at_most" in limits:
             good &= number <= limits["at_most"]
             bounds.append(f"at most {limits['at_most']:g}")
+        if isinstance(number, int) and number > LARGEST:
+            good = False
+            bounds.append(f"at most {LARGEST:,}")
         if not good:
             wanted = " and ".join(["a finite number", *bounds])
             raise UsageError(f"--{field.name} must be {wanted}; got {number}")
@@ -232,6 +274,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 def fast_precision() -> str:
     """bfloat16 where the device multiplies it faster than float32, else float32."""
+    import tensorflow as tf  # Here: the checks of settings must not wait for it.
+
     for gpu in tf.config.list_physical_devices("GPU"):
         capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
         return "bfloat16" if capability and capability >= (8, 0) else "float32"

@@ -7,16 +7,19 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anpvs_tf.attacks.threat_model import NORMS
+from anpvs_tf.attacks.settings import NORMS
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import KINDS, SOURCES, Source
-from anpvs_tf.methods.hyperparameters import TARGETS, TRAIN_ATTACKS
-from anpvs_tf.methods.losses import REDUCTIONS
-from anpvs_tf.methods.optimizer import DECAYS, OPTIMIZERS
+from anpvs_tf.methods.hyperparameters import (
+    DECAYS,
+    OPTIMIZERS,
+    REDUCTIONS,
+    TARGETS,
+    TRAIN_ATTACKS,
+)
 from anpvs_tf.methods.registry import METHODS, Method
-from anpvs_tf.networks.architectures import NETWORKS
-from anpvs_tf.networks.gating import GATE_SCOPES
-from anpvs_tf.pruning.admm import STRUCTURES
+from anpvs_tf.networks.names import GATE_SCOPES, NETWORKS
+from anpvs_tf.pruning.names import STRUCTURES
 
 PRECISIONS = {
     "float32": "float32",
@@ -59,17 +62,17 @@ class Settings:
     class_names: tuple[str, ...] | None = _setting("found in the data", found=True)
     data_version: str | None = _setting("tells changed data", found=True)
     method: str = _setting("how to train; help lists them", weights=False, choices=tuple(METHODS))
-    network: str = _setting("the architecture", choices=tuple(NETWORKS))
+    network: str = _setting("the architecture", choices=NETWORKS)
     width: float = _setting(
         "factor of the number of features of every hidden layer", above=0.0, at_most=16.0
     )
     epochs: int = _setting("passes over the training split", at_least=1)
     batch_size: int = _setting("clean examples in a training step", at_least=1)
     optimizer: str = _setting(
-        "of the weights: Adam, or SGD with Nesterov's momentum of 0.9; gates have Adam",
-        choices=tuple(OPTIMIZERS),
+        "optimizer of the weights: Adam, or SGD with Nesterov's momentum of 0.9; gates have Adam",
+        choices=OPTIMIZERS,
     )
-    learning_rate: float = _setting("of the weights, at its highest", above=0.0)
+    learning_rate: float = _setting("learning rate of the weights, at its highest", above=0.0)
     gate_learning_rate: float = _setting("Adam's rate for the gates", "learned_gates", above=0.0)
     decay: str = _setting(
         "how the rates change: to a tenth at each --decay_at; linearly to 0 from it on; or "
@@ -79,7 +82,11 @@ class Settings:
     decay_at: tuple[float, ...] = _setting(
         "shares of the steps at which the rates fall, or begin to", above=0.0, at_most=1.0
     )
-    beta: float = _setting("factor of KL / N in the gates' loss", "learned_gates", at_least=0.0)
+    beta: float = _setting(
+        "factor of the gates' KL divergence per training example in their loss; more prunes more",
+        "learned_gates",
+        at_least=0.0,
+    )
     layer_beta: tuple[str, ...] = _setting(
         "other factors for some layers, as layer=factor between commas", "learned_gates"
     )
@@ -105,17 +112,23 @@ class Settings:
         at_least=0.0,
     )
     gate_scope: str = _setting("which layers get gates", "gate", choices=tuple(GATE_SCOPES))
-    kl_warmup_epochs: int = _setting("epochs with beta = 0", "learned_gates", at_least=0)
+    kl_warmup_epochs: int = _setting(
+        "epochs at the beginning with beta = 0", "learned_gates", at_least=0
+    )
     kl_ramp_epochs: int = _setting(
         "epochs over which beta then grows to its value", "learned_gates", at_least=0
     )
     lambda_vs: float = _setting(
-        "factor of the vulnerability in the weights' loss", "vulnerability", at_least=0.0
+        "factor of the vulnerability in the weights' loss; more holds the features stiller",
+        "vulnerability",
+        at_least=0.0,
     )
     vulnerability_reduction: str = _setting(
-        "over the features of a layer, in training", "vulnerability", choices=REDUCTIONS
+        "how vulnerability is taken over the features of a layer, in training",
+        "vulnerability",
+        choices=REDUCTIONS,
     )
-    norm: str = _setting("of the threat model", weights="adversarial", choices=NORMS)
+    norm: str = _setting("norm of the threat model", weights="adversarial", choices=NORMS)
     epsilon: float = _setting(
         "radius of the ball, in pixel units of [0, 1], like 8/255",
         weights="adversarial",
@@ -126,7 +139,7 @@ class Settings:
         "step of the training attack, in pixel units", "adversarial", above=0.0, pixels=True
     )
     train_attack: str = _setting(
-        "of training: PGD, or N-FGSM, one step of length epsilon from 2 epsilon of noise",
+        "attack of training: PGD, or N-FGSM, one step of length epsilon from 2 epsilon of noise",
         "adversarial",
         choices=TRAIN_ATTACKS,
     )
@@ -143,19 +156,25 @@ class Settings:
         "gradient steps of the evaluation attack", weights=False, at_least=1
     )
     adversarial_weight: float = _setting(
-        "w of J = (CE(x) + w CE(x~)) / (1 + w)", "weighted_cross_entropy", at_least=0.0
+        "weight of the cross-entropy on attacked images, beside 1 for clean images",
+        "weighted_cross_entropy",
+        at_least=0.0,
     )
     trades_beta: float = _setting(
-        "factor of KL(f(x) || f(x~)) beside CE(x)", "trades", at_least=0.0
+        "factor of how far the attack moves the prediction (a KL divergence)",
+        "trades",
+        at_least=0.0,
     )
     prior_stddev: float = _setting(
         "standard deviation of the weights' prior", "bayesian", above=0.0
     )
     initial_rho: float = _setting(
-        "where the posterior's standard deviations softplus(rho) begin", "bayesian"
+        "the posterior's standard deviations begin at softplus of this", "bayesian"
     )
     kl_scale: float = _setting(
-        "factor of KL / N of the weights' posterior in their loss", "bayesian", at_least=0.0
+        "factor of the posterior's KL divergence per training example in the weights' loss",
+        "bayesian",
+        at_least=0.0,
     )
     crafting_draws: int = _setting(
         "draws of the weights that the training attack averages over, the same ones at all its "
@@ -173,20 +192,24 @@ class Settings:
         at_least=1,
     )
     admm_interval: int = _setting(
-        "epochs between two updates of Z and U", "weight_pruning", at_least=1
+        "epochs between two projections onto the pruned weights", "weight_pruning", at_least=1
     )
     admm_rho: float = _setting(
-        "first factor of ||W - Z + U||^2 / 2 in the weights' loss", "weight_pruning", above=0.0
+        "first factor of the pull towards the pruned weights (rho) in the weights' loss",
+        "weight_pruning",
+        above=0.0,
     )
     admm_rho_growth: float = _setting(
-        "factor of rho at each update of Z and U", "weight_pruning", at_least=1.0
+        "factor by which rho grows at each projection", "weight_pruning", at_least=1.0
+    )
+    weight_decay: float = _setting(
+        "factor of half the squared norm of all kernels in the loss", at_least=0.0
     )
     label_smoothing: float = _setting(
         "share of the targets that is spread evenly over the classes, in training alone",
         at_least=0.0,
         at_most=0.9,
     )
-    weight_decay: float = _setting("factor of sum ||v||^2 / 2 over the kernels", at_least=0.0)
     awp: float = _setting(
         "adversarial weight perturbation: its norm over each kernel's; 0 is none",
         "adversarial",
@@ -214,10 +237,10 @@ class Settings:
         at_least=1,
     )
     seed: int = _setting(
-        "of the initial weights, order, augmentation, noise", at_least=0, at_most=2**31 - 1
+        "seed of the initial weights, order, augmentation and noise", at_least=0, at_most=2**31 - 1
     )
     precision: str = _setting(
-        "of the training step; auto is bfloat16 where the device has it fast",
+        "number format of the training step; auto is bfloat16 where the device has it fast",
         choices=("auto", *PRECISIONS),
     )
     base_epochs: int = _setting(

@@ -24,8 +24,7 @@ from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory
 from anpvs_tf.serving import model_card, signatures, verification
-
-FORMATS = ("saved_model", "tflite")
+from anpvs_tf.serving.names import FORMATS
 
 MODELS_CONFIG = """\
 model_config_list {{

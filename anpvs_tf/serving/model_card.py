@@ -1,11 +1,20 @@
 """The model card: what a user of an exported model has to know."""
 
+from typing import Any
+
 import keras
 
 from anpvs_tf.attacks import radius
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import directory, records
 from anpvs_tf.serving.verification import Report
+
+
+def _doubt(record: dict[str, Any]) -> str:
+    """Why a figure is not to be relied on, after it; nothing if it is."""
+    if record.get("reliable", True):
+        return ""
+    return f" (unreliable: {'; '.join(record.get('unreliable_because', ['see its checks']))})"
 
 
 def text(
@@ -28,7 +37,7 @@ def text(
         f"| {records.attack_text(r['attack'])} "
         f"| {r['threat_model']['norm']} {radius.as_text(r['threat_model']['epsilon'])} "
         f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
-        f"{'' if r.get('reliable', True) else ' (unreliable)'} |"
+        f"{_doubt(r)} |"
         for r in results
         # An ensemble of posterior draws is not what is exported.
         if r["robust_accuracy"] is not None and "posterior_draws" not in r

@@ -9,8 +9,6 @@ import tensorflow as tf
 from anpvs_tf.common.errors import TrainingError
 from anpvs_tf.training.checkpoints import Checkpoints
 
-ACTIONS = ("stop", "skip")
-
 
 def culprit(terms: dict[str, float]) -> str | None:
     """What is not finite, in words; None if all is.

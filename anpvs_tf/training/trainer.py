@@ -26,7 +26,7 @@ from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier, check_layer_beta
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.pruning.frozen import FrozenNetwork
-from anpvs_tf.runs import build, console
+from anpvs_tf.runs import build, chance, console
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import PRECISIONS, Settings, layer_betas
 from anpvs_tf.training import (
@@ -338,6 +338,9 @@ def _train(
     result = evaluate(test, settings.seed, count)
     progress.done()
     record = history.result_record(settings, attack, "test", result, evaluated)
+    # Labels on disk are not worth a pass over the images.
+    labels = [] if settings.stream else test.labels
+    record |= chance.recorded(record, chance.of_labels(labels, settings.classes), settings)
     record["epoch"] = (chosen and int(best.epoch)) or settings.epochs
     if overfitted:
         record["stopped"] = {"reason": "catastrophic overfitting", "epoch": position.epoch}

@@ -1,1 +1,1 @@
-"""Sweeps over training settings on keras-tuner."""
+"""Sweeps training settings with keras-tuner."""

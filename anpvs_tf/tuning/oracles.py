@@ -101,18 +101,19 @@ class Grid(Lasting, keras_tuner.Oracle):
         return {"status": TrialStatus.RUNNING, "values": dict(zip(names, values, strict=True))}
 
 
-TUNERS = {"random": Random, "bayesian": Bayesian, "hyperband": Hyperband, "grid": Grid}
+# By the names of `names.TUNERS`.
+_ORACLES = {"random": Random, "bayesian": Bayesian, "hyperband": Hyperband, "grid": Grid}
 
 
 def make(tuner: str, trials: int | None, seed: int, epochs: int) -> Lasting:
-    """An oracle of `TUNERS`.
+    """An oracle by a name of `names.TUNERS`.
 
     Args:
         trials: at most so many; None for no limit.
         epochs: of the longest trial; for hyperband.
     """
     size = {"max_epochs": epochs} if tuner == "hyperband" else {"max_trials": trials}
-    return TUNERS[tuner](
+    return _ORACLES[tuner](
         objective=keras_tuner.Objective(SCORE, "max"),
         # keras-tuner takes 0 for none, and then draws one.
         seed=seed + 1,

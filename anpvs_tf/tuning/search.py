@@ -6,10 +6,7 @@ trials and trains none, and the others ask it. All share the sweep's directory.
 """
 
 import contextlib
-import dataclasses
 import gc
-import os
-import pathlib
 import socket
 import sys
 import threading
@@ -29,47 +26,11 @@ from anpvs_tf.common.files import write_atomically
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.tuning import oracles, score, table
+from anpvs_tf.tuning.role import CHIEF_SECONDS, Role, own_role
 from anpvs_tf.tuning.sweep import Sweep, wait_until
 
 # Or it prints the traceback of each failed trial; the trial's file has it.
 config.DEBUG = False
-# How long a worker looks for its chief, which may have to start first.
-CHIEF_SECONDS = 300.0
-_VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
-
-
-@dataclasses.dataclass(frozen=True)
-class Role:
-    """What this process does in a sweep.
-
-    Attributes:
-        name: "alone", "chief" or "worker".
-        tuner_id, ip, port: of a chief or a worker.
-    """
-
-    name: str
-    tuner_id: str = ""
-    ip: str = ""
-    port: int = 0
-
-
-def role() -> Role:
-    """The role that the environment gives.
-
-    Raises:
-        UsageError: it says half.
-    """
-    ip, port, tuner_id = (os.environ.get(name, "") for name in _VARIABLES)
-    if not ip:
-        return Role("alone")
-    for name in _VARIABLES:
-        if not os.environ.get(name):
-            raise UsageError(f"KERASTUNER_ORACLE_IP is set, {name} is not")
-    if not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise UsageError(f"KERASTUNER_ORACLE_PORT must be a port number; got {port!r}")
-    if pathlib.PurePath(tuner_id).name != tuner_id:
-        raise UsageError(f"KERASTUNER_TUNER_ID must be a name without '/'; got {tuner_id!r}")
-    return Role("chief" if "chief" in tuner_id else "worker", tuner_id, ip, int(port))
 
 
 class TrainingRuns(keras_tuner.HyperModel):
@@ -150,7 +111,7 @@ class RunTuner(BaseTuner):
 
     def on_trial_end(self, trial: Trial) -> None:
         super().on_trial_end(trial)
-        if role().name == "alone":
+        if own_role().name == "alone":
             table.write(self.sweep)
         if trial.status == TrialStatus.COMPLETED:
             print(f"{self.sweep.run_of(trial.trial_id).path.name} is done", flush=True)
@@ -164,7 +125,7 @@ def run(sweep: Sweep) -> None:
         TrainingError: the machine failed; the same command goes on.
         Interrupted: a signal asked for it; the state is saved.
     """
-    own = role()
+    own = own_role()
     if own.name == "worker":
         _work(sweep, own)
         return

@@ -3,14 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras_tuner
 import numpy as np
 
 from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import settings
+
+if TYPE_CHECKING:
+    import keras_tuner
 
 HELP = (
     "A number may be a range, low:high[:log|:linear][:steps]; any setting may be choices, 'a|b|c'"
@@ -34,7 +36,7 @@ class Range:
     def ends(self) -> tuple:
         return self.low, self.high
 
-    def declare(self, name: str, hyperparameters: keras_tuner.HyperParameters) -> None:
+    def declare(self, name: str, hyperparameters: "keras_tuner.HyperParameters") -> None:
         declare = hyperparameters.Int if self.whole else hyperparameters.Float
         declare(name, self.low, self.high, sampling=self.scale)
 
@@ -62,7 +64,7 @@ class Choices:
     def ends(self) -> tuple:
         return self.values
 
-    def declare(self, name: str, hyperparameters: keras_tuner.HyperParameters) -> None:
+    def declare(self, name: str, hyperparameters: "keras_tuner.HyperParameters") -> None:
         hyperparameters.Choice(name, list(self.values if self.numbers else self.texts))
 
     def value(self, sampled: Any) -> Any:

@@ -1,5 +1,8 @@
 """A sweep: its directory, its definition, the settings and the run of each trial.
 
+TensorFlow, which takes seconds to import, is imported when a trial is to be trained: a sweep
+that cannot be is refused at once.
+
 SWEEP/sweep.json          what is swept; the trials, the front, the chosen trial
 SWEEP/trial-0000/ …       the run directory of each trial
 SWEEP/base-…/             runs that trials start from, each trained once
@@ -13,18 +16,17 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from anpvs_tf.common import files, interruption
 from anpvs_tf.common.errors import Interrupted, InUse, UsageError, one_line
-from anpvs_tf.data import loading
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs import resolve
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
-from anpvs_tf.training import tensorboard, trainer, warm_start
-from anpvs_tf.tuning import oracles, score, space
+from anpvs_tf.tuning import score, space
+from anpvs_tf.tuning.names import TUNERS
 from anpvs_tf.tuning.score import Objective
 from anpvs_tf.tuning.space import Space
 
@@ -61,7 +63,7 @@ class Sweep:
         path: the sweep's directory.
         definition: what is swept.
         data_dir, download: as in `datasets.load`.
-        execution: how each trial is trained.
+        execution: how each trial is trained, as fields of `trainer.Execution`.
         command: the command line, kept in each run's config.json.
 
     Raises:
@@ -74,23 +76,18 @@ class Sweep:
         definition: Definition,
         data_dir: str | None = None,
         download: bool = True,
-        execution: trainer.Execution | None = None,
+        execution: Mapping[str, Any] | None = None,
         command: list[str] = (),
     ):
         self.path = pathlib.Path(path)
         self.definition = definition
         self.data_dir = data_dir
         self.download = download
-        self.execution = execution or trainer.Execution()
+        self.execution = dict(execution or {})
         self.command = list(command)
         self.objective: Objective = score.parse(definition.objective)
         self.space: Space = space.parse(definition.settings)
-        # One for all trials, whatever else decides it; so workers need processors of one kind.
-        if self.space.constants.get("precision", "auto") == "auto" and (
-            "precision" not in self.space.swept
-        ):
-            self.space.constants["precision"] = resolve.fast_precision()
-        corners = [self._resolved(values) for values in self.space.corners()]
+        corners = [self._chosen(values) for values in self.space.corners()]
         self.longest = max(one.epochs for one in corners)
         score.check_recorded(self.objective, {one.method for one in corners})
         score.check_comparable(self.space.swept)
@@ -98,10 +95,8 @@ class Sweep:
 
     def _check_tuner(self) -> None:
         tuner, trials = self.definition.tuner, self.definition.trials
-        if tuner not in oracles.TUNERS:
-            raise UsageError(
-                f"unknown --tuner={tuner!r}; choose one of {', '.join(oracles.TUNERS)}"
-            )
+        if tuner not in TUNERS:
+            raise UsageError(f"unknown --tuner={tuner!r}; choose one of {', '.join(TUNERS)}")
         if trials is not None and trials < 1:
             raise UsageError(f"--trials must be at least 1; got {trials}")
         if tuner == "hyperband":
@@ -151,12 +146,13 @@ class Sweep:
         Raises:
             UsageError: settings that do not go together.
         """
-        whole = self._resolved(self.space.values(sampled))
+        # Precision goes by the processor, so workers need processors of one kind.
+        whole = resolve.resolve(self.space.values(sampled), self.definition.recipe, self.data_dir)
         epochs = sampled.get("tuner/epochs", whole.epochs)
         return shortened(whole, epochs)
 
-    def _resolved(self, values: dict[str, Any]) -> Settings:
-        return resolve.resolve(values, self.definition.recipe, self.data_dir)
+    def _chosen(self, values: dict[str, Any]) -> Settings:
+        return resolve.choose(values, self.definition.recipe, self.data_dir)
 
     def train(self, chosen: Settings, run: RunDirectory) -> None:
         """Trains a trial and what it starts from, or continues, or finds it done.
@@ -173,6 +169,8 @@ class Sweep:
         """With the run that it starts from, trained once for all trials that need it."""
         if chosen.base_run is not None or METHODS[chosen.method].base is None:
             return chosen
+        from anpvs_tf.training import warm_start
+
         wanted = self._with_base(warm_start.base_settings(chosen))
         text = json.dumps(dataclasses.asdict(wanted), sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -183,6 +181,9 @@ class Sweep:
         return dataclasses.replace(chosen, base_run=str(base.path))
 
     def _train(self, chosen: Settings, run: RunDirectory) -> None:
+        from anpvs_tf.training import trainer
+
+        execution = trainer.Execution(**self.execution)
         while True:
             try:
                 trainer.train(
@@ -191,7 +192,7 @@ class Sweep:
                     self.data_dir,
                     self.download,
                     self.command,
-                    execution=self.execution,
+                    execution=execution,
                 )
                 return
             except InUse:
@@ -205,7 +206,9 @@ class Sweep:
 
     def check(self) -> None:
         """Raises UsageError unless the sweep can begin or go on in its directory."""
-        chosen = self._resolved(self.space.corners()[0])
+        from anpvs_tf.data import loading
+
+        chosen = self._chosen(self.space.corners()[0])
         if "dataset" not in self.space.swept:  # What cannot be had would fail every trial.
             loading.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
         RunDirectory(self.path).check_place()
@@ -229,6 +232,8 @@ class Sweep:
         new = not self.state_path.exists()
         self.write(self.held() | {"finished": False})
         if new:
+            from anpvs_tf.training import tensorboard
+
             tensorboard.write_experiment(self.path / "tensorboard", list(self.space.swept))
 
     def write(self, state: dict[str, Any]) -> None:

@@ -66,7 +66,10 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
         rows.append(row)
     rows.sort(key=lambda row: row["name"])
     done = [row for row in rows if row["state"] == "done"]
-    for row, best in zip(done, front([_merits(row) for row in done]), strict=True):
+    learned = [row for row in done if not row["at_chance"]]
+    for row in done:
+        row["front"] = False
+    for row, best in zip(learned, front([_merits(row) for row in learned]), strict=True):
         row["front"] = best
     return rows
 
@@ -74,7 +77,8 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
 def _figures(run: RunDirectory) -> dict[str, float]:
     trained = records.training_record(run)
     compact = trained["efficiency"]["measured"]["compact"]
-    return score.validation_figures(run) | {"latency": compact["latency"]["1"]}
+    found = score.validation_figures(run) | {"latency": compact["latency"]["1"]}
+    return found | {"at_chance": "at_chance" in trained}
 
 
 def _merits(row: dict[str, Any]) -> tuple[float, ...]:
@@ -94,8 +98,8 @@ def front(points: list[tuple[float, ...]]) -> list[bool]:
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The trial with the best score; None if none is done."""
-    done = [row for row in rows if row["state"] == "done"]
+    """The trial with the best score; None if none is done, or all are at chance."""
+    done = [row for row in rows if row["state"] == "done" and not row["at_chance"]]
     return max(done, key=lambda row: row["score"], default=None)
 
 
@@ -126,7 +130,8 @@ def text(sweep: Sweep) -> str:
         if row["state"] == "done":
             line += [f"{row[name]:.1%}" for name in ("clean", "robust", "sparsity")]
             line += [f"{1e3 * row['latency']:.2f}", f"{row['score']:.4f}"]
-            line += ["*" if row["front"] else "", "done"]
+            state = "done, but clean accuracy is not above chance" if row["at_chance"] else "done"
+            line += ["*" if row["front"] else "", state]
         else:
             line += [""] * 6 + [": ".join(filter(None, [row["state"], row.get("reason")]))]
         lines.append(line)
@@ -141,7 +146,7 @@ def text(sweep: Sweep) -> str:
     ]
     best = chosen(rows)
     if best is None:
-        return "\n".join([*shown, "No trial is done"])
+        return "\n".join([*shown, "No trial is done whose network is above chance"])
     kept = "" if best["feasible"] else f" (no trial keeps {sweep.definition.objective}; nearest)"
     path = sweep.path / best["name"]
     export = ["python", "bin/export.py", f"--run_dir={path}", f"--export_base=exports/{path.name}"]

@@ -1,15 +1,13 @@
 """bin/evaluate.py as a user runs it."""
 
+import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-from documents import ROOT
+from calling import call
 
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import console, resolve
@@ -17,16 +15,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.serving import model_card, signatures, verification
 from anpvs_tf.training import trainer
 
-
-def program(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "bin/evaluate.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
-    )
+program = functools.partial(call, "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -121,84 +110,114 @@ def test_attacks_an_exported_model_like_the_run(trained, tmp_path):
     assert 0 < record["robust_accuracy"] < record["clean_accuracy"]
 
 
-def test_misuse(trained, tmp_path):
-    run = f"--run_dir={trained / 'run'}"
+def record_of(path):
+    (record,) = json.loads((path / "results.json").read_text())
+    return record
+
+
+@pytest.fixture(scope="module")
+def models(trained, tmp_path_factory):
+    """The run's network as a user might have saved it; "plain" takes pixels in [0, 1]."""
+    path = tmp_path_factory.mktemp("models")
+    small = compact.freeze(RunDirectory(trained / "run").load_network())
+
+    def save(name, *before, dtype="float32"):
+        layers = [keras.Input((28, 28, 1), dtype=dtype), *before]
+        x = layers[0]
+        for layer in before:
+            x = layer(x)
+        outputs = small(x)
+        keras.Model(layers[0], outputs["logits"] if isinstance(outputs, dict) else outputs).save(
+            path / f"{name}.keras"
+        )
+
+    save("plain")
+    save("rescaling", keras.layers.Rescaling(1 / 255))
+    save("symmetric", keras.layers.Rescaling(0.5, 0.5))
+    save("normalised", keras.layers.Normalization(mean=0.0, variance=255.0**2))
+    save("integers", keras.layers.Rescaling(1 / 255), dtype="uint8")
+    for name in ("rescaling", "integers"):
+        keras.saving.load_model(path / f"{name}.keras").export(path / name, verbose=False)
+    return path
+
+
+def evaluated(models, tmp_path, name, *flags):
+    out = tmp_path / f"{name}-results"
+    given = [f"--saved_model={models / name}", "--dataset=digits", f"--out_dir={out}"]
+    given += ["--epsilons=0.1", "--examples=100", "--check_examples=0", *flags]
+    ended = program(*given, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    return record_of(out), ended.stdout
+
+
+def test_the_range_that_a_model_takes_is_read_off_its_layers(models, tmp_path):
+    attack = ("--attack=pgd", "--attack_steps=5")
+    plain, output = evaluated(models, tmp_path, "plain.keras", *attack)
+    assert "--input_range" not in output and "input_range" not in plain
+    assert plain["robust_accuracy"] < plain["clean_accuracy"] > 0.3
+    for name, low, high in (
+        ("rescaling", 0, 255),
+        ("symmetric", -1, 1),
+        ("normalised", 0, 255),
+        ("integers", 0, 255),
+    ):
+        record, output = evaluated(models, tmp_path, f"{name}.keras", *attack)
+        assert record["input_range"] == [low, high]
+        assert f"black is taken as {low}, white as {high} (by its layer" in output
+        assert record["clean_accuracy"] == plain["clean_accuracy"]
+        # Epsilon is in pixels of [0, 1] for all; integers round what is crafted.
+        assert record["robust_accuracy"] == pytest.approx(plain["robust_accuracy"], abs=0.03)
+
+
+def test_a_saved_model_says_nothing_of_its_range_and_a_wrong_one_is_noticed(models, tmp_path):
+    right, _ = evaluated(models, tmp_path, "rescaling", "--attack=fgsm", "--input_range=0,255")
+    assert "reliable" not in right and right["clean_accuracy"] > 0.3
+    (tmp_path / "again").mkdir()
+    wrong, output = evaluated(models, tmp_path / "again", "rescaling", "--attack=fgsm")
+    assert wrong["reliable"] is False
+    assert wrong["unreliable_because"] == ["clean accuracy is not above chance"]
+    assert "AT CHANCE" in output and "--input_range" in output
+    assert "UNRELIABLE: clean accuracy is not above chance" in output
+
+
+def test_integers_pass_no_gradient(models, tmp_path):
+    record, output = evaluated(models, tmp_path, "integers", "--attack=square", "--queries=5")
+    assert "white as 255 (it takes uint8)" in output and record["clean_accuracy"] > 0.3
+    ended = program(
+        f"--saved_model={models / 'integers'}", "--dataset=digits", "--attack=pgd", cwd=tmp_path
+    )
+    assert ended.returncode == 2
+    assert "it takes integers; give a Keras model file" in ended.stderr
+
+
+def test_models_that_are_no_classifiers_of_the_data(tmp_path):
     images = keras.Input((28, 28, 1))
     flat = keras.layers.Flatten()(images)
     softmax = keras.Model(images, keras.layers.Dense(10, activation="softmax")(flat))
     softmax.save(tmp_path / "softmax.keras")
     keras.Model(images, keras.layers.Dense(7)(flat)).save(tmp_path / "seven.keras")
-    (tmp_path / "broken.keras").write_text("not a model")
-    unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    shutil.copy(trained / "run/config.json", unfinished)
+    for name, message in (
+        ("seven.keras", "returns [7] values for an image; the 10 classes"),
+        ("softmax.keras", "returns probabilities"),
+    ):
+        given = (f"--saved_model={tmp_path / name}", "--dataset=digits", "--examples=60")
+        ended = program(*given, cwd=tmp_path)
+        assert ended.returncode == 2 and message in ended.stderr
 
-    def model(name):
-        return (f"--saved_model={tmp_path / name}", "--dataset=digits", "--examples=60")
 
-    cases = {
-        (): "--run_dir or --saved_model",
-        (run, "--attack=magic"): "unknown attack 'magic'",
-        (run, "--epsilons=0"): "epsilon must be positive",
-        (run, "--epsilons=2"): r"must lie in (0, 1]",
-        (run, "--epsilons=a"): "--epsilons: 'a' is no number and no fraction like 8/255",
-        (run, "--epsilons=8"): "got 8: did you mean 8/255?",
-        (run, "--threat_model=linf-8/0"): "--threat_model: '8/0' divides by zero",
-        (run, "--norm=l1", "--epsilons=1"): "norm must be one of",
-        (run, "--norm=l2"): "needs --epsilons",
-        (run, "--check_examples=10"): "at least 50",
-        (run, "--gamma=2"): "--gamma is used by pgd-latent only",
-        (run, "--attack=pgd", "--step_size=nan"): "--step_size: 'nan' is not finite",
-        (run, "--out_dir=elsewhere"): "--out_dir belongs to --saved_model",
-        (run, "--attack=transfer", *[f"--source_run={trained / 'run'}"] * 2): "names a run twice",
-        (run, "--attack_steps=0", "--attack=pgd"): "steps must be at least 1",
-        (run, "--restarts=0"): "--restarts must be at least 1",
-        (run, "--attack=transfer"): "need each other",
-        (run, "--dataset=mnist"): "a run knows its own",
-        (run, "--posterior_draws=2"): "--posterior_draws needs a Bayesian run",
-        (run, "--posterior_draws=0"): "--posterior_draws must be at least 1",
-        (f"--run_dir={unfinished}",): "is not finished",
-        (f"--run_dir={tmp_path / 'absent'}",): "no readable config.json",
-        (f"--saved_model={tmp_path}",): "needs --dataset",
-        model("absent"): "does not exist",
-        model("broken.keras"): "cannot be loaded",
-        (*model("broken.keras"), "--posterior_draws=2"): "a saved model has no posterior",
-        model("seven.keras"): "returns [7] values for an image; the 10 classes",
-        model("softmax.keras"): "returns probabilities",
-    }
-    # One process for all: what is tested is the program's own main.
-    script = """
-import json, sys
-from absl import flags
-from anpvs_tf.common.errors import UsageError
-from anpvs_tf.programs import evaluate
-evaluate._define_flags()
-for arguments in json.loads(sys.argv[1]):
-    flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS.flags_by_module_dict().get("anpvs_tf.programs.evaluate", []):
-        name.unparse()
-    flags.FLAGS(["evaluate", *arguments])
-    try:
-        evaluate.main()
-        print("nothing was refused")
-    except UsageError as error:
-        print(str(error))
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(list(cases))],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
-    )
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.strip().splitlines()
-    assert len(lines) == len(cases), result.stdout
-    for line, (arguments, message) in zip(lines, cases.items(), strict=True):
-        assert message in line, (arguments, line)
-    # And its exit code, once.
-    refused = program(run, "--attack=magic", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].startswith("error: unknown attack")
-    assert not (trained / "run/evaluation").exists()
+def test_a_figure_that_another_attack_beats_says_which(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    ended = program(
+        f"--run_dir={run}", "--attack=noise,pgd", "--attack_steps=10", "--examples=100",
+        "--check_examples=0", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    noise, pgd, worst = json.loads((run / "results.json").read_text())[1:]
+    more = 100 * (noise["robust_accuracy"] - pgd["robust_accuracy"])
+    assert more > 1
+    assert noise["unreliable_because"] == [f"pgd breaks {more:.1f} points more"]
+    assert "unreliable_because" not in pgd and "unreliable_because" not in worst
+    assert f"UNRELIABLE: pgd breaks {more:.1f} points more" in ended.stdout
+    for what in (f"python bin/report.py {run}", f"python bin/export.py --run_dir={run}"):
+        assert what in ended.stdout

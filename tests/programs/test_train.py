@@ -167,7 +167,7 @@ def test_misuse_from_the_command_line(tmp_path):
         ({"epochs": 0}, "--epochs must be a finite number and at least 1; got 0"),
         ({"decay_at": (0.7, 0.5)}, "--decay_at must be one or more increasing shares"),
         ({"decay_at": ()}, "--decay_at must be one or more increasing shares"),
-        ({"decay_at": (0.5, 0.7)}, "--decay=linear begins once"),
+        ({"decay_at": (0.5, 0.7)}, "--decay=linear turns once"),
         ({"decay_at": ("half",)}, "--decay_at must be numbers"),
         ({"precision": "int8"}, "unknown precision 'int8'; choose one of auto, float32"),
     ],

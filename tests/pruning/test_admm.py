@@ -13,7 +13,7 @@ from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import architectures
-from anpvs_tf.pruning import admm
+from anpvs_tf.pruning import admm, names
 from anpvs_tf.pruning.admm import WeightPruning
 
 layers = keras.layers
@@ -30,7 +30,7 @@ def units_of(shape, structure):
     return list(flat if structure == "column" else flat.T)
 
 
-@pytest.mark.parametrize("structure", admm.STRUCTURES)
+@pytest.mark.parametrize("structure", names.STRUCTURES)
 @pytest.mark.parametrize("shape", [(1, 3, 2, 4), (5, 3)])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.8])
 def test_projection_is_the_nearest_of_all_kernels_as_sparse(structure, shape, ratio):

@@ -1,19 +1,17 @@
 """Tables: the arithmetic, what is called best, and the three formats."""
 
 import csv
-import functools
-import importlib.util
+import dataclasses
 import io
 import re
 import shlex
-import types
 
 import fake_runs
 import pytest
-from absl import flags
-from documents import ROOT
 
+from anpvs_tf.common import program
 from anpvs_tf.evaluation import attack_choice
+from anpvs_tf.programs import evaluate
 from anpvs_tf.reporting import commands, formats, measurements, tables
 from anpvs_tf.reporting import groups as reporting_groups
 from anpvs_tf.reporting.groups import collect
@@ -69,6 +67,18 @@ def test_an_unreliable_figure_is_marked_and_never_the_best(tmp_path):
     assert "90.00 †" in formats.markdown(table)
     assert r"90.00$^\dagger$" in formats.latex(table)
     assert any("†" in text for text in table.key)
+
+
+def test_a_network_at_chance_is_never_the_best(tmp_path):
+    fake_runs.make(tmp_path / "a", "at", clean=0.99, robust=0.6, vulnerability=0.03)
+    fake_runs.make(
+        tmp_path / "b", "anpvs", clean=0.1, robust=0.1, vulnerability=0.001, at_chance="it is"
+    )
+    fake_runs.make(tmp_path / "c", "anp", clean=0.98, robust=0.5, vulnerability=0.02)
+    table = table1(tmp_path)
+    best = [name for name, cell in cells(table, "white_vulnerability").items() if cell.best]
+    assert best == ["anp"]
+    assert any(note.startswith("At chance: anpvs.") for note in table.notes)
 
 
 def test_that_another_attack_found_more_says_nothing_about_movement(tmp_path):
@@ -197,29 +207,17 @@ def test_latex_escapes_what_it_would_misread():
 @pytest.fixture(scope="module")
 def resolve():
     """What bin/evaluate.py understands of a command line."""
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "bin/evaluate.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    values = flags.FlagValues()  # Not the process's own, which other programs share.
-    define = {
-        name: functools.partial(getattr(flags, name), flag_values=values)
-        for name in dir(flags)
-        if name.startswith("DEFINE_")
-    }
-    program.flags = types.SimpleNamespace(FLAGS=values, **define)
-    program._define_flags()
 
     def resolve(line, settings):
-        values.unparse_flags()
-        for name in values:
-            values[name].unparse()
         python, script, *arguments = shlex.split(line)
         assert (python, script) == ("python", "bin/evaluate.py")
-        values([script, *arguments])
-        subject = types.SimpleNamespace(
-            settings=settings, source=settings.source, classes=10, outputs=True, name="name"
+        flags = program.Flags()
+        evaluate.define(flags)
+        flags.parse([script, *arguments])
+        values = flags.values
+        chosen = attack_choice.chosen_attacks(
+            evaluate.choice_of(values), dataclasses.asdict(settings), 10, latent=True
         )
-        chosen = program.chosen_attacks(subject)
         found = [(attack_choice.description(*one), one[1].epsilon) for one in chosen]
         return [
             (dict(what, sources=values.source_run), e) if "sources" in what else (what, e)

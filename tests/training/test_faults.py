@@ -21,7 +21,7 @@ from anpvs_tf.methods.robust_classifier import Objective, RobustClassifier
 from anpvs_tf.networks import gating
 from anpvs_tf.runs import build
 from anpvs_tf.runs.directory import RunDirectory, os
-from anpvs_tf.training import checkpoints, history, nonfinite, trainer
+from anpvs_tf.training import checkpoints, history, names, nonfinite, trainer
 from tests.faults import corruption, kill
 
 
@@ -197,7 +197,7 @@ def test_a_step_that_is_skipped_did_not_happen(dtype):
     assert not np.array_equal(before[0], state()[0])
 
 
-@pytest.mark.parametrize("action", nonfinite.ACTIONS)
+@pytest.mark.parametrize("action", names.ACTIONS)
 def test_steps_that_are_not_finite(made, tmp_path, monkeypatch, action, capsys):
     stopped, _ = made
     run = RunDirectory(tmp_path / "run")

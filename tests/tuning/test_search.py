@@ -12,9 +12,10 @@ import pytest
 
 from anpvs_tf.common import files
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError
+from anpvs_tf.data import loading
 from anpvs_tf.runs import directory
 from anpvs_tf.training import trainer
-from anpvs_tf.tuning import score, search, sweep, table
+from anpvs_tf.tuning import role, score, search, table
 from anpvs_tf.tuning.sweep import Definition, Sweep
 
 BETA = {"beta": "0.5:16:log"}
@@ -59,7 +60,7 @@ def search_here(definition, path):
 @pytest.fixture
 def untrained(monkeypatch):
     monkeypatch.setattr(trainer, "train", stand_in)
-    monkeypatch.setattr(sweep.loading, "load", lambda *_, **__: None)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: None)
     monkeypatch.setattr(directory, "versions", dict)
     monkeypatch.setattr(search.gc, "collect", lambda: None)
     monkeypatch.setattr(search.keras.backend, "clear_session", lambda: None)
@@ -280,7 +281,7 @@ def test_half_a_role_is_refused(variables, monkeypatch):
     for name, value in (good | variables).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=next(iter(variables))):
-        search.role()
+        role.own_role()
     for name, value in good.items():
         monkeypatch.setenv(name, value)
-    assert search.role().name == "chief"
+    assert role.own_role().name == "chief"

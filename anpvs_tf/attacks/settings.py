@@ -1,0 +1,109 @@
+"""The settings of attacks, and which attack depends on which; imports no TensorFlow."""
+
+import dataclasses
+import numbers
+
+# Counts are 32-bit numbers where TensorFlow counts; each restart is a stage of its own.
+MOST, MOST_RESTARTS = 2**31 - 1, 10_000
+
+NORMS = ("linf", "l2")
+
+_PGD = ("steps", "step_size", "restarts", "draws")
+_APGD = ("steps", "restarts", "draws")
+
+# The settings that each attack depends on, by its name.
+USES: dict[str, tuple[str, ...]] = {
+    "pgd": _PGD,
+    "pgd-margin": _PGD,
+    "pgd-latent": (*_PGD, "gamma"),
+    "fgsm": ("draws",),
+    "noise": ("noise_draws", "restarts", "draws"),
+    "apgd-ce": _APGD,
+    "apgd-dlr": _APGD,
+    "apgd-t": (*_APGD, "targets"),
+    "fab-t": ("steps", "targets", "draws"),
+    "square": ("queries", "restarts", "draws"),
+    "autoattack": ("steps", "restarts", "targets", "queries", "draws"),
+    "autoattack-rand": _APGD,
+}
+
+
+def check_norm(norm: str) -> None:
+    """Raises ValueError unless `norm` is one of `NORMS`."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {NORMS}; received {norm!r}")
+
+
+def check_threat_model(epsilon: object, norm: str) -> None:
+    """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite.
+
+    The value of an epsilon that is a tensor (a schedule in training) is not looked at.
+    """
+    check_norm(norm)
+    if isinstance(epsilon, numbers.Real) and not 0.0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive and finite; received {epsilon!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What stages are made for. None stands for the attack's own default.
+
+    The defaults are AutoAttack's where it has an opinion.
+
+    epsilon: radius of the ball, in pixel units.
+    norm: "linf" or "l2".
+    classes: of the model; no attack has more targets than there are wrong classes.
+    steps: gradient steps; 40 for PGD, 100 for the others.
+    step_size: of PGD; 2.5 * epsilon / steps.
+    restarts: of what has a random start or random search.
+    targets: the most likely wrong classes, aimed at one after another.
+    draws: expectation over so many draws of a stochastic model; 1, or 20 for
+        "autoattack-rand".
+    queries: of Square.
+    noise_draws: of random noise.
+    gamma: weight of the vulnerability in "pgd-latent".
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    classes: int = 10
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int = 1
+    targets: int = 9
+    draws: int | None = None
+    queries: int = 5000
+    noise_draws: int = 10
+    gamma: float = 1.0
+
+    def __post_init__(self):
+        check_threat_model(self.epsilon, self.norm)
+        if self.classes < 2:
+            raise ValueError(f"classes must be at least 2; received {self.classes}")
+        for name in ("steps", "restarts", "targets", "draws", "queries", "noise_draws"):
+            value = getattr(self, name)
+            most = MOST_RESTARTS if name == "restarts" else MOST
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be from 1 to {most:,}; received {value}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"step_size must be positive; received {self.step_size}")
+
+
+def resolve(attack: str, settings: Settings) -> Settings:
+    """The settings with an attack's own defaults filled in, and None for what it does not use.
+
+    Raises:
+        ValueError: for an unknown attack.
+    """
+    if attack not in USES:
+        raise ValueError(f"attack must be one of {tuple(USES)}; received {attack!r}")
+    uses = USES[attack]
+    steps = settings.steps or (40 if "step_size" in uses else 100)
+    return dataclasses.replace(
+        settings,
+        steps=steps if "steps" in uses else None,
+        step_size=(settings.step_size or 2.5 * settings.epsilon / steps)
+        if "step_size" in uses
+        else None,
+        draws=settings.draws or (20 if attack == "autoattack-rand" else 1),
+    )

@@ -1,0 +1,83 @@
+"""What a Keras model of the user's takes for black and white, read off its first layers."""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from anpvs_tf.common.errors import UsageError
+
+UNIT, BYTES, SYMMETRIC = (0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)
+# A layer that maps the distance of black and white to so much or less is made for 0 to 255:
+# pixels come out of it about 1 to 5 apart, and those of [0, 1] would be all the same.
+LARGEST_SPREAD = 25.0
+
+# What may come before that layer and keeps the range.
+_KEEPING = (
+    keras.layers.InputLayer,
+    keras.layers.Resizing,
+    keras.layers.CenterCrop,
+    keras.layers.ZeroPadding2D,
+    keras.layers.Cropping2D,
+    keras.layers.Dropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Reshape,
+    keras.layers.Permute,
+)
+
+
+def of_keras(model: keras.Model) -> tuple[tuple[float, float], str]:
+    """((black, white), how that is known); UNIT and "" if nothing says otherwise."""
+    for layer in _layers(model):
+        if isinstance(layer, keras.layers.Rescaling):
+            scale, offset = np.asarray(layer.scale, float), np.asarray(layer.offset, float)
+            found = _by_spread(255.0 * np.abs(scale))
+            if np.all(offset == scale):  # Black, -1, becomes 0.
+                found = SYMMETRIC
+        elif isinstance(layer, keras.layers.Normalization):
+            found = _by_spread(255.0 / np.sqrt(np.maximum(np.asarray(layer.variance), 1e-12)))
+        elif isinstance(layer, _KEEPING) or type(layer).__name__.startswith("Random"):
+            continue
+        else:
+            break
+        return found, f"by its layer {layer.name!r}" if found != UNIT else ""
+    if takes_integers(model):
+        return BYTES, f"it takes {model.inputs[0].dtype}"
+    return UNIT, ""
+
+
+def _by_spread(spread: np.ndarray) -> tuple[float, float]:
+    return BYTES if np.median(spread) <= LARGEST_SPREAD else UNIT
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers from the input on, those of nested models among them."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def takes_integers(model: keras.Model) -> bool:
+    """Whether the model's input is of integers, through which no gradient passes."""
+    inputs = getattr(model, "inputs", None) or []
+    return any("int" in str(tensor.dtype) for tensor in inputs)
+
+
+def with_float_input(model: keras.Model) -> keras.Model:
+    """A copy of a model of integer images that takes the same numbers as float32.
+
+    Raises:
+        UsageError: it is not functional or sequential.
+    """
+    try:
+        images = keras.Input(model.inputs[0].shape[1:], dtype="float32")
+        copy = keras.models.clone_model(model, input_tensors=images)
+        copy.set_weights(model.get_weights())
+        return copy
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"the model takes {model.inputs[0].dtype}, through which no gradient passes, and "
+            "cannot be rebuilt for float32; save one that takes float32"
+        ) from error

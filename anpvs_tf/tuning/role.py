@@ -1,0 +1,45 @@
+"""Which part of a sweep this process does; imports no TensorFlow."""
+
+import dataclasses
+import os
+import pathlib
+
+from anpvs_tf.common.errors import UsageError
+
+# How long a worker looks for its chief, which may have to start first.
+CHIEF_SECONDS = 300.0
+_VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What this process does in a sweep.
+
+    Attributes:
+        name: "alone", "chief" or "worker".
+        tuner_id, ip, port: of a chief or a worker.
+    """
+
+    name: str
+    tuner_id: str = ""
+    ip: str = ""
+    port: int = 0
+
+
+def own_role() -> Role:
+    """The role that the environment gives.
+
+    Raises:
+        UsageError: it says half.
+    """
+    ip, port, tuner_id = (os.environ.get(name, "") for name in _VARIABLES)
+    if not ip:
+        return Role("alone")
+    for name in _VARIABLES:
+        if not os.environ.get(name):
+            raise UsageError(f"KERASTUNER_ORACLE_IP is set, {name} is not")
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UsageError(f"KERASTUNER_ORACLE_PORT must be a port number; got {port!r}")
+    if pathlib.PurePath(tuner_id).name != tuner_id:
+        raise UsageError(f"KERASTUNER_TUNER_ID must be a name without '/'; got {tuner_id!r}")
+    return Role("chief" if "chief" in tuner_id else "worker", tuner_id, ip, int(port))

@@ -1,0 +1,198 @@
+"""Command lines that the programs refuse: the program, its arguments, what the line must say.
+
+In the arguments, {tmp} is a scratch directory, {run} a finished run, {begun} one that is not,
+and the others are files that `prepare` makes.
+"""
+
+import json
+import pathlib
+import shutil
+
+HUGE = str(10**30)
+
+TABLE: list[tuple[str, list[str], str]] = [
+    # ---- Wrong kinds, NaN, huge, negative ----
+    ("train", ["--epochs=many"], "--epochs=many"),
+    ("train", ["--epochs=0"], "--epochs must be"),
+    ("train", [f"--epochs={HUGE}"], "--epochs must be"),
+    ("train", ["--batch_size=-1"], "--batch_size must be"),
+    ("train", [f"--attack_steps={HUGE}"], "--attack_steps must be"),
+    ("train", [f"--seed={HUGE}"], "--seed must be"),
+    ("train", ["--seed=-1"], "--seed must be"),
+    ("train", ["--beta=nan"], "--beta must be a finite number"),
+    ("train", ["--lambda_vs=inf"], "--lambda_vs must be a finite number"),
+    ("train", ["--epsilon=8"], "did you mean 8/255?"),
+    ("train", ["--epsilon=0"], "--epsilon must be"),
+    ("train", ["--epsilon=1/0"], "divides by zero"),
+    ("train", ["--decay_at=x"], "--decay_at must be numbers"),
+    ("train", ["--decay_at=0.7,0.5"], "increasing"),
+    ("train", ["--layer_beta=conv1"], "--layer_beta must be layer=factor"),
+    ("train", ["--layer_beta=nolayer=1"], "nolayer"),
+    ("train", ["--image_size=1,2,3"], "--image_size must be"),
+    ("train", ["--image_size=28", "--dataset=cifar10"], "images of cifar10 are 32 x 32 x 3"),
+    ("train", ["--checkpoint_minutes=nan"], "--checkpoint_minutes must be a finite number"),
+    ("train", ["--checkpoint_minutes=-1"], "--checkpoint_minutes"),
+    ("train", ["--shrink=perhaps"], "--shrink=perhaps"),
+    ("train", [f"--train_examples={10**8}"], "--train_examples=100000000 is more than"),
+    ("train", ["--batch_size=4096"], "--batch_size=4096 is more than the 1295"),
+    # ---- Unknown names ----
+    ("train", ["--epochz=3"], "Did you mean: epochs"),
+    ("train", ["stray"], "unexpected argument 'stray'"),
+    ("train", ["--dataset=svhn"], "unknown dataset 'svhn'"),
+    ("train", ["--dataset=a\nb"], "unknown dataset 'a\\nb'"),
+    ("train", ["--method=fgsm"], "unknown method 'fgsm'"),
+    ("train", ["--network=alexnet"], "unknown network 'alexnet'"),
+    ("train", ["--network=vgg16"], "needs images of 32 x 32 x 3"),
+    ("train", ["--recipe=fastest"], "unknown recipe 'fastest'"),
+    ("train", ["--recipe=short"], "--recipe=short exists for mnist only"),
+    ("train", ["--strategy=tpu"], "--strategy=tpu"),
+    ("train", ["--threat_model=l1-3"], "--threat_model must be"),
+    ("train", ["--threat_model=linf-0.1", "--epsilon=0.1"], "--threat_model says --epsilon too"),
+    ("train", ["--method=at", "--beta=2"], "--beta is not used by --method=at"),
+    ("train", ["--logical_cpus=0"], "--logical_cpus"),
+    ("train", ["--flagfile={tmp}/absent"], "absent"),
+    # ---- Files for directories and the reverse; directories that are not what they should be ----
+    ("train", ["--run_dir={file}"], "is a file"),
+    ("train", ["--run_dir={file}/below"], "cannot be"),
+    ("train", ["--run_dir={full}"], "is not empty and holds no run"),
+    ("train", ["--run_dir={run}", "--beta=3"], "holds a run of other settings"),
+    ("train", ["--run_dir={run}", "--beta=-3"], "--beta must be"),
+    ("train", ["--run_dir={binary}"], "no readable config.json"),
+    ("train", ["--run_dir={truncated}"], "no readable config.json"),
+    ("train", ["--run_dir={later}"], "unknown setting 'hue'"),
+    ("train", ["--base_run={tmp}/nothing"], "no readable config.json"),
+    ("train", ["--base_run={begun}"], "is not finished"),
+    ("train", ["--match_cost_of={tmp}/nothing", "--method=at"], "no readable config.json"),
+    ("train", ["--dataset=folder:{tmp}/nothing"], "cannot be read"),
+    ("train", ["--dataset=folder:{file}"], "cannot be read"),
+    ("train", ["--dataset=folder:{empty}"], "0 sub-folder(s)"),
+    ("train", ["--dataset=folder:{empty}", "--beta=-1"], "--beta must be"),
+    ("train", ["--dataset=mnist", "--data_dir={empty}", "--nodownload"], "mnist is not in"),
+    # ---- bin/evaluate.py ----
+    ("evaluate", [], "give --run_dir or --saved_model"),
+    ("evaluate", ["--run_dir={run}", "--saved_model={file}"], "one of them"),
+    ("evaluate", ["--run_dir={tmp}/nothing"], "no readable config.json"),
+    ("evaluate", ["--run_dir=../x"], "no readable config.json"),
+    ("evaluate", ["--run_dir={tmp}/a\nb"], "a\\nb holds no readable config.json"),
+    ("evaluate", ["--run_dir={directory}"], "no readable config.json"),
+    ("evaluate", ["--run_dir={odd}"], "results.json cannot be read"),
+    ("evaluate", ["--run_dir={cut}"], "results.json cannot be read"),
+    ("evaluate", ["--run_dir={begun}"], "is not finished"),
+    ("evaluate", ["--run_dir={changed}"], "is not what was written"),
+    ("evaluate", ["--run_dir={run}", "--attack=magic"], "unknown attack 'magic'"),
+    ("evaluate", ["--run_dir={run}", "--attack="], "--attack names none"),
+    ("evaluate", ["--run_dir={run}", "--epsilons=a"], "--epsilons: 'a' is no number"),
+    ("evaluate", ["--run_dir={run}", "--epsilons=nan"], "is not finite"),
+    ("evaluate", ["--run_dir={run}", "--epsilons=-0.1"], "epsilon must be positive"),
+    ("evaluate", ["--run_dir={run}", "--epsilons=8"], "did you mean 8/255?"),
+    ("evaluate", ["--run_dir={run}", "--norm=l1", "--epsilons=1"], "norm must be one of"),
+    ("evaluate", ["--run_dir={run}", "--norm=l2"], "needs --epsilons"),
+    ("evaluate", ["--run_dir={run}", "--check_examples=10"], "at least 50"),
+    ("evaluate", ["--run_dir={run}", "--gamma=2"], "--gamma is used by pgd-latent only"),
+    ("evaluate", ["--run_dir={run}", "--attack=pgd", "--step_size=nan"], "--step_size"),
+    ("evaluate", ["--run_dir={run}", "--attack=pgd", "--step_size=0"], "step_size must be"),
+    ("evaluate", ["--run_dir={run}", "--out_dir=elsewhere"], "--out_dir belongs to"),
+    ("evaluate", ["--run_dir={run}", "--input_range=0,255"], "--input_range belongs to"),
+    ("evaluate", ["--run_dir={run}", "--dataset=mnist"], "a run knows its own"),
+    ("evaluate", ["--run_dir={run}", "--attack_steps=0", "--attack=pgd"], "steps must be"),
+    ("evaluate", ["--run_dir={run}", f"--attack_steps={HUGE}", "--attack=pgd"], "steps must be"),
+    ("evaluate", ["--run_dir={run}", "--restarts=0"], "--restarts must be"),
+    ("evaluate", ["--run_dir={run}", f"--restarts={HUGE}"], "restarts must be"),
+    ("evaluate", ["--run_dir={run}", f"--seed={HUGE}"], "--seed must lie in"),
+    ("evaluate", ["--run_dir={run}", "--attack=transfer"], "need each other"),
+    (
+        "evaluate",
+        ["--run_dir={run}", "--attack=transfer", *["--source_run={run}"] * 2],
+        "names a run twice",
+    ),
+    ("evaluate", ["--run_dir={run}", "--posterior_draws=0"], "--posterior_draws must be"),
+    ("evaluate", ["--run_dir={run}", "--posterior_draws=2"], "needs a Bayesian run"),
+    ("evaluate", ["--saved_model={file}"], "--saved_model needs --dataset"),
+    ("evaluate", ["--saved_model={tmp}/no", "--dataset=digits"], "does not exist"),
+    ("evaluate", ["--saved_model={file}", "--dataset=digits"], "cannot be loaded"),
+    ("evaluate", ["--saved_model={empty}", "--dataset=digits"], "cannot be loaded"),
+    ("evaluate", ["--saved_model={file}", "--dataset=nothing"], "unknown dataset"),
+    (
+        "evaluate",
+        ["--saved_model={file}", "--dataset=digits", "--out_dir={file}"],
+        "is a file",
+    ),
+    (
+        "evaluate",
+        ["--saved_model={file}", "--dataset=digits", "--input_range=255,0"],
+        "--input_range must be two numbers",
+    ),
+    (
+        "evaluate",
+        ["--saved_model={file}", "--dataset=digits", "--attack=pgd-latent"],
+        "needs --run_dir",
+    ),
+    # ---- bin/export.py ----
+    ("export", [], "--run_dir is missing"),
+    ("export", ["--run_dir={run}"], "--export_base is missing"),
+    ("export", ["--run_dir={tmp}/nothing", "--export_base={tmp}/e"], "no readable config.json"),
+    ("export", ["--run_dir={begun}", "--export_base={tmp}/e"], "is not finished"),
+    ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=onnx"], "--format=onnx"),
+    ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--version=0"], "--version"),
+    ("export", ["--run_dir={run}", "--export_base={file}"], "is a file"),
+    # ---- bin/report.py ----
+    ("report", [], "--out is missing"),
+    ("report", ["--out={tmp}/r"], "give run directories"),
+    ("report", ["{tmp}/nothing", "--out={tmp}/r"], "no such directory"),
+    ("report", ["{file}", "--out={tmp}/r"], "no such directory"),
+    ("report", ["{empty}", "--out={tmp}/r"], "is not a run directory and holds none"),
+    ("report", ["{odd}", "--out={tmp}/r"], "results.json cannot be read"),
+    ("report", ["{run}", "--out={tmp}/r", "--examples=-1"], "--examples"),
+    ("report", ["{run}", "--out={file}", "--examples=0"], "{file}"),
+    ("report", ["{run}", "--out={full}", "--examples=0"], "{full}"),
+    # ---- bin/tune.py ----
+    ("tune", [], "--run_dir is missing"),
+    ("tune", ["--run_dir={tmp}/s"], "holds no sweep, and no setting is given"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=2"], "nothing is swept"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=5:1"], "is empty"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=0:1:log"], "begins above 0"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=nan:1"], "--beta must be of kind float"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=-1:1"], "--beta must be"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=1|1"], "has a choice twice"),
+    ("tune", ["--run_dir={tmp}/s", "--epsilon=0.1|0.2"], "decides how a trial is measured"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=1:2", "--tuner=magic"], "unknown --tuner='magic'"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=1:2", "--trials=0"], "--trials must be"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=1:2", "--objective=best"], "unknown --objective"),
+    ("tune", ["--run_dir={tmp}/s", "--beta=1:2", "--tuner=grid"], "needs steps or choices"),
+    ("tune", ["--run_dir={file}", "--beta=1:2"], "{file}"),
+    ("tune", ["--run_dir={full}", "--beta=1:2"], "is not empty and holds no sweep"),
+    ("tune", ["--run_dir={sweep}"], "cannot be read"),
+]
+
+
+def prepare(run: pathlib.Path, tmp: pathlib.Path) -> dict[str, str]:
+    """Makes the files of the table below `tmp`.
+
+    Args:
+        run: a finished run.
+    """
+    config = (run / "config.json").read_text()
+    names = ("file", "full", "empty", "begun", "binary", "truncated", "later", "directory")
+    names += ("changed", "odd", "cut", "sweep")
+    places = {name: tmp / name for name in names}
+    places["file"].write_text("mine")
+    for name in names[1:]:
+        places[name].mkdir()
+    (places["full"] / "thesis.txt").write_text("mine")
+    (places["begun"] / "config.json").write_text(config)
+    (places["binary"] / "config.json").write_bytes(b"\xff\xfe\x00{")
+    (places["truncated"] / "config.json").write_text(config[:100])
+    later = json.loads(config)
+    later["settings"]["hue"] = 1
+    (places["later"] / "config.json").write_text(json.dumps(later))
+    (places["directory"] / "config.json").mkdir()
+    for name in ("changed", "odd", "cut"):
+        shutil.copytree(run, places[name], dirs_exist_ok=True)
+    weights = bytearray((run / "checkpoints/network.weights.h5").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (places["changed"] / "checkpoints/network.weights.h5").write_bytes(weights)
+    for name, text in (("odd", '{"records": 1}'), ("cut", '[{"dataset": "di')):
+        (places[name] / "results.json").write_text(text)
+        (places[name] / "SHA256SUMS").unlink()
+    (places["sweep"] / "sweep.json").write_bytes(b"\xff{")
+    return {"tmp": str(tmp), "run": str(run)} | {name: str(p) for name, p in places.items()}
