@@ -304,22 +304,11 @@ def write_export(
     classifier = classifier_of(settings, len(data.train), steps, base)
     function, terms = step_function(classifier, settings, data.image_shape)
     state = state_of(classifier)
-    order = np.stack(
-        [
-            randomness.permutation(
-                len(data.train), randomness.seed_of(settings.seed, "order", epoch)
-            ).numpy()[: steps * settings.batch_size]
-            for epoch in range(settings.epochs)
-        ]
-    )
-    small = np.uint16 if len(data.train) <= 2**16 else np.uint32
-    order = order.astype(small).reshape(settings.epochs, steps, settings.batch_size)
-
     out.mkdir(parents=True, exist_ok=True)
     sha = accelerator_run.digest(data.train.images, data.train.labels)
     write_data(shared, data.train, sha, settings, data_dir)
     (out / "step.bin").write_bytes(portable(function))
-    np.savez_compressed(out / "order.npz", order=order)
+    order = write_order(shared, settings, len(data.train))
     arrays = {f"{i:04d}": _narrowed(variable.numpy()) for i, variable in enumerate(state.values())}
     np.savez_compressed(out / "state.npz", **arrays)
     meta = {
@@ -333,6 +322,7 @@ def write_export(
         "variables": list(state),
         "gates": [list(state).index(name) for name in gate_names(classifier)],
         "data": os.path.relpath(shared, out),
+        "order": os.path.relpath(order, out),
         "data_sha256": sha,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -353,7 +343,9 @@ def check_exportable(settings: Settings) -> None:
 def write_data(
     path: pathlib.Path, split: Split, sha: str, settings: Settings, data_dir: str | None
 ) -> None:
-    """Writes the training examples, as JPEG where TFDS keeps them so, unless they are there.
+    """Writes the training examples, unless they are there.
+
+    Where TFDS keeps JPEG, they are written as such, with the little that Pillow decodes otherwise.
 
     Raises:
         UsageError: the file holds others.
@@ -364,15 +356,31 @@ def write_data(
                 raise UsageError(f"--data={path} holds other examples; name another file")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    labels = split.labels.astype(np.int32)
+    held = {"labels": split.labels.astype(np.int32), "sha256": sha}
     files = jpeg_files(settings, data_dir, len(split))
-    if files is not None:
-        lengths = np.array([len(file) for file in files], np.int32)
+    if files is None:
+        held |= {"images": accelerator_run.packed(split.images), "shape": split.images.shape}
+    else:
         content = np.frombuffer(b"".join(files), np.uint8)
-        if np.array_equal(accelerator_run.decoded(content, lengths), split.images):
-            np.savez_compressed(path, jpeg=content, lengths=lengths, labels=labels, sha256=sha)
-            return
-    np.savez_compressed(path, images=split.images, labels=labels, sha256=sha)
+        lengths = np.array([len(file) for file in files], np.int32)
+        # TensorFlow's fast inverse transform makes other bits than Pillow's accurate one.
+        correction = split.images - accelerator_run.decoded(content, lengths)
+        held |= {"jpeg": accelerator_run.packed(content), "lengths": lengths}
+        held |= {"correction": accelerator_run.packed(correction)}
+    np.savez(path, **held)
+
+
+def write_order(beside: pathlib.Path, settings: Settings, examples: int) -> pathlib.Path:
+    """Writes the order of the examples in every epoch, unless there is one for so many epochs."""
+    path = beside.with_name(f"{beside.stem}-order-{examples}-seed{settings.seed}.npz")
+    if path.exists():
+        with np.load(path) as held:
+            if len(held["order"]) >= settings.epochs:
+                return path
+    seeds = [randomness.seed_of(settings.seed, "order", i) for i in range(settings.epochs)]
+    order = np.stack([randomness.permutation(examples, seed).numpy() for seed in seeds])
+    np.savez(path, order=order.astype(np.uint16 if examples <= 2**16 else np.uint32))
+    return path
 
 
 def jpeg_files(settings: Settings, data_dir: str | None, examples: int) -> list[bytes] | None:

@@ -11,6 +11,7 @@ After each epoch OUT holds the state (state.npz) and a row for each epoch (histo
 """
 
 import argparse
+import bz2
 import csv
 import hashlib
 import io
@@ -56,7 +57,10 @@ def train(given: argparse.Namespace) -> None:
     out = given.out or given.directory / "trained"
     out.mkdir(parents=True, exist_ok=True)
     images, labels = load_data(given.data or given.directory / meta["data"], meta)
-    order = np.load(given.directory / "order.npz")["order"]
+    steps, batch_size = meta["steps"], meta["settings"]["batch_size"]
+    with np.load(given.directory / meta["order"]) as held:
+        order = held["order"][: meta["settings"]["epochs"], : steps * batch_size]
+    order = order.reshape(-1, steps, batch_size)
     before = given.resume or given.directory
     with np.load(before / "state.npz") as held:
         state = [jnp.asarray(held[f"{i:04d}"]) for i in range(len(meta["variables"]))]
@@ -166,7 +170,11 @@ def load_data(path: pathlib.Path, meta: dict) -> tuple[np.ndarray, np.ndarray]:
     """
     with np.load(path) as held:
         labels = held["labels"].astype(np.int32)
-        images = held["images"] if "images" in held else decoded(held["jpeg"], held["lengths"])
+        if "images" in held:
+            images = unpacked(held["images"]).reshape(held["shape"])
+        else:
+            images = decoded(unpacked(held["jpeg"]), held["lengths"])
+            images += unpacked(held["correction"]).reshape(images.shape)
     found = digest(images, labels)
     if found != meta["data_sha256"]:
         raise ValueError(
@@ -177,11 +185,21 @@ def load_data(path: pathlib.Path, meta: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decoded(content: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The images of JPEG files that lie one after the other."""
+    """The images of JPEG files that lie one after the other, uint8 [files, H, W, C]."""
     from PIL import Image
 
     files = np.split(content, np.cumsum(lengths)[:-1])
     return np.stack([np.asarray(Image.open(io.BytesIO(file.tobytes()))) for file in files])
+
+
+def packed(array: np.ndarray) -> np.ndarray:
+    """The bytes of a uint8 array, compressed."""
+    return np.frombuffer(bz2.compress(array.tobytes()), np.uint8)
+
+
+def unpacked(content: np.ndarray) -> np.ndarray:
+    """The bytes that `packed` was given, uint8 [bytes]."""
+    return np.frombuffer(bz2.decompress(content.tobytes()), np.uint8)
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:
