@@ -31,6 +31,11 @@ class Progress:
         sys.stdout.write(f"\r\x1b[K{line[:160]}")
         sys.stdout.flush()
 
+    def say(self, text: str) -> None:
+        """Prints a line that stays; the live one goes on below it."""
+        sys.stdout.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
+        sys.stdout.flush()
+
     def done(self, summary: str = "") -> None:
         """Ends the line; `summary` stays."""
         if self._live:

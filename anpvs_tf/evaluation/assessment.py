@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd, registry
+from anpvs_tf.attacks import pgd, radius, registry
 from anpvs_tf.attacks.registry import Settings, Stage
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
@@ -108,9 +108,13 @@ def assess(
         runs_ = [_run(subject, split, *one, seed, batch_size, directory, sources) for one in chosen]
         outcomes = []
         for (attack, _), run in zip(chosen, runs_, strict=True):
-            shown = _Shown(f"{attack}, epsilon {epsilon:g}", [stage.name for stage in run.stages])
+            shown = _Shown(
+                f"{attack}, epsilon {radius.as_text(epsilon)}", [stage.name for stage in run.stages]
+            )
             outcomes.append(run.run(shown.update))
-            shown.done(f"{attack}, epsilon {epsilon:g}: {np.mean(outcomes[-1].robust):.2%}")
+            shown.done(
+                f"{attack}, epsilon {radius.as_text(epsilon)}: {np.mean(outcomes[-1].robust):.2%}"
+            )
         checks = None
         if check_examples:
             checks = _check(subject, split.take(check_examples), chosen, outcomes, seed, batch_size)
@@ -172,7 +176,7 @@ def _check(subject, split, chosen, outcomes, seed, batch_size) -> list[self_chec
     white, black = [], []
     for (attack, _), outcome in zip(chosen, outcomes, strict=True):
         (black if attack == TRANSFER else white).append(outcome.robust[:count])
-    shown = _Shown(f"checks, epsilon {settings.epsilon:g}", [])
+    shown = _Shown(f"checks, epsilon {radius.as_text(settings.epsilon)}", [])
     checks = self_checks.run(
         subject,
         split,

@@ -15,7 +15,7 @@ from anpvs_tf.pruning import open_operations
 NEAR, CLOSE = 4.0, 2.0
 # Where near and pruned features exceed the ramp by this share, no others are pressed.
 BRAKE = 0.02
-# log(beta) grows by GAIN in all if beta is behind by a tenth for the whole ramp.
+# What is steered grows by exp(GAIN) in all if it is behind by a tenth for the whole ramp.
 GAIN, MOST_BEHIND = 6.0, 0.1
 LOWEST, HIGHEST = 1e-3, 1e4
 
@@ -44,12 +44,13 @@ class SparsityTarget:
 
     The share that may be pruned grows linearly from 0 to the target. Three rules follow it:
 
-    * beta grows while less than that is pruned, and falls while there is more (an integral
-      controller of log beta); features far from their end feel less of it the more are near
-      theirs;
+    * beta grows while less than that is near its end or pruned, and falls while there is
+      more (an integral controller of log beta), so that far features feel no more of it
+      than is needed;
     * of the features near their end only those of the least importance are pressed further,
-      as many as the share allows: the others wait there, pressed back where they come too
-      close, so that the target is not overshot however many arrive together;
+      as many as the share allows, by a push that grows like beta until they are pruned; the
+      others wait there, pressed back where they come too close, so that the target is not
+      overshot however many arrive together;
     * what is pruned stays pressed, so that it stays pruned; after the last of the three
       `target_steps` nothing else is pressed any more.
 
@@ -62,7 +63,7 @@ class SparsityTarget:
         objective: with a target_sparsity.
 
     Attributes:
-        log_beta: of the factor that is steered, a scalar.
+        log_beta, log_push: of the factors that are steered, scalars.
         whole: features or multiplications of the network with all gates open, a scalar; of
             a shrunk network, those of its full one.
     """
@@ -74,12 +75,14 @@ class SparsityTarget:
         same = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         beta = min(max(objective.beta, LOWEST), HIGHEST)
         self.log_beta = tf.Variable(tf.math.log(float(beta)), **same)
+        self.log_push = tf.Variable(tf.math.log(float(beta)), **same)
         whole = self._left({gate.name: tf.ones([gate.features]) for gate in gates})[0]
         self.whole = tf.Variable(whole, **same)
 
     def state(self) -> dict[str, tf.Variable]:
         """Everything that a resumed run needs, by name."""
-        return {"target_log_beta": self.log_beta, "target_whole": self.whole}
+        steered = {"target_log_beta": self.log_beta, "target_log_push": self.log_push}
+        return steered | {"target_whole": self.whole}
 
     def beta(self) -> tf.Tensor:
         """The factor that is steered, a float32 scalar."""
@@ -96,7 +99,9 @@ class SparsityTarget:
         found = self._survey()
         allowed = self._allowed(step)
         order = tf.argsort(found.values)
-        spent = found.pruned + tf.cumsum(tf.gather(found.costs, order))
+        costs = tf.gather(found.costs, order)
+        # To the nearest: the last feature may save more than is still missing.
+        spent = found.pruned + tf.cumsum(costs) - 0.5 * costs
         within = tf.gather(spent <= allowed + 1e-6, tf.argsort(order))
         waits = found.near & ~within
         brake = tf.clip_by_value(1.0 - (found.reached - allowed) / BRAKE, 0.0, 1.0)
@@ -105,25 +110,27 @@ class SparsityTarget:
             tf.reduce_sum(found.costs), tf.reduce_sum(tf.cast(found.costs > 0, tf.float32))
         )
         worth = tf.clip_by_value(tf.math.divide_no_nan(found.costs, mean), 0.0, 10.0)
-        decided = tf.maximum(self.beta(), self.objective.beta)
+        decided = tf.exp(tf.convert_to_tensor(self.log_push))
+        decided = tf.maximum(decided, self.objective.beta)
         pressing = tf.where(found.near & within, decided, self.beta() * brake * worth)
         pressing = tf.where(waits | ~((step >= begin) & (step < last)), 0.0, pressing)
         # Not even an optimizer's momentum carries on what has to wait.
-        pressing = tf.where(waits & (found.values <= CLOSE), -self.beta(), pressing)
+        pressing = tf.where(waits & (found.values <= CLOSE), -decided, pressing)
         pressing = tf.where(found.costs > 0, pressing, 0.0)  # What may not be pruned.
         pressures = tf.where(found.is_open, pressing, decided)
         return tf.split(tf.stop_gradient(pressures), [gate.features for gate in self.gates])
 
     def advance(self, step: tf.Tensor, good: tf.Tensor | float = 1.0) -> None:
-        """Moves beta after a step; not at all where `good` is 0."""
+        """Moves beta and the push after a step; not at all where `good` is 0."""
         begin, reached, last = self.objective.target_steps
-        behind = self._allowed(step) - self.pruned()
-        behind = tf.clip_by_value(behind, -MOST_BEHIND, MOST_BEHIND) / MOST_BEHIND
         inside = tf.cast((step >= begin) & (step < last), tf.float32) * good
-        rate = GAIN / max(1, reached - begin)
-        moved = tf.convert_to_tensor(self.log_beta) + inside * rate * behind
-        limits = (tf.math.log(LOWEST), tf.math.log(HIGHEST))
-        self.log_beta.assign(tf.clip_by_value(moved, *limits))
+        rate = inside * GAIN / max(1, reached - begin)
+        found, allowed = self._survey(), self._allowed(step)
+        for steered, share in ((self.log_beta, found.reached), (self.log_push, found.pruned)):
+            behind = tf.clip_by_value((allowed - share) / MOST_BEHIND, -1.0, 1.0)
+            moved = tf.convert_to_tensor(steered) + rate * behind
+            limits = (tf.math.log(LOWEST), tf.math.log(HIGHEST))
+            steered.assign(tf.clip_by_value(moved, *limits))
 
     def _allowed(self, step: tf.Tensor) -> tf.Tensor:
         begin, reached, _ = self.objective.target_steps

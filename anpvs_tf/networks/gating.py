@@ -5,7 +5,7 @@ import keras
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import graph
 from anpvs_tf.networks.beta_bernoulli import BetaBernoulliGate
-from anpvs_tf.networks.gate import Gate
+from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.networks.graph import LINEAR, Node
 from anpvs_tf.networks.information_bottleneck import InformationBottleneckGate
 from anpvs_tf.networks.shared_dropout import PairedDropout
@@ -88,6 +88,20 @@ def add_gates(
     """
     if kind is not None:
         _check("kind", kind, GATE_KINDS)
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    graph.check_input(model)
+    shape = model.inputs[0].shape
+    if len(shape) != 4 or None in shape[1:]:
+        raise UsageError(
+            f"{model.name} takes inputs {tuple(shape)}; it must take images of one "
+            "size, (None, height, width, channels)"
+        )
+    if len(model.outputs) != 1:
+        raise UsageError(
+            f"{model.name} has {len(model.outputs)} outputs; it must have one, the logits"
+            + (": it has gates already" if gates_of(model) else "")
+        )
     nodes = graph.nodes_of(model, model.outputs[0])
     names = [node.layer.name for node in nodes]
     for name in names:
@@ -109,11 +123,21 @@ def add_gates(
             f"{model.name} has no activation whose features could be removed (scope {scope!r})"
         )
     latents = dict.fromkeys(node.layer.name for node in activations)
+    taken = {f"{name}_gate" for name in gated} & set(names) | {"logits"} & set(latents)
+    if taken:
+        raise UsageError(
+            f"the name of layer {min(taken)!r} is needed for an output or a gate; rename it"
+        )
 
     def call(layer, *args, **kwargs):
         if type(layer) is keras.layers.Dropout:
             # The clean and the adversarial copy of an example must share their noise.
-            layer = PairedDropout(layer.rate, name=layer.name, dtype=layer.dtype_policy)
+            layer = PairedDropout(
+                layer.rate,
+                noise_shape=layer.noise_shape,
+                name=layer.name,
+                dtype=layer.dtype_policy,
+            )
         outputs = layer(*args, **kwargs)
         if layer.name in gated:
             # Published: 2 for convolutions, -1 for dense layers.
@@ -123,11 +147,18 @@ def add_gates(
             latents[layer.name] = outputs
         return outputs
 
-    copy = keras.models.clone_model(model, call_function=call)
+    # A user's own activation is a plain function, which Keras finds again by its name alone.
+    activations_used = [getattr(node.layer, "activation", None) for node in nodes]
+    own = {f.__name__: f for f in activations_used if hasattr(f, "__name__")}
+    with keras.saving.custom_object_scope(own):
+        copy = keras.models.clone_model(model, call_function=call)
     network = keras.Model(copy.inputs, {"logits": copy.outputs[0], **latents}, name=model.name)
     for layer in model.layers:
         if layer.weights:
-            network.get_layer(layer.name).set_weights(layer.get_weights())
+            # Unlike `get_weights`, with what the layer derives from them (Normalization's mean).
+            held: dict = {}
+            layer.save_own_variables(held)
+            network.get_layer(layer.name).load_own_variables(held)
     return network
 
 

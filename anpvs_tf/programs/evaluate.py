@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from anpvs_tf.attacks import threat_model
+from anpvs_tf.attacks import radius, threat_model
 from anpvs_tf.attacks.registry import Settings
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
@@ -58,12 +58,15 @@ def _define_flags() -> None:
     )
     flags.DEFINE_list("attack", ["autoattack"], f"of {', '.join(attack_choice.ATTACKS)}")
     flags.DEFINE_list(
-        "epsilons", None, "radii in pixel units of [0, 1]. Default: the run's or dataset's"
+        "epsilons",
+        None,
+        "radii in pixel units of [0, 1], like 8/255. Default: the run's or dataset's",
     )
     flags.DEFINE_list(
         "attack_steps", None, "gradient steps. Default: pgd the dataset's, others 100"
     )
-    flags.DEFINE_float(
+    flags.DEFINE_string("threat_model", None, "--norm and --epsilons by name, like linf-8/255")
+    flags.DEFINE_string(
         "step_size", None, "of pgd. Default: the run's or dataset's, or 2.5 epsilon / steps"
     )
     flags.DEFINE_integer("restarts", 1, "of attacks with a random start")
@@ -123,6 +126,8 @@ def main() -> None:
         if values[flag].present and not set(used) & set(values.attack):
             raise UsageError(f"--{flag} is used by {', '.join(used)} only")
         value = values[flag].value
+        if flag == "step_size" and value is not None:
+            value = radius.parse_flag(flag, value)
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             raise UsageError(f"--{flag} must be a finite number, at least 0; got {value}")
     if not 0 <= values.seed < 2**31:
@@ -189,15 +194,23 @@ def chosen_attacks(subject: attacked_model.Subject) -> list[tuple[str, Settings]
     # A run is attacked as it says, a model as is usual for its dataset.
     held = subject.settings
     usual = dataclasses.asdict(held) if held else defaults(subject.source)
-    norm = values.norm or usual["norm"]
-    if norm != usual["norm"] and not values.epsilons:
+    norm, texts = values.norm or usual["norm"], values.epsilons
+    if values.threat_model is not None:
+        if values.norm or values.epsilons:
+            raise UsageError("--threat_model says --norm and --epsilons; give it or them")
+        norm, epsilon = radius.parse_threat_model(values.threat_model)
+        texts = [epsilon]
+    if norm != usual["norm"] and not texts:
         raise UsageError(f"--norm={norm} needs --epsilons: the usual ones are of {usual['norm']}")
-    epsilons = numbers("epsilons", values.epsilons or [usual["epsilon"]], float)
+    epsilons = [radius.parse_flag("epsilons", text) for text in texts or [usual["epsilon"]]]
     steps = numbers("attack_steps", values.attack_steps or [], int)
     chosen: list[tuple[str, Settings]] = []
     for epsilon in epsilons:
         if epsilon > 1 and norm == "linf":
-            raise UsageError(f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}")
+            raise UsageError(
+                f"--epsilons must lie in (0, 1], in pixel units; got {epsilon:g}"
+                f"{radius.meant(epsilon)}"
+            )
         for attack in values.attack:
             published: dict = {"steps": None}
             # The published step reaches the published epsilon; other radii and step counts
@@ -207,7 +220,7 @@ def chosen_attacks(subject: attacked_model.Subject) -> list[tuple[str, Settings]
                 published = {"steps": usual["eval_attack_steps"]}
                 published["step_size"] = usual["eval_step_size"]
             if values.step_size is not None:
-                published["step_size"] = values.step_size
+                published["step_size"] = radius.parse_flag("step_size", values.step_size)
             for count in steps or [published.pop("steps")]:
                 try:
                     settings = Settings(

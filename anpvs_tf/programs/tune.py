@@ -14,6 +14,7 @@ import sys
 
 from absl import flags
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common import interruption, program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import defaults, flag_help, settings
@@ -28,6 +29,7 @@ def _define_flags() -> None:
         flags.DEFINE(
             flags.ArgumentParser(), field.name, None, flag_help.describe(field), boolean=boolean
         )
+    flags.DEFINE_string("threat_model", None, "--norm and --epsilon by name, like linf-8/255")
     flags.DEFINE_string("recipe", None, f"named set of defaults: {', '.join(defaults.RECIPES)}")
     flags.DEFINE_string("run_dir", None, "the sweep's directory; its trials are run directories")
     flags.DEFINE_string("tuner", None, f"how to search: {', '.join(oracles.TUNERS)}")
@@ -56,6 +58,11 @@ def _definition() -> Definition | None:
     """What the flags say; what they leave open, an existing sweep says."""
     values = flags.FLAGS
     texts = {n: str(values[n].value) for n in settings.CHOSEN if values[n].value is not None}
+    if values.threat_model is not None:
+        if texts.keys() & {"norm", "epsilon"}:
+            raise UsageError("--threat_model says --norm and --epsilon; give it or them")
+        norm, epsilon = radius.parse_threat_model(values.threat_model)
+        texts |= {"norm": norm, "epsilon": str(epsilon)}
     given = {
         field.name: values[field.name].value
         for field in dataclasses.fields(Definition)

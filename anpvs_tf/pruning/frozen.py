@@ -80,7 +80,8 @@ class FrozenNetwork:
 
     def fold(self) -> list[list[tf.Tensor]]:
         """The frozen weights from the live variables, a list for each step."""
-        return [[tf.cast(v(), self.dtype) for v in step.weights] for step in self.steps]
+        with live_channels.each_constant_once():
+            return [[tf.cast(v(), self.dtype) for v in step.weights] for step in self.steps]
 
     def apply(self, weights: list[list[tf.Tensor]], images: tf.Tensor) -> tf.Tensor:
         """Logits, float32 [batch, classes], of float32 images [batch, H, W, C] in [0, 1]."""

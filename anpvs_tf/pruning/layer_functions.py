@@ -13,17 +13,18 @@ def affine_of(
     layer: keras.layers.Layer, width: int
 ) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor] | None]:
     """An AFFINE layer in inference as functions that return (scale, shift), float32 [channels]."""
+
+    def vector(x):
+        return tf.broadcast_to(tf.reshape(tf.cast(x, tf.float32), [-1]), [width])
+
     if isinstance(layer, Gate):
         return layer.mean_mask, None
     if isinstance(layer, layers.Rescaling):
         return (
-            lambda: tf.fill([width], tf.cast(layer.scale, tf.float32)),
-            lambda: tf.fill([width], tf.cast(layer.offset, tf.float32)),
+            lambda: vector(layer.scale),
+            lambda: vector(layer.offset),
         )
     if isinstance(layer, layers.Normalization):
-
-        def vector(x):
-            return tf.broadcast_to(tf.reshape(tf.cast(x, tf.float32), [-1]), [width])
 
         def scale():
             return 1.0 / tf.maximum(tf.sqrt(vector(layer.variance)), keras.config.epsilon())

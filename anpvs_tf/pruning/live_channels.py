@@ -7,8 +7,10 @@ weights that are not zero. Constants are never needed: they go into the biases o
 consumers.
 """
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -19,6 +21,28 @@ from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.gate import Gate
 from anpvs_tf.networks.graph import AFFINE, DEPTHWISE, ELEMENTWISE, LINEAR, Node, layers
 from anpvs_tf.pruning.layer_functions import affine_of, elementwise_of, pads, read
+
+_worked_out: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
+    "worked_out", default=None
+)
+
+
+@contextlib.contextmanager
+def each_constant_once() -> Iterator[None]:
+    """Works out the constants of each tensor once inside, however many layers read them.
+
+    The constants of a layer are functions of those before it; a network whose branches meet
+    again would otherwise evaluate them once for each path, of which there are exponentially many.
+    """
+    if _worked_out.get() is not None:
+        yield
+        return
+    token = _worked_out.set({})
+    try:
+        yield
+    finally:
+        _worked_out.reset(token)
+
 
 # {path of a layer's variable: bool of its shape, False where it is 0 and stays so}; a variable
 # that is absent may be anything anywhere.
@@ -164,7 +188,7 @@ def _forward(
         constant = np.concatenate([i.constant for i in inputs])
         zero = np.concatenate([i.zero for i in inputs])
         value = _concatenation([i.value for i in inputs])
-    return Channels(constant, zero, value, np.zeros(width, bool))
+    return Channels(constant, zero, _once(value), np.zeros(width, bool))
 
 
 def _backward(node: Node, output: Channels, inputs: list[Channels], support: Support) -> None:
@@ -204,6 +228,17 @@ def _keeps_zero(f) -> bool:
 
 
 # Closures made in functions of their own, so that each keeps its own arguments.
+
+
+def _once(value):
+    def held():
+        with each_constant_once():
+            known = _worked_out.get()
+            if held not in known:
+                known[held] = value()
+            return known[held]
+
+    return held
 
 
 def _then(value, f):

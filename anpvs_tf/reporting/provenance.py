@@ -3,6 +3,7 @@
 import dataclasses
 from html import escape
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.reporting import commands
 from anpvs_tf.reporting.groups import Group, Run, Skipped, runs_of, shown, varying
 
@@ -81,7 +82,7 @@ def _check_row(run: Run, threat: dict, made: list[dict]) -> str:
     )
     return (
         f'<tbody><tr><th scope="row">{escape(run.path)}</th>'
-        f"<td>{escape(threat['norm'])}, ε = {threat['epsilon']:g}</td>"
+        f"<td>{escape(threat['norm'])}, ε = {radius.as_text(threat['epsilon'])}</td>"
         f"<td>{len(made) - len(failed)} of {len(made)} passed{text}</td></tr></tbody>"
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements, published
 from anpvs_tf.reporting.columns import SHARE, Column, comparison_columns
@@ -79,7 +80,7 @@ def comparison(groups: list[Group]) -> Table:
 def other_radii(groups: list[Group]) -> Table | None:
     """Table 2, first half: PGD with other radii."""
     sweep = measurements.epsilon_sweep(runs_of(groups), "pgd")
-    points = {f"ε = {epsilon:g}": attack for epsilon, attack in sweep.items()}
+    points = {f"ε = {radius.as_text(epsilon)}": attack for epsilon, attack in sweep.items()}
     return _sweep_table(
         "table2a", "Table 2a. Accuracy, %, under PGD of other radii", points, groups
     )
@@ -102,7 +103,8 @@ def _sweep_table(
         Column(
             head.replace(" = ", "").replace(" ", "_").replace("ε", "epsilon"),
             head,
-            f"accuracy under {measurements.attack_text(attack)}, ε = {attack.epsilon:g}",
+            f"accuracy under {measurements.attack_text(attack)}, "
+            f"ε = {radius.as_text(attack.epsilon)}",
             SHARE,
             max,
             lambda run, attack=attack: measurements.under_attack(run, attack),
@@ -111,7 +113,7 @@ def _sweep_table(
     )
     radii = {attack.epsilon for attack in points.values()}
     texts = measurements.in_words(points, "" if len(radii) > 1 else "steps")
-    suffix = f", ε = {radii.pop():g}" if len(radii) == 1 else ""
+    suffix = f", ε = {radius.as_text(radii.pop())}" if len(radii) == 1 else ""
     return _table(name, title, columns, groups, [f"{text}{suffix}." for text in texts])
 
 
@@ -205,7 +207,7 @@ def conditions_text(run: Run) -> str:
     norm = {"linf": "l∞"}.get(record["threat_model"]["norm"], record["threat_model"]["norm"])
     return (
         f"{record['examples']:,} {record['split']} images of {record['dataset']}, {norm} "
-        f"ε = {record['threat_model']['epsilon']:g}, "
+        f"ε = {radius.as_text(record['threat_model']['epsilon'])}, "
         f"{measurements.attack_text(measurements.attack_of(record))}"
     )
 

@@ -2,9 +2,53 @@
 
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common.progress import duration
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.records import attack_text
 from anpvs_tf.runs.settings import Settings
+
+
+def plan(settings: Settings, images: int, start: str) -> str:
+    """What a run is going to do, in lines.
+
+    Args:
+        images: of the training split.
+        start: where its weights come from.
+    """
+    method = METHODS[settings.method]
+    width = "" if settings.width == 1 else f" at width {settings.width:g}"
+    steps = images // settings.batch_size
+    if settings.steps_per_epoch and settings.steps_per_epoch < steps:
+        images = settings.steps_per_epoch * settings.batch_size
+    ball = f"{settings.norm} {radius.as_text(settings.epsilon)}"
+    attack = "clean images alone"
+    if method.adversarial:
+        steps = f"PGD-{settings.attack_steps} of step {radius.as_text(settings.step_size)}"
+        attack = f"{'N-FGSM' if settings.train_attack == 'n_fgsm' else steps}, {ball}"
+    lines = [
+        ("network", f"{settings.network}{width}, seed {settings.seed}, {start}"),
+        (
+            "training",
+            f"{settings.epochs} epochs of {images:,} images in batches of {settings.batch_size}, "
+            f"{settings.optimizer}, rate {settings.learning_rate:g} ({settings.decay})",
+        ),
+        ("trained against", attack),
+    ]
+    if method.learned_gates and settings.target_sparsity is not None:
+        target = f"{settings.target_sparsity:.1%} of {settings.target_of}"
+        lines.append(("pruned to", f"{target} by {settings.target_at:.0%} of the training"))
+    elif method.learned_gates:
+        lines.append(("pruned by", f"KL with beta {settings.beta:g}"))
+    lines.append(
+        (
+            "judged by",
+            f"PGD-{settings.eval_attack_steps} of step {radius.as_text(settings.eval_step_size)}, "
+            f"{ball}",
+        )
+    )
+    head = f"{method.name} on {settings.dataset}: {method.summary}"
+    return "\n".join([head, *(f"  {name:<18}{value}" for name, value in lines)])
 
 
 def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any]) -> str:
@@ -45,7 +89,9 @@ def evaluation_table(records: list[dict[str, Any]]) -> str:
             remark = "   UNRELIABLE: a check failed, or another attack found more"
         if "vulnerability" in record:
             figure += f"   V {record['vulnerability']:.4f}"
-        head = f"{threat['norm']} {threat['epsilon']:g}  {attack_text(record['attack'])}"
+        head = (
+            f"{threat['norm']} {radius.as_text(threat['epsilon'])}  {attack_text(record['attack'])}"
+        )
         lines.append(f"  {head:<70}  {figure}{remark}")
         if "checks" in record and record["checks"] not in shown:
             shown.append(record["checks"])
@@ -74,8 +120,9 @@ def result_table(record: dict[str, Any]) -> str:
         ("clean accuracy", f"{record['clean_accuracy']:.2%}"),
         (
             f"{attack['name'].upper()}-{attack['steps']} accuracy",
-            f"{record['robust_accuracy']:.2%}   {threat['norm']}, epsilon {threat['epsilon']:g}, "
-            f"step {attack['step_size']:g}, {attack['restarts']} start",
+            f"{record['robust_accuracy']:.2%}   {threat['norm']}, "
+            f"epsilon {radius.as_text(threat['epsilon'])}, "
+            f"step {radius.as_text(attack['step_size'])}, {attack['restarts']} start",
         ),
         ("vulnerability", f"{record['vulnerability']:.4f}"),
         (

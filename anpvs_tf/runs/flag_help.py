@@ -4,6 +4,7 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.defaults import BY_DATASET
 from anpvs_tf.runs.resolve import defaults
@@ -60,4 +61,6 @@ def _show(name: str, value: Any) -> str:
         return _UNSET.get(name, "all")
     if isinstance(value, tuple):
         return ",".join(f"{v:g}" for v in value) or "none"
+    if "pixels" in FIELDS[name].metadata:
+        return radius.as_text(value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import directory
 
@@ -32,7 +33,7 @@ def attack_text(attack: dict[str, Any]) -> str:
         return "worst case of " + ", ".join(dict.fromkeys(one["name"] for one in attack["of"]))
     words = {
         "steps": "{} steps",
-        "step_size": "of {:g}",
+        "step_size": "of {}",
         "restarts": "{} start(s)",
         "draws": "{} draws",
         "targets": "{} targets",
@@ -41,7 +42,7 @@ def attack_text(attack: dict[str, Any]) -> str:
         "gamma": "gamma {:g}",
     }
     parts = [
-        words[name].format(value)
+        words[name].format(radius.as_text(value) if name == "step_size" else value)
         for name, value in attack.items()
         if name in words and not (name == "draws" and value == 1)
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source, check_name
 from anpvs_tf.data.sources import describe as describe_source
@@ -126,7 +127,10 @@ def validated(values: Mapping[str, Any]) -> Settings:
         )
     for name in ("epsilon", "step_size", "eval_step_size"):
         if settings.norm == "linf" and (value := getattr(settings, name)) > 1:
-            raise UsageError(f"--{name} must be at most 1, the range of a pixel; got {value}")
+            raise UsageError(
+                f"--{name} must be at most 1, the range of a pixel; got {value:g}"
+                f"{radius.meant(value)}"
+            )
     if METHODS[settings.method].weight_pruning and settings.admm_epochs >= settings.epochs:
         raise UsageError(
             f"--admm_epochs must leave epochs of --epochs={settings.epochs} to retrain; got "

@@ -33,7 +33,8 @@ def _setting(help: str, used_by: str | None = None, weights: str | bool = True, 
         used_by: the trait (attribute of `Method`) of the methods that use it; None for all.
         weights: whether it decides a run's weights: of every method that uses it (True),
             of none (False), or of those with this trait.
-        range_: choices, at_least, above, at_most.
+        range_: choices, at_least, above, at_most; pixels: a length in pixel units, which may
+            be given as a fraction.
     """
     about = {"help": help, "used_by": used_by, "weights": weights}
     return dataclasses.field(metadata=about | range_)
@@ -116,10 +117,13 @@ class Settings:
     )
     norm: str = _setting("of the threat model", weights="adversarial", choices=NORMS)
     epsilon: float = _setting(
-        "radius of the ball, in pixel units of [0, 1]", weights="adversarial", above=0.0
+        "radius of the ball, in pixel units of [0, 1], like 8/255",
+        weights="adversarial",
+        above=0.0,
+        pixels=True,
     )
     step_size: float = _setting(
-        "step of the training attack, in pixel units", "adversarial", above=0.0
+        "step of the training attack, in pixel units", "adversarial", above=0.0, pixels=True
     )
     train_attack: str = _setting(
         "of training: PGD, or N-FGSM, one step of length epsilon from 2 epsilon of noise",
@@ -133,7 +137,7 @@ class Settings:
         at_least=0,
     )
     eval_step_size: float = _setting(
-        "step of the evaluation attack, in pixel units", weights=False, above=0.0
+        "step of the evaluation attack, in pixel units", weights=False, above=0.0, pixels=True
     )
     eval_attack_steps: int = _setting(
         "gradient steps of the evaluation attack", weights=False, at_least=1

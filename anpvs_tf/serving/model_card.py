@@ -2,6 +2,7 @@
 
 import keras
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import directory, records
 from anpvs_tf.serving.verification import Report
@@ -25,7 +26,7 @@ def text(
     threat = first["threat_model"]
     found = [
         f"| {records.attack_text(r['attack'])} "
-        f"| {r['threat_model']['norm']} {r['threat_model']['epsilon']:g} "
+        f"| {r['threat_model']['norm']} {radius.as_text(r['threat_model']['epsilon'])} "
         f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
         f"{'' if r.get('reliable', True) else ' (unreliable)'} |"
         for r in results
@@ -66,7 +67,7 @@ def text(
         "## Threat model",
         "",
         f"An adversary who knows the model and may change each pixel: {threat['norm']} ball of "
-        f"radius {threat['epsilon']:g} in pixel units of [0, 1].",
+        f"radius {radius.as_text(threat['epsilon'])} in pixel units of [0, 1].",
         "",
         "## Measured",
         "",

@@ -29,7 +29,15 @@ from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import build, console
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import PRECISIONS, Settings, layer_betas
-from anpvs_tf.training import history, nonfinite, overfitting, shrinking, tensorboard, warm_start
+from anpvs_tf.training import (
+    forecast,
+    history,
+    nonfinite,
+    overfitting,
+    shrinking,
+    tensorboard,
+    warm_start,
+)
 from anpvs_tf.training.best_weights import Best
 from anpvs_tf.training.checkpoints import Checkpoints, Position
 
@@ -46,11 +54,13 @@ class Execution:
         checkpoint_minutes: save within an epoch too, after this time.
         on_nonfinite: one of `nonfinite.ACTIONS` at a loss or gradient that is not finite: stop,
             or skip the step.
+        following: the work of what is trained after this run, if that is a warm start.
     """
 
     devices: Devices = dataclasses.field(default_factory=local)
     checkpoint_minutes: float = 15.0
     on_nonfinite: str = "stop"
+    following: float = 0.0
 
     @property
     def skips(self) -> bool:
@@ -111,12 +121,23 @@ def train(
     devices.agree(repr(settings))  # And all workers have looked before the chief writes.
 
     # ---- The run that training starts from ----
+    start = "from scratch"
+    if run.begun and not overwrite:
+        start = "goes on from its last checkpoint"
+    elif base is not None:
+        start = f"from the weights of {base.path}"
+    of_base = None
     if base is not None and not base.finished:
         # A base that was begun goes on as it was begun: only what decides its weights was checked.
         begun = base.config_path.exists()
         of_base = base.settings() if begun else warm_start.base_settings(settings)
+        start += f", trained first ({of_base.method}, {of_base.epochs} epochs)"
+    print(console.plan(settings, len(data.train), start))
+    if of_base is not None:
         print(f"Warm start: training the {of_base.method} network in {base.path}")
-        train(of_base, base, data_dir, download, command, False, execution)
+        after = execution.following + work_of(settings, data).whole
+        of_execution = dataclasses.replace(execution, following=after)
+        train(of_base, base, data_dir, download, command, False, of_execution)
     with devices.watched(), _home(devices, run) as home:
         return _train(settings, run, home, data, base, list(command), overwrite, execution)
 
@@ -146,8 +167,7 @@ def _train(
         network = build.build_network(settings, PRECISIONS[settings.precision])
     if base is not None:
         warm_start.copy_weights(base.load_network(), network)
-    steps = len(data.train) // settings.batch_size
-    steps = min(steps, settings.steps_per_epoch or steps)
+    steps = steps_of_epoch(settings, data)
     objective = build.objective_of(settings, len(data.train), steps)
 
     def classifier_of(network: keras.Model, shares: dict[str, float] | None) -> RobustClassifier:
@@ -171,8 +191,7 @@ def _train(
         settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
     )
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, devices=devices)
-    validation = data.validation.take(settings.eval_examples or VALIDATION_EXAMPLES)
-    test = data.test.take(settings.eval_examples)
+    validation, test = evaluated_splits(settings, data)
     best = Best(evaluated, build.first_selectable_epoch(settings))
 
     # ---- Resume: the newest checkpoint of this run, else the start ----
@@ -180,18 +199,25 @@ def _train(
         home.clear()
     home.begin(settings, command, str(base.path) if base is not None else None)
     position = Position(json.loads(json.dumps(dataclasses.asdict(settings))))
+    state, averages = whole.state(), {}
+    if whole.averaged_statistics is not None:
+        averages = whole.averaged_statistics.state()
+        state = {name: held for name, held in state.items() if name not in averages}
     checkpoints = Checkpoints(
         home.checkpoints,
         position,
         network=network,
         optimizer=whole.optimizer,
-        method_state=tf.train.Checkpoint(**whole.state()),
+        method_state=tf.train.Checkpoint(**state),
+        averaged_statistics=tf.train.Checkpoint(**averages),
         removal=removal.checkpoint(),
         best=best.checkpoint(),
     )
     # The chief's choice, which holds for the other workers too.
     if number := devices.of_chief(checkpoints.good() or 0):
-        checkpoints.restore(run.checkpoints, number)
+        absent = checkpoints.restore(run.checkpoints, number, added=("averaged_statistics",))
+        if absent and averages:
+            whole.averaged_statistics.begin()  # A run of a version that did not average them.
         history.check_columns(run, position, whole.trackers, evaluated)
         print(f"Continuing {run.path} after {position}")
         home.write_metrics(position.rows, position.timings)
@@ -233,6 +259,8 @@ def _train(
     batches = devices.distribute(batches_from_here(), settings.batch_size)
     batches = pipelines.readable(batches, data.train)
     board = tensorboard.Board(home.tensorboard, settings, position.epoch)
+    work = work_of(settings, data)
+    coming = forecast.Forecast(work.whole + execution.following)
     update = None
     overfitted = overfitting.noticed(settings, position.rows)
     while position.epoch < settings.epochs and not overfitted:
@@ -257,6 +285,8 @@ def _train(
                 position.add(terms)
             position.seconds = before + progress.seconds()
             progress.update(position.step, f"loss {terms['loss']:.3f}")
+            if when := coming.update(work.done(position.epoch, position.step)):
+                progress.say(when)
             if leave or due:
                 shrinking.store(copies)
                 checkpoints.save()
@@ -323,6 +353,26 @@ def _train(
     home.write_results([record])
     devices.of_chief(0)  # The other workers may read what the chief has written.
     return [record]
+
+
+def steps_of_epoch(settings: Settings, data: loading.Dataset) -> int:
+    """The steps of an epoch."""
+    steps = len(data.train) // settings.batch_size
+    return min(steps, settings.steps_per_epoch or steps)
+
+
+def evaluated_splits(
+    settings: Settings, data: loading.Dataset
+) -> tuple[loading.Split, loading.Split]:
+    """What is evaluated after each epoch, and in the end."""
+    validation = data.validation.take(settings.eval_examples or VALIDATION_EXAMPLES)
+    return validation, data.test.take(settings.eval_examples)
+
+
+def work_of(settings: Settings, data: loading.Dataset) -> forecast.Work:
+    """How much work a run on these data is."""
+    validated, tested = map(len, evaluated_splits(settings, data))
+    return forecast.Work(settings, steps_of_epoch(settings, data), validated, tested)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import keras_tuner
 import numpy as np
 
+from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import settings
 
@@ -151,6 +152,8 @@ def _value(name: str, text: str) -> Any:
             return _BOOLEANS[text.lower()]
         if kind is tuple:
             return tuple(part.strip() for part in text.split(",")) if text else ()
+        if "pixels" in settings.FIELDS[name].metadata:
+            return radius.parse_flag(name, text)
         value = kind(text)
     except (ValueError, LookupError):
         raise UsageError(f"--{name} must be of kind {kind.__name__}; got {text!r}") from None

@@ -143,3 +143,131 @@ def test_what_cannot_be_gated_is_named():
     shared = keras.Model(images, layers.Dense(2)(twice(twice(flat))))
     with pytest.raises(UsageError, match="'twice' is called more than once"):
         gating.add_gates(shared)
+
+
+def small(*between, dtype="float32", last=None):
+    images = x = keras.Input((8, 8, 3), dtype=dtype)
+    for layer in between:
+        x = layer(x)
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(x)
+    x = layers.Dense(4, activation=last, name="last")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(images, x)
+
+
+def centred(x):
+    """An activation of a user, which looks at the other channels."""
+    return x - tf.reduce_mean(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "log_softmax", "sparsemax", centred])
+def test_activations_that_mix_channels_are_refused_by_name(activation):
+    inside = small(layers.Conv2D(6, 3, activation=activation, padding="same", name="mixed"))
+    as_layer = small(layers.Conv2D(6, 3), layers.Activation(activation, name="mixed"))
+    for model in (inside, as_layer):
+        with pytest.raises(UsageError, match=r"layer 'mixed' cannot be frozen: its activation"):
+            gating.add_gates(model)
+    with pytest.raises(UsageError, match=r"layer 'last' .* must end in logits, without softmax"):
+        gating.add_gates(small(last=activation))
+
+
+def squared_relu(x):
+    return tf.square(tf.nn.relu(x))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "hard_silu", "softplus", squared_relu])
+def test_elementwise_activations_are_taken(activation):
+    network = gating.add_gates(small(layers.Conv2D(6, 3, activation=activation, name="first")))
+    assert "first_gate" in [gate.name for gate in gates_of(network)]
+
+
+def test_state_that_is_not_a_weight_is_copied():
+    images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    adapted = layers.Normalization()
+    adapted.adapt(images)
+    model = small(adapted)
+    copied = gating.add_gates(model, None)(images)["logits"]
+    np.testing.assert_allclose(copied, model(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Rescaling([1.0, 2.0, 3.0], [0.1, 0.2, 0.3]),
+        layers.Rescaling(np.ones((1, 1, 3)) * 2),
+        layers.Normalization(mean=0.5, variance=4.0, axis=None),
+        layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0]),
+    ],
+    ids=["list", "array", "one", "channels"],
+)
+def test_an_affine_input_layer_with_a_number_for_each_channel_is_folded(layer):
+    images = np.random.default_rng(1).random((3, 8, 8, 3), np.float32)
+    model = small(layer)
+    np.testing.assert_allclose(FrozenNetwork(model)(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (layers.Normalization(axis=(1, 2, 3)), "not one number for each"),
+        (layers.Normalization(axis=1), "not one number for each"),
+        (layers.Rescaling(np.ones((8, 1))), "its scale of shape .* is not one number"),
+    ],
+    ids=["all axes", "rows", "rescaling"],
+)
+def test_an_affine_layer_that_differs_by_place_is_refused(layer, why):
+    if isinstance(layer, layers.Normalization):
+        layer.adapt(np.random.default_rng(3).random((4, 8, 8, 3), np.float32))
+    with pytest.raises(UsageError, match=why):
+        gating.add_gates(small(layer))
+
+
+def test_dropout_keeps_its_noise_shape():
+    stochastic_depth = layers.Dropout(0.5, noise_shape=(None, 1, 1, 1), name="depth")
+    network = gating.add_gates(small(layers.Conv2D(6, 3, activation="relu"), stochastic_depth))
+    drawn = network.get_layer("depth")(tf.ones([64, 2, 2, 3]), training=True).numpy()
+    assert set(np.unique(drawn)) == {0.0, 2.0}
+    assert (drawn == drawn[:, :1, :1, :1]).all()
+
+
+class Subclassed(keras.Model):
+    pass
+
+
+def test_models_that_cannot_be_gated_are_refused_in_a_line():
+    image, any_size = keras.Input((8, 8, 3)), keras.Input((None, None, 3))
+    pool = layers.GlobalAveragePooling2D
+    x = layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    y = layers.Conv2D(4, 3, activation="relu", name="other")(image)
+    z = layers.Conv2D(4, 3, activation="relu", name="anywhere")(any_size)
+    first = layers.Conv2D(6, 3, activation="relu", name="a")
+    cases = {
+        "takes uint8 images": small(dtype="uint8"),
+        "images of one size": keras.Model(any_size, layers.Dense(4)(pool()(z))),
+        "has 2 outputs; it must have one": keras.Model(
+            image, [layers.Dense(4)(pool()(x)), layers.Dense(4)(pool()(y))]
+        ),
+        "it has gates already": gating.add_gates(small()),
+        "the operation Add is no layer": keras.Model(image, layers.Dense(4)(pool()(x + y))),
+        "name of layer 'logits' is needed": small(
+            layers.Conv2D(6, 3, activation="relu", name="logits")
+        ),
+        "name of layer 'a_gate' is needed": small(first, layers.Identity(name="a_gate")),
+        "must be a functional model": Subclassed(),
+    }
+    for why, model in cases.items():
+        with pytest.raises(UsageError, match=why):
+            gating.add_gates(model)
+
+
+def test_a_sequential_model_is_gated_as_a_functional_one():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(6, 3, activation="relu", name="conv"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4, name="last"),
+        ]
+    )
+    images = np.random.default_rng(2).random((2, 8, 8, 3), np.float32)
+    copied = gating.add_gates(model, None)(images)["logits"]
+    np.testing.assert_allclose(copied, model(images), rtol=1e-5, atol=1e-6)

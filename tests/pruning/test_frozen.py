@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from gate_states import KINDS
+from gate_states import KINDS, set_random
 from small_networks import NETWORKS, lenet, logits_and_gradient, randomise, small_vgg
 
 from anpvs_tf.common.errors import UsageError
@@ -119,3 +119,26 @@ def test_a_layer_that_cannot_be_frozen_is_named(layer, reason):
     network = keras.Model(images, layer(images))
     with pytest.raises(UsageError, match=f"'odd' cannot be frozen.*{reason}"):
         FrozenNetwork(network)
+
+
+def chain(blocks):
+    """Residual blocks after one another, with pruned features whose constants are not 0."""
+    image = keras.Input((6, 6, 3))
+    x = layers.Conv2D(3, 3, padding="same", activation="relu")(image)
+    for block in range(blocks):
+        y = BetaBernoulliGate(name=f"gate{block}")(layers.ReLU()(x))
+        y = layers.Conv2D(3, 3, padding="same")(layers.BatchNormalization()(y))
+        x = layers.Add()([x, y])
+    network = keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    for gate in gates_of(network):
+        set_random(gate, np.arange(3) > 0, np.random.default_rng(0))
+    return network
+
+
+def test_folding_takes_time_linear_in_the_depth():
+    def operations(blocks):
+        frozen = FrozenNetwork(chain(blocks))
+        graph = tf.function(frozen.fold, autograph=False).get_concrete_function().graph
+        return len(graph.get_operations())
+
+    assert operations(12) < 2.2 * operations(6)

@@ -1,0 +1,69 @@
+"""Radii and steps of attacks as people write them: 8/255, linf-8/255."""
+
+import math
+from fractions import Fraction
+
+from anpvs_tf.attacks.threat_model import NORMS
+from anpvs_tf.common.errors import UsageError
+
+LEVELS = 255
+
+
+def parse(text: str | float) -> float:
+    """A number, or a fraction of two numbers, as a float.
+
+    Raises:
+        ValueError: it is neither, or not finite, or divides by zero; the message says which.
+    """
+    above, slash, below = str(text).partition("/")
+    try:
+        number, divisor = float(above), float(below) if slash else 1.0
+    except ValueError:
+        raise ValueError(f"{text!r} is no number and no fraction like 8/255") from None
+    if divisor == 0:
+        raise ValueError(f"{text!r} divides by zero")
+    if not math.isfinite(number / divisor):
+        raise ValueError(f"{text!r} is not finite")
+    return number / divisor
+
+
+def parse_flag(flag: str, text: str | float) -> float:
+    """`parse` for the flag of a program.
+
+    Raises:
+        UsageError: as ValueError of `parse`.
+    """
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"--{flag}: {error}") from None
+
+
+def as_text(value: float) -> str:
+    """8/255 for what is whole levels of 255 and no short decimal, else the number itself."""
+    levels = value * LEVELS
+    whole = round(levels)
+    if whole and abs(levels - whole) < 1e-6 and abs(value - round(value, 3)) > 1e-9:
+        return f"{whole}/{LEVELS}"
+    return f"{value:g}"
+
+
+def meant(value: float) -> str:
+    """A question for a radius that is too large for pixels in [0, 1]; "" if nothing is likely."""
+    if not (math.isfinite(value) and 1 < value <= LEVELS):
+        return ""
+    levels = Fraction(value).limit_denominator(100)
+    return f": did you mean {float(levels):g}/{LEVELS}?"
+
+
+def parse_threat_model(text: str) -> tuple[str, float]:
+    """(norm, epsilon) of a name like linf-8/255 or l2-0.5.
+
+    Raises:
+        UsageError: another name.
+    """
+    norm, dash, radius = text.lower().partition("-")
+    if norm not in NORMS or not dash:
+        names = " or ".join(f"{one}-RADIUS" for one in NORMS)
+        raise UsageError(f"--threat_model must be {names}, like linf-8/255; got {text!r}")
+    return norm, parse_flag("threat_model", radius)
