@@ -471,10 +471,10 @@ def read_trained(
         meta = json.loads((exported / "meta.json").read_text())
         machine = json.loads((trained / "machine.json").read_text())
         rows = accelerator_run.read_history(trained / "history.csv")
-        last, best, gates = (
-            accelerator_run.load_arrays(trained / f"{name}.npz")
-            for name in ("last", "best", "gates")
-        )
+        state = accelerator_run.load_arrays(trained / "state.npz")
+        (gates,) = accelerator_run.load_arrays(trained / "gates.npz")
+        kept = trained / "best.npz"
+        best = accelerator_run.load_arrays(kept) if kept.exists() else []
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{exported} and {trained} hold no trained export: {error}") from error
     settings = validated(meta["settings"])
@@ -484,8 +484,14 @@ def read_trained(
     if len(rows) < settings.epochs:
         print(f"warning: {len(rows)} of {settings.epochs} epochs were trained", file=sys.stderr)
     data = loading.load(settings.source, data_dir, False, settings.train_examples)
-    _, test = trainer.evaluated_splits(settings, data)
+    validation, test = trainer.evaluated_splits(settings, data)
     network = build.build_network(settings, "float32")
+    classifier = classifier_of(settings, meta["train_examples"], meta["steps"])
+    # Keras numbers names anew in every process: the order and the shapes are compared.
+    wanted = [tuple(variable.shape) for variable in state_of(classifier).values()]
+    if [array.shape for array in state] != wanted:
+        raise UsageError(f"{exported} was written by another version of this package")
+    last = [state[place] for place in places_of_deployed(classifier)]
 
     with run.owned():
         if overwrite:
@@ -498,8 +504,9 @@ def read_trained(
             set_gates(network, numbers)
             terms = {name: row[name] for name in meta["terms"]}
             terms["nonfinite"] = round(terms["nonfinite"] * meta["steps"])
-            figures = (row[f"validation_{name}"] for name in accelerator_run.FIGURES)
-            found = Result(meta["validation_examples"], *figures, {})
+            # None in an epoch that was not evaluated.
+            figures = (row.get(f"validation_{f}", np.nan) for f in accelerator_run.FIGURES)
+            found = Result(len(validation), *figures, {})
             step = row["epoch"] * meta["steps"]
             metrics.append(history.epoch_row(row["epoch"], step, terms, found, network))
             images = meta["steps"] * settings.batch_size

@@ -7,8 +7,8 @@ for data that is kept as JPEG, Pillow. All steps of an epoch are one call of the
 images stay in its memory. Several processes can share a GPU.
 
 Each epoch ends with the trainer's attack on the validation examples. OUT gets the state
-(state.npz), the weights as they are deployed (last.npz; best.npz: of the epoch that withstood best)
-and a row for each epoch (history.csv); it is written now and then and at the end.
+(state.npz), the weights as they are deployed of the epoch that withstood best (best.npz), the gates
+(gates.npz) and a row for each epoch (history.csv); it is written now and then and at the end.
 `python -m benchmarks.accelerator import DIR --trained=OUT --run_dir=RUN` makes a run of it.
 """
 
@@ -75,7 +75,7 @@ def train(given: argparse.Namespace) -> None:
     rows, gates, best = [], [], []
     if given.resume:
         rows = read_history(given.resume / "history.csv")
-        gates = list(load_arrays(given.resume / "gates.npz"))
+        gates = list(*load_arrays(given.resume / "gates.npz"))
         best = load_arrays(given.resume / "best.npz")
 
     # ---- Compilation, meanwhile the images ----
@@ -125,9 +125,9 @@ def train(given: argparse.Namespace) -> None:
         shown = " ".join(f"{name} {value:.4g}" for name, value in list(row.items())[3:])
         say(given, f"epoch {epoch}/{len(order)} {seconds:.2f} s {speed:.0f} images/s {shown}")
         if since(saved) > SAVE_EVERY:
-            save(out, meta, state, rows, gates, best)
+            save(out, state, rows, gates, best)
             saved = time.monotonic()
-    save(out, meta, state, rows, gates, best)
+    save(out, state, rows, gates, best)
     say(given, f"{out} holds the state after epoch {len(rows)}; {since(BEGAN):.1f} s in all")
 
 
@@ -212,14 +212,11 @@ def save_arrays(path: pathlib.Path, arrays: list) -> None:
     replace(path, buffer.getvalue())
 
 
-def save(
-    out: pathlib.Path, meta: dict, state: list, rows: list[dict], gates: list, best: list
-) -> None:
+def save(out: pathlib.Path, state: list, rows: list[dict], gates: list, best: list) -> None:
     """Writes all that `import` and `--resume` read."""
     save_arrays(out / "state.npz", state)
-    save_arrays(out / "last.npz", [state[place] for place in meta["deployed"]])
     save_arrays(out / "best.npz", best)
-    save_arrays(out / "gates.npz", gates)
+    save_arrays(out / "gates.npz", [np.array(gates)])
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["epoch"])
     writer.writeheader()
