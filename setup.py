@@ -54,7 +54,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", *serving],
-        "benchmark": ["torch>=2.4"],
+        "benchmark": ["torch>=2.4", "jax>=0.10.2,<0.11", "pillow"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.
         "reference": ["torch>=2.4", "pyautoattack==0.2.0"],
     },

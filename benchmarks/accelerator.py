@@ -15,10 +15,11 @@ the step between epochs, are refused. Needs JAX here too (extra `benchmark`).
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,18 +32,17 @@ from anpvs_tf.common import program, randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.data import loading, pipelines, tfds
-from anpvs_tf.data.splits import Split
 from anpvs_tf.evaluation.evaluator import Attack, Evaluator, Result
 from anpvs_tf.methods.optimizer import is_gate_variable
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.programs import train as train_program
 from anpvs_tf.pruning import efficiency
-from anpvs_tf.runs import build, directory
+from anpvs_tf.runs import build, console, directory
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolve import validated, with_precision
 from anpvs_tf.runs.settings import PRECISIONS, Settings
-from anpvs_tf.training import history, trainer, warm_start
+from anpvs_tf.training import history, overfitting, trainer, warm_start
 from benchmarks import accelerator_run
 
 # What MLIR calls the kinds of numbers.
@@ -122,23 +122,14 @@ def state_of(classifier: RobustClassifier) -> dict[str, tf.Variable]:
     for owner in (classifier.network, classifier.optimizer):
         kind = "network" if owner is classifier.network else "optimizer"
         for variable in owner.variables:
-            found[f"{kind}/{len(found)}/{variable.path}"] = variable.value
+            found[f"{kind}/{len(found)}/{variable.path}"] = _handle(variable)
     return found | {f"method/{name}": held for name, held in classifier.state().items()}
 
 
-def deployed_of(classifier: RobustClassifier) -> list[keras.Variable]:
-    """The variable that holds each weight of the network as it is deployed."""
-    averages = classifier.optimizer.averages()
-    trained = map(id, classifier.network.trainable_variables)
-    of = dict(zip(trained, averages, strict=True)) if averages else {}
-    return [of.get(id(weight), weight) for weight in classifier.network.weights]
-
-
-def gate_names(classifier: RobustClassifier) -> list[str]:
-    """The names in the state of the gates' parameters as they are deployed."""
-    names = {id(variable): name for name, variable in state_of(classifier).items()}
-    pairs = zip(classifier.network.weights, deployed_of(classifier), strict=True)
-    return [names[id(held.value)] for weight, held in pairs if is_gate_variable(weight)]
+def places_of_deployed(classifier: RobustClassifier) -> list[int]:
+    """The place in the state of each weight of the network as it is deployed."""
+    places = {id(held): place for place, held in enumerate(state_of(classifier).values())}
+    return [places[id(_handle(held))] for held in classifier.deployed_variables()]
 
 
 def step_function(
@@ -149,43 +140,79 @@ def step_function(
     Returns:
         (uint8 images, int32 labels, *state) -> [*terms, *new state], the states as `state_of`
         has them, with 32 bits where they have 64.
-
-    Raises:
-        UsageError: the step hangs on something besides its arguments.
     """
     variables = list(state_of(classifier).values())
     names = []
 
-    def narrow(dtype: tf.DType) -> tf.DType:
-        return NARROW.get(dtype, dtype)
-
-    def step(images, labels, *values):
-        # Nothing is read before it is written: so the function is one of its arguments alone.
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(tf.cast(value, variable.dtype))
+    def step(images, labels):
         if settings.augment:
             place = tf.cast(classifier.optimizer.iterations, tf.int32)
             seed = randomness.seed_of(settings.seed, "augment", place)
             images = pipelines.random_crop_and_flip(images, seed)
         terms = classifier.update((pipelines.to_float(images), labels))
         names[:] = terms
-        after = [tf.cast(variable, narrow(variable.dtype)) for variable in variables]
+        after = [tf.cast(variable, _narrow(variable.dtype)) for variable in variables]
         return [tf.cast(term, tf.float32) for term in terms.values()] + after
 
-    specs = [
-        tf.TensorSpec([settings.batch_size, *image_shape], tf.uint8),
-        tf.TensorSpec([settings.batch_size], tf.int32),
-        *(tf.TensorSpec(v.shape, narrow(v.dtype)) for v in variables),
-    ]
-    function = tf.function(step, autograph=False, jit_compile=True).get_concrete_function(*specs)
+    images = tf.TensorSpec([settings.batch_size, *image_shape], tf.uint8)
+    labels = tf.TensorSpec([settings.batch_size], tf.int32)
+    return pure(step, variables, images, labels), names
+
+
+def validation_function(
+    evaluate: Evaluator, settings: Settings, batch_size: int, image_shape: tuple[int, int, int]
+) -> tf.types.experimental.ConcreteFunction:
+    """(uint8 images, int32 labels, number of the batch, *weights) -> [clean hits, robust hits, V].
+
+    V is summed over the examples, as the trainer's evaluation after each epoch has it.
+    """
+
+    def validate(images, labels, number):
+        seed = randomness.seed_of(settings.seed, "evaluation", number)
+        images = pipelines.to_float(images)
+        clean, robust, distances, _ = evaluate.evaluate_batch(images, labels, seed)
+        hits = [tf.reduce_sum(tf.cast(hit, tf.float32)) for hit in (clean, robust)]
+        return [*hits, tf.add_n(list(distances.values())) / len(distances)]
+
+    images = tf.TensorSpec([batch_size, *image_shape], tf.uint8)
+    labels = tf.TensorSpec([batch_size], tf.int32)
+    variables = [_handle(weight) for weight in evaluate.network.weights]
+    return pure(validate, variables, images, labels, tf.TensorSpec([], tf.int32))
+
+
+def pure(
+    body: Callable[..., list[tf.Tensor]], variables: list[tf.Variable], *specs: tf.TensorSpec
+) -> tf.types.experimental.ConcreteFunction:
+    """`body` as a function of its arguments and of the variables' values.
+
+    Raises:
+        UsageError: it hangs on other variables too.
+    """
+
+    def function(*arguments):
+        # Nothing is read before it is written.
+        for variable, value in zip(variables, arguments[len(specs) :], strict=True):
+            variable.assign(tf.cast(value, variable.dtype))
+        return body(*arguments[: len(specs)])
+
+    values = [tf.TensorSpec(v.shape, _narrow(v.dtype)) for v in variables]
+    traced = tf.function(function, autograph=False, jit_compile=True)
+    concrete = traced.get_concrete_function(*specs, *values)
     known = {id(variable.handle) for variable in variables}
-    captured = [held for held in function.captured_inputs if held.dtype == tf.resource]
+    captured = [held for held in concrete.captured_inputs if held.dtype == tf.resource]
     if strange := [held for held in captured if id(held) not in known]:
         raise UsageError(
-            f"the step depends on {strange[0]}, which is no part of the state of "
-            f"--method={settings.method}; it cannot be exported"
+            f"the step hangs on {strange[0]}, which is no part of the state; it cannot be exported"
         )
-    return function, names
+    return concrete
+
+
+def _narrow(dtype: tf.DType) -> tf.DType:
+    return NARROW.get(dtype, dtype)
+
+
+def _handle(variable: keras.Variable | tf.Variable) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def portable(function: tf.types.experimental.ConcreteFunction) -> bytes:
@@ -300,30 +327,22 @@ def write_export(
             f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
             f"examples of {settings.dataset}"
         )
-    steps = len(data.train) // settings.batch_size
-    steps = min(steps, settings.steps_per_epoch or steps)
+    steps = trainer.steps_of_epoch(settings, data)
+    validation, _ = trainer.evaluated_splits(settings, data)
 
     classifier = classifier_of(settings, len(data.train), steps, base)
     function, terms = step_function(classifier, settings, data.image_shape)
     state = state_of(classifier)
-    order = np.stack(
-        [
-            randomness.permutation(
-                len(data.train), randomness.seed_of(settings.seed, "order", epoch)
-            ).numpy()[: steps * settings.batch_size]
-            for epoch in range(settings.epochs)
-        ]
-    )
-    small = np.uint16 if len(data.train) <= 2**16 else np.uint32
-    order = order.astype(small).reshape(settings.epochs, steps, settings.batch_size)
-
     out.mkdir(parents=True, exist_ok=True)
-    sha = accelerator_run.digest(data.train.images, data.train.labels)
-    write_data(shared, data.train, sha, settings, data_dir)
+    sha = write_data(shared, data, settings, data_dir)
     (out / "step.bin").write_bytes(portable(function))
-    np.savez_compressed(out / "order.npz", order=order)
-    arrays = {f"{i:04d}": _narrowed(variable.numpy()) for i, variable in enumerate(state.values())}
-    np.savez_compressed(out / "state.npz", **arrays)
+    evaluate = evaluator_of(build.build_network(settings, "float32"), settings)
+    batch_size = min(trainer.EVALUATION_BATCH, len(validation))
+    function = validation_function(evaluate, settings, batch_size, data.image_shape)
+    (out / "validate.bin").write_bytes(portable(function))
+    order = write_order(shared, settings, len(data.train))
+    arrays = [v.numpy().astype(_narrow(v.dtype).as_numpy_dtype) for v in state.values()]
+    accelerator_run.save_arrays(out / "state.npz", arrays)
     meta = {
         "settings": dataclasses.asdict(settings),
         "base": str(base.path) if base is not None else None,
@@ -333,8 +352,13 @@ def write_export(
         "steps": steps,
         "terms": terms,
         "variables": list(state),
-        "gates": [list(state).index(name) for name in gate_names(classifier)],
+        "deployed": places_of_deployed(classifier),
+        "gates": [i for i, w in enumerate(evaluate.network.weights) if is_gate_variable(w)],
+        "validation_held": len(data.validation.take(trainer.VALIDATION_EXAMPLES)),
+        "validation_examples": len(validation) // batch_size * batch_size,
+        "first_selectable_epoch": build.first_selectable_epoch(settings),
         "data": os.path.relpath(shared, out),
+        "order": os.path.relpath(order, out),
         "data_sha256": sha,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -348,33 +372,62 @@ def check_exportable(settings: Settings) -> None:
         )
     if settings.shrink:
         raise UsageError("--shrink cannot be exported: it changes the network between epochs")
-    if settings.select == "best":
-        raise UsageError("--select=best cannot be exported: no epoch is evaluated over there")
 
 
 def write_data(
-    path: pathlib.Path, split: Split, sha: str, settings: Settings, data_dir: str | None
-) -> None:
-    """Writes the training examples, as JPEG where TFDS keeps them so, unless they are there.
+    path: pathlib.Path, data: loading.Dataset, settings: Settings, data_dir: str | None
+) -> str:
+    """Writes the examples, unless they are there.
+
+    Where TFDS keeps JPEG, the training images are written as such, with the little that Pillow
+    decodes otherwise.
+
+    Returns:
+        Their digest.
 
     Raises:
         UsageError: the file holds others.
     """
+    split, validation = data.train, data.validation.take(trainer.VALIDATION_EXAMPLES)
+    held = {
+        "labels": split.labels.astype(np.int32),
+        "validation_images": accelerator_run.packed(validation.images),
+        "validation_labels": validation.labels.astype(np.int32),
+        "shape": split.image_shape,
+    }
+    arrays = split.images, held["labels"], validation.images, held["validation_labels"]
+    sha = accelerator_run.digest(*arrays)
+    if path.exists():
+        with np.load(path) as found:
+            if str(found["sha256"]) != sha:
+                raise UsageError(f"--data={path} holds other examples; name another file")
+        return sha
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = jpeg_files(settings, data_dir, len(split))
+    if files is None:
+        held |= {"images": accelerator_run.packed(split.images)}
+    else:
+        content = np.frombuffer(b"".join(files), np.uint8)
+        lengths = np.array([len(file) for file in files], np.int32)
+        # TensorFlow's fast inverse transform makes other bits than Pillow's accurate one.
+        correction = split.images - accelerator_run.decoded(content, lengths)
+        held |= {"jpeg": accelerator_run.packed(content), "lengths": lengths}
+        held |= {"correction": accelerator_run.packed(correction)}
+    np.savez(path, sha256=sha, **held)
+    return sha
+
+
+def write_order(beside: pathlib.Path, settings: Settings, examples: int) -> pathlib.Path:
+    """Writes the order of the examples in every epoch, unless there is one for so many epochs."""
+    path = beside.with_name(f"{beside.stem}-order-{examples}-seed{settings.seed}.npz")
     if path.exists():
         with np.load(path) as held:
-            if str(held["sha256"]) != sha:
-                raise UsageError(f"--data={path} holds other examples; name another file")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    labels = split.labels.astype(np.int32)
-    files = jpeg_files(settings, data_dir, len(split))
-    if files is not None:
-        lengths = np.array([len(file) for file in files], np.int32)
-        content = np.frombuffer(b"".join(files), np.uint8)
-        if np.array_equal(accelerator_run.decoded(content, lengths), split.images):
-            np.savez_compressed(path, jpeg=content, lengths=lengths, labels=labels, sha256=sha)
-            return
-    np.savez_compressed(path, images=split.images, labels=labels, sha256=sha)
+            if len(held["order"]) >= settings.epochs:
+                return path
+    seeds = [randomness.seed_of(settings.seed, "order", i) for i in range(settings.epochs)]
+    order = np.stack([randomness.permutation(examples, seed).numpy() for seed in seeds])
+    np.savez(path, order=order.astype(np.uint16 if examples <= 2**16 else np.uint32))
+    return path
 
 
 def jpeg_files(settings: Settings, data_dir: str | None, examples: int) -> list[bytes] | None:
@@ -400,11 +453,6 @@ def jpeg_files(settings: Settings, data_dir: str | None, examples: int) -> list[
     return [files[row] for row in rows[:examples]]
 
 
-def _narrowed(array: np.ndarray) -> np.ndarray:
-    dtype = tf.as_dtype(array.dtype)
-    return array.astype(NARROW.get(dtype, dtype).as_numpy_dtype)
-
-
 # ---- Import ----
 
 
@@ -419,15 +467,16 @@ def read_trained(
 
     Raises:
         UsageError: a file is absent, or the run directory holds something.
+        TrainingError: the gates have collapsed.
     """
     try:
         meta = json.loads((exported / "meta.json").read_text())
-        rows = accelerator_run.read_history(trained / "history.csv")
-        with np.load(trained / "state.npz") as held:
-            arrays = [held[f"{i:04d}"] for i in range(len(meta["variables"]))]
-        with np.load(trained / "gates.npz") as held:
-            gates = held["gates"]
         machine = json.loads((trained / "machine.json").read_text())
+        rows = accelerator_run.read_history(trained / "history.csv")
+        state = accelerator_run.load_arrays(trained / "state.npz")
+        (gates,) = accelerator_run.load_arrays(trained / "gates.npz")
+        kept = trained / "best.npz"
+        best = accelerator_run.load_arrays(kept) if kept.exists() else []
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{exported} and {trained} hold no trained export: {error}") from error
     settings = validated(meta["settings"])
@@ -435,64 +484,76 @@ def read_trained(
     if run.config_path.exists() and not overwrite:
         raise UsageError(f"{run.path} holds a run; choose another --run_dir, or --overwrite")
     if len(rows) < settings.epochs:
-        # A run of fewer epochs has another schedule; but this is what was trained.
         print(f"warning: {len(rows)} of {settings.epochs} epochs were trained", file=sys.stderr)
     data = loading.load(settings.source, data_dir, False, settings.train_examples)
-
+    validation, test = trainer.evaluated_splits(settings, data)
+    network = build.build_network(settings, "float32")
     classifier = classifier_of(settings, meta["train_examples"], meta["steps"])
-    state = state_of(classifier)
-    if list(state) != meta["variables"]:
+    # Keras numbers names anew in every process: the order and the shapes are compared.
+    wanted = [tuple(variable.shape) for variable in state_of(classifier).values()]
+    if [array.shape for array in state] != wanted:
         raise UsageError(f"{exported} was written by another version of this package")
-    for variable, array in zip(state.values(), arrays, strict=True):
-        variable.assign(tf.cast(array, variable.dtype))
-    evaluated = build.build_network(settings, "float32")
-    evaluated.set_weights(classifier.deployed_weights())
-    trainer.check_not_collapsed(evaluated, len(rows), run)
-
-    attack = Attack(
-        settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
-    )
-    evaluate = Evaluator(evaluated, attack, trainer.EVALUATION_BATCH, prune=True)
-    validation = data.validation.take(settings.eval_examples or trainer.VALIDATION_EXAMPLES)
-    of_last = evaluate(validation, settings.seed)
-    result = evaluate(data.test.take(settings.eval_examples), settings.seed)
-    unknown = Result(0, math.nan, math.nan, math.nan, {})
+    last = [state[place] for place in places_of_deployed(classifier)]
 
     with run.owned():
         if overwrite:
             run.clear()
         run.begin(settings, meta["command"], meta["base"], trained_on=machine)
-        metrics, timings = [], []
-        of_gates = gate_variables(evaluated)
-        for i, row in enumerate(rows):
-            unflatten(of_gates, gates[i])
+        # ---- The epochs; the gates were kept of each ----
+        metrics, timings, overfitted = [], [], False
+        network.set_weights(last)
+        for row, numbers in zip(rows, gates, strict=True):
+            set_gates(network, numbers)
             terms = {name: row[name] for name in meta["terms"]}
             terms["nonfinite"] = round(terms["nonfinite"] * meta["steps"])
-            found = of_last if i == len(rows) - 1 else unknown
+            # None in an epoch that was not evaluated.
+            figures = (row.get(f"validation_{f}", np.nan) for f in accelerator_run.FIGURES)
+            found = Result(len(validation), *figures, {})
             step = row["epoch"] * meta["steps"]
-            metrics.append(history.epoch_row(row["epoch"], step, terms, found, evaluated))
+            metrics.append(history.epoch_row(row["epoch"], step, terms, found, network))
             images = meta["steps"] * settings.batch_size
             timings.append(history.epoch_timing(row["epoch"], row["seconds"], images))
+            overfitted = overfitted or overfitting.noticed(settings, metrics)
         run.write_metrics(metrics, timings)
-        run.write_weights(evaluated)
-        record = history.result_record(settings, attack, "test", result, evaluated)
-        record["epoch"] = len(rows)
-        record["efficiency"] = efficiency.report(evaluated)
-        seconds = sum(row["seconds"] for row in rows)
-        record["timing"] = {"training_seconds": round(seconds, 1)}
+
+        # ---- The result, as at the end of `trainer.train` ----
+        epoch = len(rows)
+        if (settings.select == "best" or overfitted) and best:
+            epoch = 1 + int(np.nanargmax([row["validation_robust_accuracy"] for row in rows]))
+            network.set_weights(best)
+        trainer.check_not_collapsed(network, epoch, run)
+        evaluate, began = evaluator_of(network, settings, prune=True), time.monotonic()
+        result = evaluate(test, settings.seed)
+        spent = time.monotonic() - began
+        record = history.result_record(settings, evaluate.attack, "test", result, network)
+        record["epoch"] = epoch
+        if settings.target_sparsity is not None and METHODS[settings.method].learned_gates:
+            record["target"] = history.target_record(settings, network)
+        record["efficiency"] = efficiency.report(network)
+        record["timing"] = {
+            "training_seconds": round(sum(row["seconds"] for row in timings), 1),
+            "evaluation_seconds": round(spent, 1),
+        }
+        run.write_weights(network)
         run.write_results([record])
+    print(console.result_table(record))
 
 
-def gate_variables(network: keras.Model) -> list[keras.Variable]:
-    """The gates' parameters, in the order of `gate_names`."""
-    return [weight for weight in network.weights if is_gate_variable(weight)]
+def evaluator_of(network: keras.Model, settings: Settings, prune: bool = False) -> Evaluator:
+    """The trainer's evaluation."""
+    attack = Attack(
+        settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
+    )
+    return Evaluator(network, attack, trainer.EVALUATION_BATCH, prune)
 
 
-def unflatten(variables: list[keras.Variable], numbers: np.ndarray) -> None:
-    """Assigns to variables the numbers that `accelerator_run.flat` made of them."""
-    cuts = np.cumsum([int(np.prod(variable.shape)) for variable in variables])
-    for variable, part in zip(variables, np.split(numbers, cuts), strict=False):
-        variable.assign(part.reshape(variable.shape))
+def set_gates(network: keras.Model, numbers: np.ndarray) -> None:
+    """Assigns to the gates what `accelerator_run.flat` made of their parameters."""
+    variables = [weight for weight in network.weights if is_gate_variable(weight)]
+    ends = np.cumsum([int(np.prod(variable.shape)) for variable in variables])
+    for variable, end in zip(variables, ends, strict=True):
+        size = int(np.prod(variable.shape))
+        variable.assign(numbers[end - size : end].reshape(variable.shape))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@ DIR is what `python -m benchmarks.accelerator export` wrote. Needs JAX 0.10 or n
 for data that is kept as JPEG, Pillow. All steps of an epoch are one call of the device; the
 images stay in its memory. Several processes can share a GPU.
 
-After each epoch OUT holds the state (state.npz) and a row for each epoch (history.csv), which
-`python -m benchmarks.accelerator import DIR --trained=OUT --run_dir=RUN` makes a run of.
+Each epoch ends with the trainer's attack on the validation examples. OUT gets the state
+(state.npz), the weights as they are deployed of the epoch that withstood best (best.npz), the gates
+(gates.npz) and a row for each epoch (history.csv); it is written now and then and at the end.
+`python -m benchmarks.accelerator import DIR --trained=OUT --run_dir=RUN` makes a run of it.
 """
 
 import argparse
+import bz2
+import concurrent.futures
 import csv
 import hashlib
 import io
@@ -19,6 +23,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -30,6 +35,8 @@ from jax import export
 BEGAN = time.monotonic()
 # Seconds between two writes of the state.
 SAVE_EVERY = 20.0
+# What is measured on the validation examples.
+FIGURES = ("clean_accuracy", "robust_accuracy", "vulnerability")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, help="of this call; default: all that are left")
     parser.add_argument("--seconds", type=float, help="stop at the last epoch's end before")
     parser.add_argument("--resume", type=pathlib.Path, help="the --out of a call to go on from")
+    parser.add_argument(
+        "--validate_every", type=int, default=1, help="epochs between two attacks on validation"
+    )
     parser.add_argument("--data", type=pathlib.Path, help="default: as the export says")
     given = parser.parse_args(arguments)
     try:
@@ -55,62 +65,114 @@ def train(given: argparse.Namespace) -> None:
     meta = json.loads((given.directory / "meta.json").read_text())
     out = given.out or given.directory / "trained"
     out.mkdir(parents=True, exist_ok=True)
-    images, labels = load_data(given.data or given.directory / meta["data"], meta)
-    order = np.load(given.directory / "order.npz")["order"]
-    before = given.resume or given.directory
-    with np.load(before / "state.npz") as held:
-        state = [jnp.asarray(held[f"{i:04d}"]) for i in range(len(meta["variables"]))]
-    rows = read_history(given.resume / "history.csv") if given.resume else []
-    gates = list(np.load(given.resume / "gates.npz")["gates"]) if given.resume else []
+    steps, batch_size = meta["steps"], meta["settings"]["batch_size"]
+    with np.load(given.directory / meta["order"]) as held:
+        order = held["order"][: meta["settings"]["epochs"], : steps * batch_size]
+    order = order.reshape(-1, steps, batch_size)
 
-    step = export.deserialize((given.directory / "step.bin").read_bytes()).call
-    terms = meta["terms"]
+    # ---- Where training starts ----
+    state = load_arrays((given.resume or given.directory) / "state.npz")
+    rows, gates, best = [], [], []
+    if given.resume:
+        rows = read_history(given.resume / "history.csv")
+        gates = list(*load_arrays(given.resume / "gates.npz"))
+        best = load_arrays(given.resume / "best.npz")
 
-    def one(state, chosen):
-        found = step(jnp.take(images_on, chosen, axis=0), jnp.take(labels_on, chosen), *state)
-        return list(found[len(terms) :]), jnp.stack(found[: len(terms)])
-
-    def of_epoch(state, images, labels, order):
-        nonlocal images_on, labels_on
-        images_on, labels_on = images, labels
-        state, values = jax.lax.scan(one, state, order)
-        return state, jnp.mean(values, axis=0)
-
-    images_on = labels_on = None
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    first = jnp.asarray(order[0].astype(np.int32))
+    # ---- Compilation, meanwhile the images ----
     began = time.monotonic()
-    compiled = jax.jit(of_epoch, donate_argnums=0).lower(state, images, labels, first).compile()
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        data = threads.submit(load_data, given.data or given.directory / meta["data"], meta)
+        of_epoch, validate = threads.map(
+            lambda make: make(given.directory, meta, state), (compiled_epoch, compiled_validation)
+        )
+        compiling = since(began)
+        images, labels, *validation = map(jnp.asarray, data.result())
+    state = [jnp.asarray(array) for array in state]
     machine = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     replace(out / "machine.json", json.dumps(machine).encode())
-    say(given, f"{', '.join(machine.values())}, compiled in {since(began):.1f} s")
+    say(given, f"{', '.join(machine.values())}, compiled in {compiling:.1f} s")
 
-    done, saved = len(rows), -np.inf
-    last = min(len(order), done + (given.epochs or len(order)))
-    slowest = 0.0
-    while done < last:
+    # ---- Epochs ----
+    last = min(len(order), len(rows) + (given.epochs or len(order)))
+    slowest, saved = 0.0, time.monotonic()
+    while len(rows) < last:
         if given.seconds and since(BEGAN) + 1.1 * slowest + 2.0 > given.seconds:
-            say(given, f"stopped after epoch {done} for lack of time")
+            say(given, f"stopped after epoch {len(rows)} for lack of time")
             break
-        began = time.monotonic()
-        state, values = compiled(state, images, labels, jnp.asarray(order[done].astype(np.int32)))
+        began, epoch = time.monotonic(), len(rows) + 1
+        indices = jnp.asarray(order[epoch - 1].astype(np.int32))
+        state, values = of_epoch(state, images, labels, indices)
         values = np.asarray(values)
         seconds = since(began)
-        done, slowest = done + 1, max(slowest, seconds)
-        speed = order[0].size / seconds
-        row = {"epoch": done, "seconds": round(seconds, 4), "images_per_second": round(speed, 1)}
-        row |= {name: float(value) for name, value in zip(terms, values, strict=True)}
-        rows.append(row)
-        gates.append(flat([state[i] for i in meta["gates"]]))
-        shown = " ".join(f"{name} {value:.4g}" for name, value in list(row.items())[3:])
-        say(given, f"epoch {done}/{len(order)} {seconds:.2f} s {speed:.0f} images/s {shown}")
+        speed = indices.size / seconds
+        row = {"epoch": epoch, "seconds": round(seconds, 4), "images_per_second": round(speed, 1)}
+        row |= {name: float(value) for name, value in zip(meta["terms"], values, strict=True)}
         if not np.isfinite(row["loss"]):
-            raise ValueError(f"the loss is not finite after epoch {done}")
-        if done == last or since(saved) > SAVE_EVERY:
-            save(out, state, rows, gates)
+            raise ValueError(f"the loss is not finite after epoch {epoch}")
+        deployed = [state[place] for place in meta["deployed"]]
+        figures = [np.nan] * len(FIGURES)
+        if epoch % given.validate_every == 0 or epoch == last:
+            found = np.asarray(validate(deployed, *validation), np.float64)
+            figures = (found / meta["validation_examples"]).tolist()
+        row |= {f"validation_{name}": v for name, v in zip(FIGURES, figures, strict=True)}
+        # Of equals the later, as the trainer chooses.
+        held = [r["validation_robust_accuracy"] for r in rows[meta["first_selectable_epoch"] - 1 :]]
+        if epoch >= meta["first_selectable_epoch"] and figures[1] >= np.nanmax([0.0, *held]):
+            best = [np.asarray(weight) for weight in deployed]
+        gates.append(flat([deployed[place] for place in meta["gates"]]))
+        rows.append(row)
+        slowest = max(slowest, since(began))
+        shown = " ".join(f"{name} {value:.4g}" for name, value in list(row.items())[3:])
+        say(given, f"epoch {epoch}/{len(order)} {seconds:.2f} s {speed:.0f} images/s {shown}")
+        if since(saved) > SAVE_EVERY:
+            save(out, state, rows, gates, best)
             saved = time.monotonic()
-    save(out, state, rows, gates)
-    say(given, f"{out} holds the state after epoch {done}; {since(BEGAN):.1f} s in all")
+    save(out, state, rows, gates, best)
+    say(given, f"{out} holds the state after epoch {len(rows)}; {since(BEGAN):.1f} s in all")
+
+
+def compiled_epoch(directory: pathlib.Path, meta: dict, state: list[np.ndarray]) -> Callable:
+    """(state, images, labels, indices [steps, batch]) -> (new state, means of the loss terms)."""
+    exported = export.deserialize((directory / "step.bin").read_bytes())
+    batch, *_ = exported.in_avals
+    terms = len(meta["terms"])
+
+    def of_epoch(state, images, labels, order):
+        def step(state, chosen):
+            found = exported.call(images[chosen], labels[chosen], *state)
+            return list(found[terms:]), jnp.stack(found[:terms])
+
+        state, values = jax.lax.scan(step, state, order)
+        return state, jnp.mean(values, axis=0)
+
+    examples = meta["train_examples"]
+    images = jax.ShapeDtypeStruct((examples, *batch.shape[1:]), batch.dtype)
+    labels = jax.ShapeDtypeStruct((examples,), np.int32)
+    order = jax.ShapeDtypeStruct((meta["steps"], batch.shape[0]), np.int32)
+    # The state is overwritten.
+    return jax.jit(of_epoch, donate_argnums=0).lower(state, images, labels, order).compile()
+
+
+def compiled_validation(directory: pathlib.Path, meta: dict, state: list[np.ndarray]) -> Callable:
+    """(weights, images, labels) -> sums over the validation examples of `FIGURES`."""
+    exported = export.deserialize((directory / "validate.bin").read_bytes())
+    batch, *_ = exported.in_avals
+    batches = meta["validation_examples"] // batch.shape[0]
+
+    def of_split(weights, images, labels):
+        def of_batch(total, number):
+            first = number * batch.shape[0]
+            cut = [jax.lax.dynamic_slice_in_dim(x, first, batch.shape[0]) for x in (images, labels)]
+            return total + jnp.stack(exported.call(*cut, number, *weights)), None
+
+        numbers = jnp.arange(batches, dtype=np.int32)
+        return jax.lax.scan(of_batch, jnp.zeros(len(FIGURES)), numbers)[0]
+
+    weights = [state[place] for place in meta["deployed"]]
+    examples = meta["validation_held"]
+    images = jax.ShapeDtypeStruct((examples, *batch.shape[1:]), batch.dtype)
+    labels = jax.ShapeDtypeStruct((examples,), np.int32)
+    return jax.jit(of_split).lower(weights, images, labels).compile()
 
 
 def say(given: argparse.Namespace, text: str) -> None:
@@ -137,13 +199,24 @@ def read_history(path: pathlib.Path) -> list[dict[str, float]]:
         ]
 
 
-def save(out: pathlib.Path, state: list, rows: list[dict], gates: list[np.ndarray]) -> None:
-    """Writes state.npz, gates.npz and history.csv, each beside and renamed."""
-    arrays = {f"{i:04d}": np.asarray(value) for i, value in enumerate(state)}
-    for name, held in (("state.npz", arrays), ("gates.npz", {"gates": np.array(gates)})):
-        buffer = io.BytesIO()
-        np.savez(buffer, **held)
-        replace(out / name, buffer.getvalue())
+def load_arrays(path: pathlib.Path) -> list[np.ndarray]:
+    """The arrays of a file that `save_arrays` wrote, in their order."""
+    with np.load(path) as held:
+        return [held[name] for name in sorted(held.files)]
+
+
+def save_arrays(path: pathlib.Path, arrays: list) -> None:
+    """Writes arrays in an order, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{f"{i:05d}": np.asarray(array) for i, array in enumerate(arrays)})
+    replace(path, buffer.getvalue())
+
+
+def save(out: pathlib.Path, state: list, rows: list[dict], gates: list, best: list) -> None:
+    """Writes all that `import` and `--resume` read."""
+    save_arrays(out / "state.npz", state)
+    save_arrays(out / "best.npz", best)
+    save_arrays(out / "gates.npz", [np.array(gates)])
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["epoch"])
     writer.writeheader()
@@ -158,36 +231,52 @@ def replace(path: pathlib.Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def load_data(path: pathlib.Path, meta: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Training images, uint8 [examples, H, W, C], and labels, int32 [examples].
+def load_data(path: pathlib.Path, meta: dict) -> list[np.ndarray]:
+    """Images, uint8 [examples, H, W, C], and labels, int32 [examples]: training, validation.
 
     Raises:
         ValueError: they are not those that were exported.
     """
     with np.load(path) as held:
-        labels = held["labels"].astype(np.int32)
-        images = held["images"] if "images" in held else decoded(held["jpeg"], held["lengths"])
-    found = digest(images, labels)
-    if found != meta["data_sha256"]:
+        if "images" in held:
+            images = unpacked(held["images"])
+        else:
+            images = decoded(unpacked(held["jpeg"]), held["lengths"]).reshape(-1)
+            images += unpacked(held["correction"])
+        of_validation = unpacked(held["validation_images"])
+        images, of_validation = (x.reshape(-1, *held["shape"]) for x in (images, of_validation))
+        data = [images, held["labels"], of_validation, held["validation_labels"]]
+    if digest(*data) != meta["data_sha256"]:
         raise ValueError(
             f"{path} holds other examples than those of the export (another export's, or this "
             "machine decodes JPEG to other bits)"
         )
-    return images, labels
+    return data
 
 
 def decoded(content: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The images of JPEG files that lie one after the other."""
+    """The images of JPEG files that lie one after the other, uint8 [files, H, W, C]."""
     from PIL import Image
 
     files = np.split(content, np.cumsum(lengths)[:-1])
     return np.stack([np.asarray(Image.open(io.BytesIO(file.tobytes()))) for file in files])
 
 
-def digest(images: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 of a data set."""
-    found = hashlib.sha256(np.ascontiguousarray(images, np.uint8))
-    found.update(np.ascontiguousarray(labels, np.int32))
+def packed(array: np.ndarray) -> np.ndarray:
+    """The bytes of a uint8 array, compressed."""
+    return np.frombuffer(bz2.compress(array.tobytes()), np.uint8)
+
+
+def unpacked(content: np.ndarray) -> np.ndarray:
+    """The bytes that `packed` was given, uint8 [bytes]."""
+    return np.frombuffer(bz2.decompress(content.tobytes()), np.uint8)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array))
     return found.hexdigest()
 
 

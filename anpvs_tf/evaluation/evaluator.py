@@ -80,9 +80,14 @@ class Evaluator:
         self.batch_size = batch_size
         self.devices = devices or local()
         self.layers = [name for name in network.output if name != "logits"]
-        self._batch = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
+        self._batch = tf.function(self.evaluate_batch, autograph=False, reduce_retracing=True)
 
-    def _evaluate_batch(self, images, labels, seed):
+    def evaluate_batch(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor], list[tf.Tensor]]:
+        """One batch: clean hits, robust hits (bool [batch]), each latent layer's summed distance
+        between clean and adversarial features, and the adversarial images of each restart.
+        """
         weights = self.frozen.fold()
         clean = self.network(images, training=False)
         survived = clean_hit = self._hits(clean["logits"], labels)

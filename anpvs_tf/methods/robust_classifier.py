@@ -117,15 +117,20 @@ class RobustClassifier(keras.Model):
 
     def deployed_weights(self) -> list[np.ndarray]:
         """The network's weights as they are evaluated and saved: the average, if one is kept."""
+        begun = self.optimizer.iterations > 0
+        held = self.deployed_variables() if begun else self.network.weights
+        return [np.asarray(variable) for variable in held]
+
+    def deployed_variables(self) -> list[keras.Variable | tf.Variable]:
+        """Where `deployed_weights` are kept after the first step."""
         averager = self._averager()
         averages = averager.averages() if averager is not None else []
-        if not averages or self.optimizer.iterations == 0:
-            return self.network.get_weights()
-        trained = map(id, self.network.trainable_variables)
-        of = dict(zip(trained, averages, strict=True))
+        if not averages:
+            return self.network.weights
+        of = dict(zip(map(id, self.network.trainable_variables), averages, strict=True))
         if self.averaged_statistics is not None:
             of |= {id(variable): average for variable, average in self.averaged_statistics.pairs}
-        return [np.asarray(of.get(id(weight), weight)) for weight in self.network.weights]
+        return [of.get(id(weight), weight) for weight in self.network.weights]
 
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Adversarial images, with the epsilon of this step."""
