@@ -195,8 +195,14 @@ def _is_noisy(layer: keras.layers.Layer) -> bool:
         return False
     if _is_stochastic_depth(layer):
         return False
-    generators = (vars(inner).get("seed_generator") for inner in layer._flatten_layers())
-    return any(generator is not None for generator in generators)
+    return any(_draws(inner) for inner in layer._flatten_layers())
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    if getattr(layer, "dropout", None) == 0 and not getattr(layer, "recurrent_dropout", 0):
+        return False  # Recurrent layers hold a generator that they do not ask.
+    held = vars(layer)
+    return any(held.get(name) is not None for name in ("seed_generator", "generator"))
 
 
 def _activates(layer: keras.layers.Layer) -> bool:

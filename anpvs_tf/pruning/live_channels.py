@@ -121,7 +121,8 @@ def nonzero(nodes: list[Node]) -> Support:
 
     The means of a Gaussian posterior may be anything: draws from it are not zero.
     """
-    fixed = [n.layer for n in nodes if not isinstance(n.layer, bayesian.BayesianLayer)]
+    known = [n.layer for n in nodes if isinstance(n.layer, layers.Layer) and n.kind != "whole"]
+    fixed = [layer for layer in known if not isinstance(layer, bayesian.BayesianLayer)]
     return {w.path: np.asarray(w) != 0 for layer in fixed for w in layer.weights}
 
 
