@@ -185,6 +185,20 @@ def test_a_coupled_gate_takes_a_feature_from_every_layer_of_its_stage():
     np.testing.assert_allclose(tf.add_n(network.losses), total, rtol=1e-5)
 
 
+def test_a_recurrent_layer_is_gated_unless_it_draws_noise():
+    def network(**options):
+        images = keras.Input((6, 6, 3))
+        x = layers.LSTM(5, name="memory", **options)(layers.Reshape((6, 18))(images))
+        return keras.Model(images, layers.Dense(4)(x))
+
+    rng = np.random.default_rng(0)
+    gated = add_gates(network())
+    random_gates(gated, 0.5, rng)
+    assert_all_equal(gated, rng)
+    with pytest.raises(UsageError, match="'memory' draws noise"):
+        add_gates(network(dropout=0.2))
+
+
 def test_a_users_own_layer_joins_by_a_rule():
     def network():
         x = images = keras.Input((6, 6, 3))
