@@ -118,7 +118,9 @@ class Gate(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if self.trainable:
-            self.add_loss(self.kl_weight * self.kl())
+            # A gate that several layers share is called by each, and counts once.
+            calls = max(1, len(self._inbound_nodes))
+            self.add_loss(self.kl_weight / calls * self.kl())
         if not (training and self.trainable):
             return inputs * tf.cast(self.mean_mask(), inputs.dtype)
         batch_size, *places, features = keras.ops.shape(inputs)

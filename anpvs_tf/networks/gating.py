@@ -3,10 +3,10 @@
 import keras
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.networks import graph
+from anpvs_tf.networks import bayesian, graph
 from anpvs_tf.networks.beta_bernoulli import BetaBernoulliGate
 from anpvs_tf.networks.gate import Gate, gates_of
-from anpvs_tf.networks.graph import LINEAR, Node
+from anpvs_tf.networks.graph import Node
 from anpvs_tf.networks.information_bottleneck import InformationBottleneckGate
 from anpvs_tf.networks.names import GATE_SCOPES
 from anpvs_tf.networks.shared_dropout import PairedDropout
@@ -16,10 +16,8 @@ GATE_KINDS: dict[str, type[Gate]] = {
     "information_bottleneck": InformationBottleneckGate,
 }
 
-# What a gated feature may pass on its way to a convolution or dense layer.
-_CHANNELWISE = graph.IDENTITY + graph.AFFINE + graph.POOLING + graph.GLOBAL_POOLING
-_CHANNELWISE += graph.ELEMENTWISE + graph.DEPTHWISE
-_CHANNELWISE += (keras.layers.Flatten, keras.layers.ZeroPadding2D)
+# Kinds of layers that a gated feature may pass on its way to a convolution or dense layer.
+_THROUGH = ("identity", "affine", "pooling", "elementwise", "depthwise", "padding", "reshape")
 
 _NOISY = (
     keras.layers.SpatialDropout2D,
@@ -60,7 +58,10 @@ def _check(what: str, name: str, known: dict) -> None:
 
 
 def add_gates(
-    model: keras.Model, kind: str | None = "beta_bernoulli", scope: str = "all"
+    model: keras.Model,
+    kind: str | None = "beta_bernoulli",
+    scope: str = "all",
+    coupled: bool = False,
 ) -> keras.Model:
     """Returns a copy of a classifier that is ready for `RobustClassifier`.
 
@@ -69,14 +70,18 @@ def add_gates(
     activation whose every use is a convolution or a dense layer, with pooling,
     flatten and the like between. An activation that an addition or concatenation
     reads stays as it is: its features could not be removed while the other branch
-    needs them.
+    needs them. With `coupled`, the layers whose outputs are summed share one gate, so that a
+    feature leaves all of them together. Models inside the model are opened.
 
     Args:
-        model: functional, images [batch, H, W, C] in [0, 1] -> logits [batch, classes];
-            made of the layers that `FrozenNetwork` supports.
+        model: functional, images [batch, H, W, C] in [0, 1] -> logits [batch, classes].
+            A layer that features cannot be pruned through keeps all of them.
         kind: a key of `GATE_KINDS`; None adds the outputs only.
         scope: a key of `GATE_SCOPES`: gates on feature maps and flat features ("all"),
             or on one of them only.
+        coupled: gate residual sums too. The gate stands behind each layer that writes to a
+            sum, and to the sums that read it, and is called once for each; its name is that of
+            the first sum with "_gate".
 
     Returns:
         A functional model: images -> {"logits": ..., "<activation's layer>": ...}.
@@ -101,32 +106,39 @@ def add_gates(
             f"{model.name} has {len(model.outputs)} outputs; it must have one, the logits"
             + (": it has gates already" if gates_of(model) else "")
         )
+    model = graph.opened(model)
     nodes = graph.nodes_of(model, model.outputs[0])
     names = [node.layer.name for node in nodes]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"layer {name!r} is called more than once; gates need one call each")
     for node in nodes:
-        if isinstance(node.layer, _NOISY):
+        if _is_noisy(node.layer):
             raise UsageError(
                 f"layer {node.layer.name!r} draws noise that the copies of an example would not "
                 "share; use Dropout instead"
             )
     activations = [node for node in nodes[:-1] if _activates(node.layer)]
-    gated = set()
+    # {name of the layer whose output is gated: name of the gate}
+    shared = _shared_gates(nodes, scope) if kind and coupled else {}
+    gated = dict(shared)
+    makers = {node.output: node for node in nodes}
     for node in activations if kind else ():
-        if in_scope(node.output_shape, scope) and _removable(node.output, nodes):
-            gated.add(node.layer.name)
+        if _is_gated(node.output, shared, makers) or not in_scope(node.output_shape, scope):
+            continue
+        if _removable(node.output, nodes):
+            gated[node.layer.name] = f"{node.layer.name}_gate"
     if kind is not None and not gated:
         raise UsageError(
             f"{model.name} has no activation whose features could be removed (scope {scope!r})"
         )
     latents = dict.fromkeys(node.layer.name for node in activations)
-    taken = {f"{name}_gate" for name in gated} & set(names) | {"logits"} & set(latents)
+    taken = set(gated.values()) & set(names) | {"logits"} & set(latents)
     if taken:
         raise UsageError(
             f"the name of layer {min(taken)!r} is needed for an output or a gate; rename it"
         )
+    gates: dict[str, Gate] = {}
 
     def call(layer, *args, **kwargs):
         if type(layer) is keras.layers.Dropout:
@@ -137,11 +149,21 @@ def add_gates(
                 name=layer.name,
                 dtype=layer.dtype_policy,
             )
+        if _is_stochastic_depth(layer):
+            layer = PairedDropout(
+                layer.drop_path_rate,
+                noise_shape=(None, *[1] * (len(args[0].shape) - 1)),
+                name=layer.name,
+                dtype=layer.dtype_policy,
+            )
         outputs = layer(*args, **kwargs)
-        if layer.name in gated:
+        if name := gated.get(layer.name):
             # Published: 2 for convolutions, -1 for dense layers.
             initial = 2.0 if len(outputs.shape) == 4 else -1.0
-            outputs = make_gate(kind, f"{layer.name}_gate", layer.dtype_policy, initial)(outputs)
+            if name not in gates:
+                policy = getattr(layer, "dtype_policy", None)  # Operators have none.
+                gates[name] = make_gate(kind, name, policy, initial)
+            outputs = gates[name](outputs)
         if layer.name in latents:
             latents[layer.name] = outputs
         return outputs
@@ -154,11 +176,32 @@ def add_gates(
     network = keras.Model(copy.inputs, {"logits": copy.outputs[0], **latents}, name=model.name)
     for layer in model.layers:
         if layer.weights:
-            # Unlike `get_weights`, with what the layer derives from them (Normalization's mean).
-            held: dict = {}
-            layer.save_own_variables(held)
-            network.get_layer(layer.name).load_own_variables(held)
+            graph.copy_state(layer, network.get_layer(layer.name))
     return network
+
+
+def _is_stochastic_depth(layer: keras.layers.Layer) -> bool:
+    # keras.applications does not publish the class of its own layer.
+    return type(layer).__name__ == "StochasticDepth" and hasattr(layer, "drop_path_rate")
+
+
+def _is_noisy(layer: keras.layers.Layer) -> bool:
+    """Whether a layer draws noise in training that the copies of an example do not share."""
+    if isinstance(layer, _NOISY):
+        return True
+    known = keras.layers.Dropout, PairedDropout, Gate, *bayesian.LAYERS
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, known):
+        return False
+    if _is_stochastic_depth(layer):
+        return False
+    return any(_draws(inner) for inner in layer._flatten_layers())
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    if getattr(layer, "dropout", None) == 0 and not getattr(layer, "recurrent_dropout", 0):
+        return False  # Recurrent layers hold a generator that they do not ask.
+    held = vars(layer)
+    return any(held.get(name) is not None for name in ("seed_generator", "generator"))
 
 
 def _activates(layer: keras.layers.Layer) -> bool:
@@ -174,10 +217,85 @@ def _removable(tensor: int, nodes: list[Node]) -> bool:
     if not users:
         return False  # An output of the network.
     for node in users:
-        if isinstance(node.layer, LINEAR):
+        if node.kind == "linear":
             continue
-        if _activates(node.layer) and not isinstance(node.layer, graph.DEPTHWISE):
+        if _activates(node.layer) and node.kind != "depthwise":
             return False  # The gate goes after that activation instead.
-        if not isinstance(node.layer, _CHANNELWISE) or not _removable(node.output, nodes):
+        if not _passes(node, tensor) or not _removable(node.output, nodes):
             return False
     return True
+
+
+def _passes(node: Node, tensor: int) -> bool:
+    """Whether a feature of `tensor` that is zero makes the same feature behind `node` constant."""
+    if node.kind == "multiply":
+        # A factor that is broadcast is no feature of its own.
+        return node.input_shapes[node.inputs.index(tensor)] == node.output_shape
+    return node.kind in (*_THROUGH, "flatten")
+
+
+def _origin(tensor: int, makers: dict[int, Node], stop: set[int] = frozenset()) -> int:
+    """The tensor from which layers that keep channels apart make `tensor`, or one in `stop`."""
+    while tensor not in stop and tensor in makers and makers[tensor].kind in _THROUGH:
+        (tensor,) = makers[tensor].inputs
+    return tensor
+
+
+def _shared_gates(nodes: list[Node], scope: str) -> dict[str, str]:
+    """{name of a layer that writes to a residual sum: name of the gate behind it}."""
+    makers = {node.output: node for node in nodes}
+    sums = {node.output: node for node in nodes if node.kind == "merge"}
+    # Sums that read one another, or the same tensor, belong together.
+    group = {number: {number} for number in sums}
+    by_origin: dict[int, int] = {}
+    for number, node in sums.items():
+        for tensor in node.inputs:
+            other = by_origin.setdefault(_origin(tensor, makers), number)
+            for a in (other, _origin(tensor, makers)):
+                if a in group and group[a] is not group[number]:
+                    group[number] |= group[a]
+                    for member in group[number]:
+                        group[member] = group[number]
+    gated: dict[str, str] = {}
+    for members in {id(members): members for members in group.values()}.values():
+        first = min(members, key=list(sums).index)
+        written = {
+            tensor
+            for number in members
+            for tensor in sums[number].inputs
+            if _origin(tensor, makers) not in members
+        }
+        # Not again what has passed the gate already.
+        written = {
+            tensor
+            for tensor in written
+            if tensor not in makers
+            or makers[tensor].kind not in _THROUGH
+            or _origin(makers[tensor].inputs[0], makers, written) not in written
+        }
+        if not in_scope(sums[first].output_shape, scope) or any(t not in makers for t in written):
+            continue
+        if all(_ends(tensor, nodes, members) for tensor in (*members, *written)):
+            name = f"{sums[first].layer.name}_gate"
+            gated |= {makers[tensor].layer.name: name for tensor in written}
+    return gated
+
+
+def _ends(tensor: int, nodes: list[Node], sums: set[int]) -> bool:
+    """As `_removable`, through activations and these sums, which are asked themselves."""
+    users = [node for node in nodes if tensor in node.inputs]
+    return bool(users) and all(
+        node.kind == "linear"
+        or node.output in sums
+        or (_passes(node, tensor) and _ends(node.output, nodes, sums))
+        for node in users
+    )
+
+
+def _is_gated(tensor: int, gated: dict[str, str], makers: dict[int, Node]) -> bool:
+    """Whether the features of a tensor have passed a shared gate."""
+    behind = {number for number, node in makers.items() if node.layer.name in gated}
+    found = _origin(tensor, makers, behind)
+    while found in makers and makers[found].kind == "merge":
+        found = _origin(makers[found].inputs[0], makers, behind)
+    return found in behind

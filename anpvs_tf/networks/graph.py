@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -14,6 +15,7 @@ from anpvs_tf.networks.gate import Gate
 from anpvs_tf.networks.shared_dropout import PairedDropout
 
 layers = keras.layers
+Tensor = tf.Tensor | keras.KerasTensor
 LINEAR = (layers.Conv2D, layers.Dense)
 DEPTHWISE = (layers.DepthwiseConv2D,)
 AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling, Gate)
@@ -23,21 +25,171 @@ POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 
+# What a layer does to channels (the last axis), by its type:
+#   linear       every output channel reads every input channel; its kernel can be narrowed
+#   depthwise    the same for each channel alone, with a kernel
+#   affine       x * scale + shift, with numbers for each channel
+#   identity     nothing, in inference
+#   elementwise  a function of each value
+#   pooling      values of one channel at several places, constants and positive factors pass
+#   merge        a function of the values at one place of tensors of one shape; of zeros it is 0
+#   multiply     a product of tensors of the same channels, which may be broadcast
+#   flatten, reshape, padding, concatenate: as their names say
+#   whole        anything else: it reads and makes all channels, and nothing is removed there
+KINDS = (
+    *("linear", "depthwise", "affine", "identity", "elementwise", "pooling", "merge"),
+    *("multiply", "flatten", "reshape", "padding", "concatenate", "whole"),
+)
+_kind_of_type: dict[type, str] = {
+    **dict.fromkeys(LINEAR + bayesian.LAYERS, "linear"),
+    **dict.fromkeys(DEPTHWISE, "depthwise"),
+    **dict.fromkeys(AFFINE, "affine"),
+    **dict.fromkeys(IDENTITY, "identity"),
+    **dict.fromkeys(ELEMENTWISE, "elementwise"),
+    **dict.fromkeys(POOLING + GLOBAL_POOLING, "pooling"),
+    **dict.fromkeys((layers.UpSampling2D, layers.Cropping2D), "pooling"),
+    **dict.fromkeys((layers.Add, layers.Average, layers.Subtract), "merge"),
+    **dict.fromkeys((layers.Maximum, layers.Minimum), "merge"),
+    layers.Multiply: "multiply",
+    layers.Flatten: "flatten",
+    layers.Reshape: "reshape",
+    layers.ZeroPadding2D: "padding",
+    layers.Concatenate: "concatenate",
+}
+# What a user's own layer may be: the rest needs to know the layer's attributes.
+REGISTRABLE = ("identity", "elementwise", "pooling", "merge", "multiply", "whole")
+_MERGING_OPERATORS = {"Add": "merge", "Subtract": "merge", "Multiply": "multiply"}
+
+
+def register_layer_rule(layer_type: type[keras.layers.Layer], kind: str) -> None:
+    """Says what a user's own layer does to channels, so that features may be pruned through it.
+
+    A layer without a rule is passed whole: right, but nothing is removed in front of it.
+    The layer is trusted: a wrong rule gives a frozen network that computes something else.
+
+    Args:
+        layer_type: whose `call` takes the same inputs at any number of channels.
+        kind: one of `REGISTRABLE`, see `KINDS`; a layer with weights can only be "whole".
+
+    Raises:
+        UsageError: another kind.
+    """
+    if kind not in REGISTRABLE:
+        raise UsageError(f"unknown kind of layer {kind!r}; choose one of {', '.join(REGISTRABLE)}")
+    _kind_of_type[layer_type] = kind
+
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A call of a layer; tensors are named by number."""
+    """A call of a layer or operation; tensors are named by number.
+
+    Attributes:
+        kind: one of `KINDS`.
+        arguments: of the call, as Keras holds them.
+    """
 
     layer: keras.layers.Layer
     inputs: tuple[int, ...]
     output: int
     input_shapes: tuple[tuple, ...]
     output_shape: tuple
+    kind: str
+    arguments: object
+
+    def call(self, tensors: list, layer: keras.layers.Layer | None = None) -> Tensor:
+        """The call again in inference, on other tensors, by `layer` or the layer itself."""
+        return _call_again(layer or self.layer, self.arguments, dict(self._named(tensors)))
+
+    def repeat(self, tensors: list, layer: keras.layers.Layer) -> Tensor:
+        """The call as it was made, in training too, on other tensors, by `layer`."""
+        args, kwargs = self.arguments.fill_in(dict(self._named(tensors)))
+        return layer(*args, **kwargs)
+
+    def function(self, tensors: list) -> Tensor:
+        """As `call`, of a layer without weights: on tensors of any rank and dtype."""
+        if not isinstance(self.layer, layers.Layer):
+            return self.call(tensors)
+        args, _ = self.arguments.fill_in(dict(self._named(tensors)))
+        copy = _floating(self.layer)
+        return copy.call(*args)
+
+    def _named(self, tensors: list):
+        return zip(self.inputs, tensors, strict=True)
+
+
+def _call_again(operation, arguments, tensors: dict[int, tf.Tensor]):
+    args, kwargs = arguments.fill_in(tensors)
+    if isinstance(operation, layers.Layer):
+        kwargs.pop("training", None)
+        if "training" in inspect.signature(operation.call).parameters:
+            kwargs["training"] = False
+    return operation(*args, **kwargs)
+
+
+def _floating(layer: layers.Layer) -> layers.Layer:
+    """A copy of a layer without weights that takes any dtype as it comes."""
+    copy = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
+    copy.autocast = False
+    return copy
+
+
+def copy_state(layer: layers.Layer, other: layers.Layer) -> None:
+    """Copies the weights of a layer, and of those in it, to another that was made like it.
+
+    Unlike `get_weights`, with what the layer derives from them (Normalization's mean).
+    """
+    both = (layer._flatten_layers(), other._flatten_layers())
+    for one, its_copy in zip(*both, strict=True):
+        held: dict = {}
+        one.save_own_variables(held)
+        if held:
+            its_copy.load_own_variables(held)
 
 
 def logits_of(network: keras.Model) -> keras.KerasTensor:
     """The symbolic tensor of a network's logits: its output, or its output "logits"."""
     return network.output["logits"] if isinstance(network.output, dict) else network.outputs[0]
+
+
+def opened(model: keras.Model) -> keras.Model:
+    """A model without models inside it: a copy with their layers, or `model` if it has none.
+
+    Raises:
+        UsageError: layers of the same name, or a nested model that is not functional.
+    """
+    if not any(isinstance(layer, keras.Model) for layer in model.layers):
+        return model
+    copies: dict[int, tuple] = {}
+
+    def run(model, inputs):
+        if isinstance(model, keras.Sequential):
+            model.build() if not model.built else None
+            model = model._functional
+        if not hasattr(model, "_run_through_graph"):
+            raise UsageError(
+                f"the model {model.name!r} inside is a {type(model).__name__}; make it functional"
+            )
+        return model._run_through_graph(inputs, operation_fn=lambda operation: again(operation))
+
+    def again(operation):
+        if isinstance(operation, keras.Model):
+            return lambda inputs, **_: run(operation, inputs)
+        if not isinstance(operation, layers.Layer):
+            return operation
+        if id(operation) not in copies:
+            copies[id(operation)] = operation, type(operation).from_config(operation.get_config())
+        return copies[id(operation)][1]
+
+    image = model.inputs[0]
+    copy_image = keras.Input(batch_shape=image.shape, dtype=image.dtype, name=image.name)
+    output = run(model, copy_image)
+    names = [layer.name for layer, _ in copies.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{model.name} has two layers {name!r}, one in a model inside: rename")
+    for layer, its_copy in copies.values():
+        copy_state(layer, its_copy)
+    return keras.Model(copy_image, output, name=model.name)
 
 
 def check_input(network: keras.Model) -> None:
@@ -113,37 +265,30 @@ def nodes_of(network: keras.Model, output) -> list[Node]:
             continue
         wanted |= {id(tensor) for tensor in call.input_tensors}
         kept.append(call)
-    return [_node(call) for call in reversed(kept)]
+    nodes = [_node(call) for call in reversed(kept)]
+    last = nodes[-1].layer
+    if nodes[-1].kind == "whole" and not getattr(last, "weights", ()):
+        raise UsageError(
+            f"layer {last.name!r} cannot be frozen: it is of type {type(last).__name__}; a network "
+            "must end in logits, without softmax"
+        )
+    return nodes
 
 
 def _node(call) -> Node:
     layer = call.operation
-    supported = LINEAR + DEPTHWISE + AFFINE + IDENTITY + POOLING + GLOBAL_POOLING + ELEMENTWISE
-    supported += (layers.Flatten, layers.ZeroPadding2D, layers.Add, layers.Concatenate)
-    supported += bayesian.LAYERS  # As their parents, with the posterior means.
-    reason = None
-    if type(layer) not in supported and not isinstance(layer, Gate):
-        reason = f"layers of type {type(layer).__name__} are not supported"
-        if not isinstance(layer, keras.layers.Layer):
-            reason = f"the operation {type(layer).__name__} is no layer; use keras.layers.Add, say"
-    elif getattr(layer, "data_format", "channels_last") != "channels_last":
-        reason = "only data_format='channels_last' is supported"
-    elif getattr(layer, "groups", 1) != 1:
-        reason = "grouped convolutions are not supported"
-    elif isinstance(layer, layers.DepthwiseConv2D) and layer.depth_multiplier != 1:
-        reason = "depthwise convolutions with a depth_multiplier are not supported"
-    elif isinstance(layer, layers.BatchNormalization | layers.Concatenate) and layer.axis not in (
-        -1,
-        len(call.outputs[0].shape) - 1,
-    ):
-        reason = "only axis=-1 is supported"
+    kind, reason = _kind(call), None
+    if len(call.outputs) != 1:
+        reason = f"it has {len(call.outputs)} outputs"
+    elif activation := getattr(layer, "activation", None):
+        if not is_elementwise(activation):
+            reason = (
+                f"its activation {getattr(activation, '__name__', activation)} mixes channels; a "
+                "network must end in logits, without softmax, and use elementwise activations "
+                "inside"
+            )
     elif isinstance(layer, layers.Normalization | layers.Rescaling):
         reason = _vector_problem(layer, call.outputs[0].shape[-1])
-    elif (activation := getattr(layer, "activation", None)) and not is_elementwise(activation):
-        reason = (
-            f"its activation {getattr(activation, '__name__', activation)} mixes channels; "
-            "a network must end in logits, without softmax, and use elementwise activations inside"
-        )
     if reason:
         raise UsageError(f"layer {layer.name!r} cannot be frozen: {reason}")
     return Node(
@@ -152,9 +297,52 @@ def _node(call) -> Node:
         id(call.outputs[0]),
         tuple(tensor.shape for tensor in call.input_tensors),
         call.outputs[0].shape,
+        kind,
+        call.arguments,
     )
+
+
+def _kind(call) -> str:
+    """What a call does to channels; "whole" if one of its options is beyond its type's rule."""
+    layer, output = call.operation, call.outputs[0].shape
+    inputs = [tensor.shape for tensor in call.input_tensors]
+    if isinstance(layer, Gate):
+        return "affine"
+    kind = _kind_of_type.get(type(layer))
+    if kind is None:
+        kind = _kind_of_unknown(call, inputs, output)
+    beyond = (
+        getattr(layer, "data_format", "channels_last") != "channels_last"
+        or getattr(layer, "groups", 1) != 1
+        or (kind == "depthwise" and layer.depth_multiplier != 1)
+        or (
+            isinstance(layer, layers.BatchNormalization | layers.Concatenate)
+            and layer.axis not in (-1, len(output) - 1)
+        )
+        or (kind == "merge" and any(shape != output for shape in inputs))
+        or (
+            kind == "multiply" and any(s[-1] != output[-1] or len(s) != len(output) for s in inputs)
+        )
+        or (kind == "reshape" and (inputs[0][-1] != output[-1] or None in output[1:]))
+    )
+    return "whole" if beyond else kind
+
+
+def _kind_of_unknown(call, inputs: list[tuple], output: tuple) -> str:
+    """Of an operator or a layer without a rule: what it does to some numbers tells."""
+    layer = call.operation
+    if len(inputs) == 2 and not isinstance(layer, layers.Layer):
+        return _MERGING_OPERATORS.get(type(layer).__name__, "whole")
+    if len(inputs) != 1 or inputs[0] != output or getattr(layer, "weights", ()):
+        return "whole"
+    number = id(call.input_tensors[0])
+    try:
+        same = is_elementwise(lambda x: _call_again(layer, call.arguments, {number: x}))
+    except Exception:  # A user's own layer may raise anything for shapes that it does not expect.
+        return "whole"
+    return "elementwise" if same else "whole"
 
 
 def hidden(nodes: list[Node]) -> list[Node]:
     """The calls of convolutions and dense layers before the logits'."""
-    return [node for node in nodes if isinstance(node.layer, LINEAR)][:-1]
+    return [node for node in nodes if node.kind == "linear"][:-1]

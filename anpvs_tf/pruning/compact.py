@@ -8,6 +8,7 @@ copy of the folded weights.
 import keras
 import numpy as np
 
+from anpvs_tf.networks import graph
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.pruning.frozen_steps import Step
 
@@ -117,6 +118,9 @@ def freeze(network: keras.Model, prune: bool = True) -> keras.Model:
     names: set[str] = set()
     for step, folded in zip(frozen.steps, frozen.fold(), strict=True):
         x = [tensors[i] for i in step.inputs]
+        if step.kind == "whole":
+            tensors[step.output] = _whole(step, x, names)
+            continue
         weights = [weight.numpy() for weight in folded]
         for layer, held in _layers(step, weights, x[0].shape[-1]):
             layer.name = _unused(layer.name, names)
@@ -158,8 +162,21 @@ def _layers(
         return [(select, weights if constants else [])]
     if step.kind == "constant":
         return [(Constant(step.shape, name="constant"), weights)]
+    if step.kind == "reshape":
+        return [(keras.layers.Reshape(step.shape, name="reshape"), [])]
     config = layer.get_config() | {"dtype": "float32"}
     return [(type(layer).from_config(config), [])]
+
+
+def _whole(step: Step, x: list, names: set[str]):
+    """The output of a call that is repeated as it stands, by a copy of its layer."""
+    if not isinstance(step.layer, keras.layers.Layer):
+        return step.node.call(x)
+    copy = type(step.layer).from_config(step.layer.get_config() | {"dtype": "float32"})
+    copy.name = _unused(copy.name, names)
+    output = step.node.call(x, copy)
+    graph.copy_state(step.layer, copy)
+    return output
 
 
 def _linear(step: Step, kernel: np.ndarray, bias: np.ndarray, width: int) -> list:

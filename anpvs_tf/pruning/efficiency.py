@@ -39,12 +39,16 @@ def active_features(network: keras.Model) -> dict[str, list[int]]:
     )
     masks = {gate.name: np.asarray(gate.mean_mask()) > 0 for gate in gates_of(network)}
     names = masks or {node.layer.name for node in graph.hidden(nodes)}
-    counts = {}
+    active: dict[str, np.ndarray] = {}
     for node in nodes:
         if (name := node.layer.name) in names:
-            active = known[node.output].needed & masks.get(name, True)
-            counts[name.removesuffix("_gate")] = [int(np.count_nonzero(active)), active.size]
-    return counts
+            # A gate that several layers share is active where one of them needs it.
+            needed = known[node.output].needed & masks.get(name, True)
+            active[name] = active.get(name, False) | needed
+    return {
+        name.removesuffix("_gate"): [int(np.count_nonzero(left)), left.size]
+        for name, left in active.items()
+    }
 
 
 def nonzero_weights(network: keras.Model) -> dict[str, list[int]]:
@@ -93,6 +97,8 @@ def _layer_flops(layer: layers.Layer) -> int:
     values = 0 if isinstance(layer, layers.InputLayer) else _values(layer.output)
     if isinstance(layer, LINEAR):
         return 2 * values * int(np.prod(layer.kernel.shape[:-1]))
+    if isinstance(layer, layers.Conv2DTranspose):
+        return 2 * _values(layer.input) * int(np.prod(layer.kernel.shape[:-1]))
     if isinstance(layer, DEPTHWISE):
         taps = 2 * int(np.prod(layer.kernel_size))
         return values * (taps + (layer.activation is not keras.activations.linear))
@@ -102,7 +108,7 @@ def _layer_flops(layer: layers.Layer) -> int:
         return _values(layer.input)
     if isinstance(layer, ELEMENTWISE):
         return values
-    if isinstance(layer, layers.Add):
+    if isinstance(layer, layers.Add | layers.Multiply) and isinstance(layer.input, list):
         return values * (len(layer.input) - 1)
     if isinstance(layer, Affine):
         # A shift that completes a convolution is its bias, which is counted above.

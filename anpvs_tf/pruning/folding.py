@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.networks import graph
 from anpvs_tf.networks.graph import Node
 from anpvs_tf.pruning import image_convolution, layer_functions
 from anpvs_tf.pruning.frozen_steps import Step, Vector, fixed, gathered, plus, taken, tiled, times
@@ -85,33 +84,37 @@ class Folding:
         wanted = self._known[node.output]
         if not wanted.needed.any():
             return _Value(self.image, np.array([], int), places=node.output_shape[1:-1])
-        if isinstance(layer, graph.LINEAR):
+        if node.kind == "linear":
             return self._linear(node, inputs[0], wanted)
-        if isinstance(layer, graph.IDENTITY):
+        if node.kind == "whole":
+            return self._whole(node, inputs)
+        if node.kind == "reshape":
+            return self._reshape(node, inputs[0])
+        if node.kind == "identity":
             return inputs[0]
-        if isinstance(layer, graph.AFFINE):
+        if node.kind == "affine":
             return self._affine(node, inputs[0])
-        if isinstance(layer, graph.DEPTHWISE):
+        if node.kind == "depthwise":
             return self._depthwise(node, inputs[0], wanted)
-        if isinstance(layer, graph.ELEMENTWISE):
+        if node.kind == "elementwise":
             value = self._materialised(inputs[0])
-            function = layer_functions.elementwise_of(layer)
+            function = layer_functions.elementwise_of(node)
             source = self._emit(
-                lambda x, w: function(x[0]), [value.source], [], "layer", layer=layer
+                lambda x, w: function(x[0]), [value.source], [], **_as_it_stands(node)
             )
             return _Value(source, value.channels)
-        if isinstance(layer, graph.POOLING + graph.GLOBAL_POOLING):
+        if node.kind == "pooling":
             return self._pooling(layer, inputs[0])
-        if isinstance(layer, layers.Flatten):
+        if node.kind == "flatten":
             return self._flatten(node, inputs[0])
         sources = [
             self._supply(value, self._known[i], selection)
             for position, (i, value) in enumerate(zip(node.inputs, inputs, strict=True))
             if (selection := self._selection(node, position)).size
         ]
-        if isinstance(layer, layers.Concatenate) and len(sources) == 1:
+        if node.kind == "concatenate" and len(sources) == 1:
             return _Value(sources[0], wanted.present)
-        if isinstance(layer, layers.ZeroPadding2D):
+        if node.kind == "padding":
             paddings = [[0, 0], *map(list, layer.padding), [0, 0]]
 
             def run(x, w):
@@ -120,17 +123,18 @@ class Folding:
 
             def run(x, w):
                 return tf.add_n(x)
-        else:  # Concatenate
+        elif node.kind == "concatenate":
 
             def run(x, w):
                 return tf.concat(x, axis=-1)
-
-        return _Value(self._emit(run, sources, [], "layer", layer=layer), wanted.present)
+        else:  # merge, multiply
+            run = _called(node)
+        return _Value(self._emit(run, sources, [], **_as_it_stands(node)), wanted.present)
 
     def _selection(self, node: Node, position: int) -> np.ndarray:
-        """The channels of an input that an Add, Concatenate or ZeroPadding2D needs."""
+        """The channels of an input that a merge, concatenation or padding needs."""
         needed = self._known[node.output].needed
-        if isinstance(node.layer, layers.Concatenate):
+        if node.kind == "concatenate":
             ends = np.cumsum([shape[-1] for shape in node.input_shapes])[:-1]
             needed = np.split(needed, ends)[position]
         return np.flatnonzero(needed)
@@ -285,6 +289,22 @@ class Folding:
             shift=None if value.shift is None else tiled(value.shift, places),
         )
 
+    def _reshape(self, node: Node, value: _Value) -> _Value:
+        # The channels stay the last axis, so that a place only gets another name.
+        shape = [*node.output_shape[1:-1], len(value.channels)]
+        source = self._emit(
+            lambda x, w: tf.reshape(x[0], [-1, *shape]), [value.source], [], "reshape", shape=shape
+        )
+        return dataclasses.replace(value, source=source, linear=None)
+
+    def _whole(self, node: Node, values: list[_Value]) -> _Value:
+        sources = [
+            self._supply(value, self._known[number], np.arange(shape[-1]))
+            for value, number, shape in zip(values, node.inputs, node.input_shapes, strict=True)
+        ]
+        source = self._emit(_called(node), sources, [], "whole", layer=node.layer, node=node)
+        return _Value(source, np.arange(node.output_shape[-1]))
+
     def _materialised(self, value: _Value) -> _Value:
         """The value with its scale and shift computed."""
         if value.scale is None and value.shift is None:
@@ -327,6 +347,18 @@ class Folding:
             return tf.gather(y, order, axis=-1)
 
         return self._emit(run, [value.source], weights, "select", indices=order)
+
+
+def _called(node: Node):
+    """A call as a step's `run`, in the dtype that the frozen network computes in."""
+    return lambda x, w: tf.cast(node.call(x), x[0].dtype)
+
+
+def _as_it_stands(node: Node) -> dict:
+    """How the compact model repeats a step without weights."""
+    if isinstance(node.layer, layers.Layer):
+        return {"kind": "layer", "layer": node.layer}
+    return {"kind": "whole", "layer": node.layer, "node": node}
 
 
 def _convolve(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

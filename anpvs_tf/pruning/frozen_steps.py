@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf.networks.graph import Node
+
 Vector = Callable[[], tf.Tensor]
 
 
@@ -14,7 +16,7 @@ Vector = Callable[[], tf.Tensor]
 class Step:
     """One operation: tensors[output] = run(tensors[inputs], folded weights).
 
-    `kind`, `layer`, `indices` and `shape` say what `run` does, for `compact.freeze`:
+    `kind`, `layer`, `indices`, `shape` and `node` say what `run` does, for `compact.freeze`:
         linear: the convolution or dense `layer` without its activation; weights are
             kernel, bias and perhaps one for the gradient; the kernel has zero rows for
             the input channels that are not in `indices`.
@@ -24,6 +26,8 @@ class Step:
         select: the channels `indices` of x with the constants weights[0] appended.
         constant: weights[0] at every place of a tensor [batch, *shape].
         layer: the weightless `layer` itself.
+        reshape: to [batch, *shape].
+        whole: the call `node`, with the layer's own weights.
     `multiplications` counts the multiply-adds of one image.
     """
 
@@ -35,6 +39,7 @@ class Step:
     layer: keras.layers.Layer | None = None
     indices: np.ndarray | None = None
     shape: list[int] | None = None
+    node: Node | None = None
     multiplications: int = 0
 
 

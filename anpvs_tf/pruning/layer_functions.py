@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from anpvs_tf.networks.gate import Gate
-from anpvs_tf.networks.graph import layers
+from anpvs_tf.networks.graph import Node, layers
 
 
 def affine_of(
@@ -42,10 +42,13 @@ def affine_of(
     return scale, shift
 
 
-def elementwise_of(layer: keras.layers.Layer) -> Callable[[tf.Tensor], tf.Tensor]:
-    """An ELEMENTWISE layer as a function of a tensor of any dtype."""
+def elementwise_of(node: Node) -> Callable[[tf.Tensor], tf.Tensor]:
+    """An elementwise layer or operation as a function of a tensor of any dtype."""
+    layer = node.layer
     if isinstance(layer, layers.Activation):
         return layer.activation
+    if not isinstance(layer, layers.Layer):
+        return lambda x: node.call([x])
     stateless = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
     stateless.autocast = False
     return stateless.call

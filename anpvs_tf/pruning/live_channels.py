@@ -19,7 +19,7 @@ import tensorflow as tf
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.gate import Gate
-from anpvs_tf.networks.graph import AFFINE, DEPTHWISE, ELEMENTWISE, LINEAR, Node, layers
+from anpvs_tf.networks.graph import DEPTHWISE, Node, layers
 from anpvs_tf.pruning.layer_functions import affine_of, elementwise_of, pads, read
 
 _worked_out: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
@@ -121,7 +121,8 @@ def nonzero(nodes: list[Node]) -> Support:
 
     The means of a Gaussian posterior may be anything: draws from it are not zero.
     """
-    fixed = [n.layer for n in nodes if not isinstance(n.layer, bayesian.BayesianLayer)]
+    known = [n.layer for n in nodes if isinstance(n.layer, layers.Layer) and n.kind != "whole"]
+    fixed = [layer for layer in known if not isinstance(layer, bayesian.BayesianLayer)]
     return {w.path: np.asarray(w) != 0 for layer in fixed for w in layer.weights}
 
 
@@ -148,9 +149,12 @@ def _forward(
     layer = node.layer
     width = node.output_shape[-1]
     constant, zero, value = inputs[0].constant, inputs[0].zero, inputs[0].value
-    if isinstance(layer, LINEAR + DEPTHWISE):
+    if node.kind == "whole":
+        constant = zero = np.zeros(width, bool)
+        value = _zeros(width)
+    elif node.kind in ("linear", "depthwise"):
         connections = _connections(layer, support)
-        if isinstance(layer, LINEAR):
+        if node.kind == "linear":
             # Padding is 0 and cuts other constants off at the border: only zeros stay constants.
             stays = zero if pads(layer) else constant
             constant, zero = (~connections[~known].any(axis=0) for known in (stays, zero))
@@ -163,7 +167,7 @@ def _forward(
         shut = ~open_gates.get(layer.name, np.ones(width, bool))
         constant, zero = constant | shut, zero | shut
         value = _product(value, layer.mean_mask)
-    elif isinstance(layer, AFFINE):
+    elif node.kind == "affine":
         scale, shift = affine_of(layer, width)
         zero = np.zeros(width, bool)
         value = _affine(value, scale, shift)
@@ -171,20 +175,24 @@ def _forward(
             unscaled = ~_nonzero(layer.gamma, width, support)
             constant = constant | unscaled
             zero = unscaled & ~_nonzero(layer.beta, width, support)
-    elif isinstance(layer, ELEMENTWISE):
-        f = elementwise_of(layer)
+    elif node.kind == "elementwise":
+        f = elementwise_of(node)
         zero, value = zero & _keeps_zero(f), _then(value, f)
-    elif isinstance(layer, layers.ZeroPadding2D):
+    elif node.kind == "padding":
         constant = zero
-    elif isinstance(layer, layers.Flatten):
+    elif node.kind == "flatten":
         repeats = width // len(constant)
         constant, zero = np.tile(constant, repeats), np.tile(zero, repeats)
         value = _tiled(value, repeats)
-    elif isinstance(layer, layers.Add):
+    elif node.kind == "merge":
         constant = np.logical_and.reduce([i.constant for i in inputs])
         zero = np.logical_and.reduce([i.zero for i in inputs])
-        value = _sum([i.value for i in inputs])
-    elif isinstance(layer, layers.Concatenate):
+        value = _merged(node, [i.value for i in inputs])
+    elif node.kind == "multiply":
+        zero = np.logical_or.reduce([i.zero for i in inputs])
+        constant = zero | np.logical_and.reduce([i.constant for i in inputs])
+        value = _where(zero, _merged(node, [i.value for i in inputs]))
+    elif node.kind == "concatenate":
         constant = np.concatenate([i.constant for i in inputs])
         zero = np.concatenate([i.zero for i in inputs])
         value = _concatenation([i.value for i in inputs])
@@ -196,11 +204,14 @@ def _backward(node: Node, output: Channels, inputs: list[Channels], support: Sup
     if not output.needed.any():
         return
     layer = node.layer
-    if isinstance(layer, LINEAR):
+    if node.kind == "whole":
+        for channels in inputs:
+            channels.needed[:] = True
+    elif node.kind == "linear":
         inputs[0].needed |= _connections(layer, support)[:, output.needed].any(axis=1)
-    elif isinstance(layer, layers.Flatten):
+    elif node.kind == "flatten":
         inputs[0].needed |= output.needed.reshape(-1, len(inputs[0].needed)).any(axis=0)
-    elif isinstance(layer, layers.Concatenate):
+    elif node.kind == "concatenate":
         ends = np.cumsum([len(i.needed) for i in inputs])[:-1]
         for channels, needed in zip(inputs, np.split(output.needed, ends), strict=True):
             channels.needed |= needed
@@ -257,8 +268,18 @@ def _tiled(value, repeats):
     return lambda: tf.tile(value(), [repeats])
 
 
-def _sum(values):
-    return lambda: tf.add_n([v() for v in values])
+def _merged(node, values):
+    if isinstance(node.layer, layers.Add):
+        return lambda: tf.add_n([v() for v in values])
+    return lambda: node.function([v() for v in values])
+
+
+def _where(zero, value):
+    return lambda: tf.where(zero, 0.0, value())
+
+
+def _zeros(width):
+    return lambda: tf.zeros([width])
 
 
 def _concatenation(values):

@@ -10,8 +10,6 @@ import tensorflow as tf
 from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import Gate
 
-layers = keras.layers
-
 
 def multiplications(nodes: list[graph.Node], masks: dict[str, tf.Tensor]) -> tf.Tensor:
     """Multiply-adds of one image in convolutions and dense layers, a float32 scalar.
@@ -38,7 +36,7 @@ def multiplications(nodes: list[graph.Node], masks: dict[str, tf.Tensor]) -> tf.
     makers = {node.output: node for node in nodes}
     total = tf.constant(0.0)
     for node in nodes:
-        if isinstance(node.layer, graph.LINEAR + graph.DEPTHWISE):
+        if node.kind in ("linear", "depthwise"):
             each = _taps(node.layer) * _places(node.output_shape)
             made = tf.reduce_sum(alive[node.output])
             total += each * made * _read(node, makers, alive)
@@ -62,28 +60,30 @@ def _forward(node: graph.Node, masks: dict[str, tf.Tensor], varies: dict[int, tf
         tf.ones([shape[-1]]) if found is None else found
         for found, shape in zip(before, node.input_shapes, strict=True)
     ]
-    if isinstance(layer, graph.LINEAR):
+    if node.kind in ("linear", "whole"):
         return tf.ones([width])
     if isinstance(layer, Gate):
         return before[0] * masks[layer.name] if layer.name in masks else before[0]
-    if isinstance(layer, layers.Flatten):
+    if node.kind == "flatten":
         return tf.tile(before[0], [width // before[0].shape[0]])
-    if isinstance(layer, layers.Concatenate):
+    if node.kind == "concatenate":
         return tf.concat(before, axis=0)
-    if isinstance(layer, layers.Add):
+    if node.kind == "merge":
         return tf.reduce_max(tf.stack(before), axis=0)
+    if node.kind == "multiply":
+        return tf.reduce_min(tf.stack(before), axis=0)
     return before[0]
 
 
 def _backward(node: graph.Node, wanted: tf.Tensor, masks: dict[str, tf.Tensor]) -> list[tf.Tensor]:
     layer, widths = node.layer, [shape[-1] for shape in node.input_shapes]
-    if isinstance(layer, graph.LINEAR):
-        return [tf.ones(widths)]
+    if node.kind in ("linear", "whole"):
+        return [tf.ones([width]) for width in widths]
     if isinstance(layer, Gate) and layer.name in masks:
         return [wanted * masks[layer.name]]
-    if isinstance(layer, layers.Flatten):
+    if node.kind == "flatten":
         return [tf.reduce_max(tf.reshape(wanted, [-1, widths[0]]), axis=0)]
-    if isinstance(layer, layers.Concatenate):
+    if node.kind == "concatenate":
         return tf.split(wanted, widths)
     return [wanted] * len(widths)
 
@@ -92,13 +92,13 @@ def _read(
     node: graph.Node, makers: dict[int, graph.Node], alive: dict[int, tf.Tensor]
 ) -> tf.Tensor:
     """How many channels a convolution or dense layer reads for one of its outputs."""
-    if isinstance(node.layer, graph.DEPTHWISE):
+    if node.kind == "depthwise":
         return tf.constant(1.0)
     (number,) = node.inputs
     # A channel is flattened with all its places, whatever gates come behind.
     maker = makers.get(number)
-    while maker is not None and len(maker.inputs) == 1 and _keeps_channels(maker.layer):
-        if isinstance(maker.layer, layers.Flatten):
+    while maker is not None and len(maker.inputs) == 1 and _keeps_channels(maker):
+        if maker.kind == "flatten":
             (flattened,) = maker.inputs
             places = maker.output_shape[-1] // maker.input_shapes[0][-1]
             return places * tf.reduce_sum(alive[flattened])
@@ -106,8 +106,8 @@ def _read(
     return tf.reduce_sum(alive[number])
 
 
-def _keeps_channels(layer: keras.layers.Layer) -> bool:
-    return not isinstance(layer, graph.LINEAR)
+def _keeps_channels(node: graph.Node) -> bool:
+    return node.kind not in ("linear", "whole")
 
 
 def _taps(layer: keras.layers.Layer) -> float:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import graph
-from anpvs_tf.networks.gate import gates_of
+from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.networks.graph import Node
 from anpvs_tf.pruning import live_channels
 from anpvs_tf.pruning.frozen import FrozenNetwork
@@ -109,7 +109,11 @@ def shrink(network: keras.Model, removed: Features) -> Shrunk:
             image reaches the logits.
     """
     nodes = _nodes(network)
-    layers_with_weights = [id(node.layer) for node in nodes if node.layer.weights]
+    layers_with_weights = [
+        id(node.layer)
+        for node in nodes
+        if getattr(node.layer, "weights", ()) and not isinstance(node.layer, Gate)
+    ]
     for node in nodes:
         if layers_with_weights.count(id(node.layer)) > 1:
             raise UsageError(f"layer {node.layer.name!r} cannot be shrunk: it is called twice")
@@ -122,13 +126,17 @@ def shrink(network: keras.Model, removed: Features) -> Shrunk:
     small_image = keras.Input(image.shape[1:], name=image.name)
     tensors = {id(image): small_image}
     pairs = []
+    narrow: dict[int, layers.Layer] = {}  # A gate that several layers share stays one.
     for node in nodes:
         rows, columns = kept[node.inputs[0]], kept[node.output]
         x = [tensors[i] for i in node.inputs]
-        layer = _narrow(node, len(columns))
-        tensors[node.output] = layer(x if len(x) > 1 else x[0])
+        again = id(node.layer) in narrow
+        layer = narrow.setdefault(id(node.layer), _narrow(node, len(columns)))
+        tensors[node.output] = node.repeat(x, layer)
+        if again or not isinstance(layer, layers.Layer):
+            continue
         for full, small in zip(node.layer.weights, layer.weights, strict=True):
-            pairs.append(Pair(full, small, _places(node.layer, full.shape, rows, columns)))
+            pairs.append(Pair(full, small, _places(node, full.shape, rows, columns)))
     outputs = {name: tensors[id(output)] for name, output in network.output.items()}
     shares = {
         name: len(kept[id(output)]) / output.shape[-1] for name, output in network.output.items()
@@ -172,19 +180,26 @@ def _kept(
         before = now
         for node in nodes:
             _agree(node, needed)
+        for gate in gates_of(network):
+            calls = [needed[node.output] for node in nodes if node.layer is gate]
+            for channels in calls:
+                channels |= np.logical_or.reduce(calls)
     return {number: np.flatnonzero(channels) for number, channels in needed.items()}
 
 
 def _agree(node: Node, needed: dict[int, np.ndarray]) -> None:
     """Adds channels until those before and behind a layer fit each other."""
     inputs, output = [needed[i] for i in node.inputs], needed[node.output]
-    if isinstance(node.layer, graph.LINEAR):
+    if node.kind == "linear":
         return
-    if isinstance(node.layer, layers.Flatten):
+    if node.kind == "whole":
+        for channels in (*inputs, output):
+            channels[:] = True
+    elif node.kind == "flatten":
         places = output.reshape(-1, len(inputs[0]))
         inputs[0] |= places.any(axis=0)
         places |= inputs[0]
-    elif isinstance(node.layer, layers.Concatenate):
+    elif node.kind == "concatenate":
         start = 0
         for channels in inputs:
             part = output[start : start + len(channels)]
@@ -200,8 +215,15 @@ def _agree(node: Node, needed: dict[int, np.ndarray]) -> None:
 
 def _narrow(node: Node, width: int) -> layers.Layer:
     """The layer of a node, new, with `width` output channels."""
-    layer, config = node.layer, node.layer.get_config()
-    if isinstance(layer, layers.Conv2D):
+    layer = node.layer
+    if not isinstance(layer, layers.Layer):
+        return layer  # An operator does not know a number of channels.
+    config = layer.get_config()
+    if node.kind == "whole":
+        pass
+    elif node.kind == "reshape":
+        config["target_shape"] = (*node.output_shape[1:-1], width)
+    elif isinstance(layer, layers.Conv2D) and node.kind == "linear":
         config["filters"] = width
     elif isinstance(layer, layers.Dense):
         config["units"] = width
@@ -211,13 +233,13 @@ def _narrow(node: Node, width: int) -> layers.Layer:
 
 
 def _places(
-    layer: layers.Layer, shape: tuple, rows: np.ndarray, columns: np.ndarray
+    node: Node, shape: tuple, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, ...] | None:
     """What the small layer keeps of a weight, for channels `rows` in and `columns` out."""
-    if isinstance(layer, layers.Normalization):
+    if node.kind == "whole" or isinstance(node.layer, layers.Normalization):
         return None
     axes = [np.arange(size) for size in shape]
-    if isinstance(layer, layers.DepthwiseConv2D) and len(shape) > 1:
+    if node.kind == "depthwise" and len(shape) > 1:
         axes[-2] = columns
         return tuple(axes)
     axes[-1] = columns
