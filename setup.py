@@ -36,6 +36,7 @@ setup(
         "matplotlib>=3.9",
         # The embedded dataset: `digits`.
         "scikit-learn>=1.4",
+        "scipy>=1.11",
     ],
     entry_points={
         "console_scripts": [
@@ -46,7 +47,7 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", "ruff>=0.12", *serving],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", *serving],
         "benchmark": ["torch>=2.4"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.
         "reference": ["torch>=2.4", "pyautoattack==0.2.0"],
