@@ -25,7 +25,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.training import tensorboard, trainer, warm_start
 from anpvs_tf.tuning import oracles, score, space
-from anpvs_tf.tuning.score import Objective
+from anpvs_tf.tuning.score import Score
 from anpvs_tf.tuning.space import Space
 
 TRIALS = 20
@@ -83,7 +83,7 @@ class Sweep:
         self.download = download
         self.execution = execution or trainer.Execution()
         self.command = list(command)
-        self.objective: Objective = score.parse(definition.objective)
+        self.objective: Score = score.parse(definition.objective)
         self.space: Space = space.parse(definition.settings)
         # One for all trials, whatever else decides it; so workers need processors of one kind.
         if self.space.constants.get("precision", "auto") == "auto" and (
