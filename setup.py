@@ -43,6 +43,7 @@ setup(
         "matplotlib>=3.9",
         # The embedded dataset: `digits`.
         "scikit-learn>=1.4",
+        "scipy>=1.11",
     ],
     entry_points={
         "console_scripts": [

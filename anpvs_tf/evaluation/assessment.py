@@ -1,12 +1,12 @@
 """An evaluation: attacks on one model, their records, the worst case, the checks."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import tensorflow as tf
 
 from anpvs_tf.attacks import pgd, radius, registry
@@ -56,12 +56,10 @@ def transfer_stages(sources: list[Subject], settings: Settings) -> list[Stage]:
     return [stage(source, restart) for restart in range(settings.restarts) for source in sources]
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
-    share, half = successes / trials, z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + half / (2 * trials))
-    scale = 1 + 2 * half
-    return max(0.0, (share + half - spread) / scale), min(1.0, (share + half + spread) / scale)
+    low, high = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def assess(

@@ -119,6 +119,11 @@ class GroupedSGD(GroupedAdam):
         return super().get_config() | {"momentum": self.momentum}
 
 
+def updating(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that moves the variables: the one inside, if `optimizer` scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 OPTIMIZERS = {"adam": GroupedAdam, "sgd": GroupedSGD}
 
 

@@ -11,7 +11,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods import batch_statistics, losses
 from anpvs_tf.methods.adversary import Crafting
 from anpvs_tf.methods.hyperparameters import Objective
-from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable
+from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable, updating
 from anpvs_tf.methods.registry import Method
 from anpvs_tf.methods.sparsity_target import SparsityTarget
 from anpvs_tf.networks import bayesian
@@ -90,7 +90,7 @@ class RobustClassifier(keras.Model):
             self.averaged_statistics = batch_statistics.Averages(self.network)
 
     def _averager(self) -> GroupedAdam | None:
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer = updating(self.optimizer)
         return optimizer if isinstance(optimizer, GroupedAdam) else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -103,7 +103,7 @@ class RobustClassifier(keras.Model):
         Returns:
             Whether a `tf.function` of `update` is stale.
         """
-        if self.pruning is not None and self.pruning.begin_epoch(epoch, self.optimizer):
+        if self.pruning is not None and self.pruning.begin_epoch(epoch, updating(self.optimizer)):
             self.crafting.follow_pruning()
             return True
         return self.crafting.refreeze()
@@ -248,8 +248,7 @@ class RobustClassifier(keras.Model):
 
         step = tf.identity(self.optimizer.iterations)
         scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        updating = self.optimizer.inner_optimizer if scaled else self.optimizer
-        skipping = getattr(updating, "skip_nonfinite", False)
+        skipping = getattr(updating(self.optimizer), "skip_nonfinite", False)
         statistics = batch_statistics.moving(self.network) if skipping else []
         kept = [(v, tf.identity(v)) for v in statistics]
         scope = (randomness.fold(seed, "network"), copies, *place)
@@ -276,9 +275,7 @@ class RobustClassifier(keras.Model):
         if skipping:
             # On all replicas or on none; a gradient of NaN tells the optimizer.
             bad = replica.all_reduce(tf.distribute.ReduceOp.SUM, terms["nonfinite"]) > 0.0
-            gradients = [tf.where(bad, np.nan, gradient) for gradient in gradients]
-            for variable, value in kept:
-                variable.assign(tf.where(bad, value, variable))
+            gradients = _left_out(bad, gradients, kept)
         share = self._averager().average_share() if self.averaged_statistics else None
         self.optimizer.apply(gradients, weights + gate_variables)
         if skipping and not scaled:  # A scaling optimizer does not count what it leaves out.
@@ -347,6 +344,19 @@ class RobustClassifier(keras.Model):
             direction = tf.where(usable, gradient / slope, 0.0)
             shifts.append(tf.stop_gradient(length * direction))
         return list(zip(kernels, shifts, strict=True))
+
+
+def _left_out(
+    bad: tf.Tensor, gradients: list[tf.Tensor], kept: list[tuple[keras.Variable, tf.Tensor]]
+) -> list[tf.Tensor]:
+    """Leaves out a step that is `bad`: returns gradients of NaN, and takes back statistics.
+
+    Args:
+        kept: moving statistics, each with its value before the step.
+    """
+    for variable, value in kept:
+        variable.assign(tf.where(bad, value, variable))
+    return [tf.where(bad, np.nan, gradient) for gradient in gradients]
 
 
 def check_layer_beta(network: keras.Model, layer_beta: Iterable[str]) -> None:

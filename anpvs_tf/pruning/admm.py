@@ -158,8 +158,9 @@ class WeightPruning:
             self.masks[name].assign(kept(np.asarray(kernel), self.ratio, self.structure))
         self.rho.assign(0.0)
         # Without moments, Adam leaves alone what has no gradient.
-        slots = getattr(optimizer, "inner_optimizer", optimizer).slots()
-        for variable, *moments in zip(self.network.trainable_variables, *slots, strict=True):
+        for variable, *moments in zip(
+            self.network.trainable_variables, *optimizer.slots(), strict=True
+        ):
             for held in (variable, *moments):
                 held.assign(self._cut(held, variable))
 

@@ -18,6 +18,7 @@ import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -223,9 +224,11 @@ class RunDirectory:
     def write_metrics(self, rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
         """Replaces metrics.csv and timings.csv."""
         for path, table in ((self.metrics_path, rows), (self.timings_path, timings)):
-            lines = [",".join(table[0])] if table else []
-            lines += [",".join(str(row[name]) for name in table[0]) for row in table]
-            write_atomically(path, "\n".join(lines) + "\n")
+            text = io.StringIO()
+            writer = csv.DictWriter(text, table[0] if table else (), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+            write_atomically(path, text.getvalue())
 
     def results(self) -> list[dict[str, Any]]:
         """The records of results.json; none before the run is finished.

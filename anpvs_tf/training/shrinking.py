@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.methods.optimizer import updating
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import Gate, gates_of
@@ -85,7 +86,7 @@ class Shrunk:
             *([v for v in o.variables if len(v.shape) == 0] for o in (full, small)), strict=True
         )
         pairs = [Pair(*scalars, None) for scalars in variables]
-        full, small = (getattr(o, "inner_optimizer", o) for o in (full, small))
+        full, small = map(updating, (full, small))
         for full_slots, small_slots in zip(full.slots(), small.slots(), strict=True):
             for pair, f, s in zip(trained, full_slots, small_slots, strict=True):
                 pairs.append(Pair(f, s, pair.places))

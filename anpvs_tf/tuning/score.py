@@ -45,7 +45,7 @@ class Limit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class Score:
     """The score of a trial; more is better.
 
     A run that keeps the limit has the mean of its `targets`, which is at least 0. One
@@ -71,14 +71,14 @@ class Objective:
         return sum(figures[name] for name in self.targets) / len(self.targets)
 
 
-def parse(text: str) -> Objective:
+def parse(text: str) -> Score:
     """The objective of `--objective`.
 
     Raises:
         UsageError: not of a form that `HELP` describes.
     """
     if text == "pareto":
-        return Objective(text, TARGETS)
+        return Score(text, TARGETS)
     match = re.fullmatch(r"(\w+)(?:@(\w+)(>=|<=)([^<>=@]+))?", text)
     target, figure, comparison, limit = match.groups() if match else (None,) * 4
     if target not in TARGETS or (figure and figure not in FIGURES):
@@ -87,17 +87,17 @@ def parse(text: str) -> Objective:
             f"robust@sparsity>=0.75 (limits: {', '.join(FIGURES)})"
         )
     if figure is None:
-        return Objective(text, (target,))
+        return Score(text, (target,))
     try:
         value = float(limit)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise UsageError(f"--objective={text!r}: the limit must be a number; got {limit!r}")
-    return Objective(text, (target,), Limit(figure, comparison, value))
+    return Score(text, (target,), Limit(figure, comparison, value))
 
 
-def check_recorded(objective: Objective, methods: set[str]) -> None:
+def check_recorded(objective: Score, methods: set[str]) -> None:
     """Raises UsageError if a method's runs have nothing to say of the objective."""
     for name in sorted(methods):
         method = METHODS[name]

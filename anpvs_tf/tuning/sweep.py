@@ -27,7 +27,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.tuning import score, space
 from anpvs_tf.tuning.names import TUNERS
-from anpvs_tf.tuning.score import Objective
+from anpvs_tf.tuning.score import Score
 from anpvs_tf.tuning.space import Space
 
 TRIALS = 20
@@ -85,7 +85,7 @@ class Sweep:
         self.download = download
         self.execution = dict(execution or {})
         self.command = list(command)
-        self.objective: Objective = score.parse(definition.objective)
+        self.objective: Score = score.parse(definition.objective)
         self.space: Space = space.parse(definition.settings)
         corners = [self._chosen(values) for values in self.space.corners()]
         self.longest = max(one.epochs for one in corners)
