@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import textwrap
 
-from matplotlib import colormaps, colors
+from matplotlib import colormaps, colors, ticker
 from matplotlib.lines import Line2D
 
 from anpvs_tf.reporting import commands, costs, measurements, published
@@ -173,6 +173,9 @@ def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
                     axis.plot(xs, ys, color=theme.text, ls=dashes, lw=1, alpha=0.6, zorder=2)
             axis.set(title=f"against {title}", xlabel=title, ylabel="accuracy under PGD")
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+            axis.xaxis.set_major_formatter(ticker.EngFormatter())
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
             axis.margins(0.08)
             percent(axis.yaxis)
         shown = handles(groups, strokes, theme, line=False)

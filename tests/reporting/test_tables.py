@@ -197,7 +197,7 @@ def test_latex_escapes_what_it_would_misread():
 @pytest.fixture(scope="module")
 def resolve():
     """What bin/evaluate.py understands of a command line."""
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "bin/evaluate.py")
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "anpvs_tf/programs/evaluate.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     values = flags.FlagValues()  # Not the process's own, which other programs share.
