@@ -1,10 +1,11 @@
 """Reports on finished runs: tables, figures, and one page with all of it.
 
   python bin/report.py RUN [RUN ...] --out=DIR
+  python bin/report.py --list RUN [RUN ...]
 
 A RUN is a run directory of bin/train.py, or a directory of run directories. Reads result files and
 saved weights and trains nothing; figures of the networks themselves attack a few test images.
-Writes DIR/report.html, DIR/tables/ and DIR/figures/.
+Writes DIR/report.html, DIR/tables/ and DIR/figures/. --list prints a line a run instead.
 """
 
 import os
@@ -25,8 +26,14 @@ def define(flags: Flags) -> None:
         str,
         "out",
         None,
-        "the directory to write; an earlier report in it is replaced",
-        required=True,
+        "the directory to write, needed without --list; an earlier report in it is replaced",
+    )
+    flags.add(
+        REPORT,
+        bool,
+        "list",
+        False,
+        "print a line a run, with its state, and write nothing",
     )
     flags.add(
         REPORT,
@@ -45,6 +52,13 @@ def main(values: Any, paths: list[str]) -> None:
         raise UsageError("give run directories: bin/report.py RUN [RUN ...] --out=DIR")
     if absent := [path for path in paths if not os.path.isdir(path)]:
         raise UsageError(f"{', '.join(absent)}: no such directory")
+    if values.list:
+        from anpvs_tf.reporting import run_list  # What follows imports TensorFlow.
+
+        print(run_list.text(paths))
+        return
+    if not values.out:
+        raise UsageError("--out=DIR is missing: the directory to write; or give --list")
 
     # What follows imports TensorFlow and Matplotlib.
     from anpvs_tf.reporting import formats, report

@@ -89,12 +89,12 @@ def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
     runs: list[Run] = []
     skipped: list[Skipped] = []
     seen = set()
-    for path in _run_paths(paths):
+    for path in run_paths(paths):
         if path.resolve() in seen:
             continue
         seen.add(path.resolve())
         try:
-            run = _read(path)
+            run = read(path)
             same = [other for other in runs if _identity(other) == _identity(run)]
             if same:
                 raise UsageError(f"a repetition of {same[0].path}: same settings, same seed")
@@ -206,7 +206,12 @@ def _identity(run: Run) -> dict[str, Any]:
     return distinguishing(run.settings) | own | {"base_run": run.settings.base_run}
 
 
-def _run_paths(paths: Iterable[str]) -> list[pathlib.Path]:
+def run_paths(paths: Iterable[str]) -> list[pathlib.Path]:
+    """The run directories at `paths`, and those one level below a path that is none.
+
+    Raises:
+        UsageError: a path that is no run directory and holds none.
+    """
     found = []
     for text in paths:
         path = pathlib.Path(os.path.normpath(text))
@@ -226,7 +231,7 @@ def _run_paths(paths: Iterable[str]) -> list[pathlib.Path]:
     return found
 
 
-def _read(path: pathlib.Path) -> Run:
+def read(path: pathlib.Path) -> Run:
     """Reads a run.
 
     Raises:

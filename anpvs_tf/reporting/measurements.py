@@ -74,11 +74,11 @@ def attack_text(attack: Attack, varied: str = "") -> str:
     held = {name: value for name, value in attack.values.items() if name != varied}
     size = held.pop("step_size", None)
     text = records.attack_text(held).replace("1 start(s)", "1 start").replace("start(s)", "starts")
+    if "posterior_draws" in held:
+        text += f", ensemble of {held['posterior_draws']} posterior draws"
     if size is None:
         return text
     usual = math.isclose(size, 2.5 * attack.epsilon / attack.values["steps"])
-    if "posterior_draws" in held:
-        text += f", ensemble of {held['posterior_draws']} posterior draws"
     return f"{text}, step {'2.5 ε / steps' if usual else f'{size:g}'}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.reporting import measurements, published
+from anpvs_tf.reporting import costs, measurements, published
 from anpvs_tf.reporting.columns import SHARE, Column, comparison_columns
 from anpvs_tf.reporting.groups import Group, Run, runs_of
 from anpvs_tf.reporting.measurements import Attack, Measurement
@@ -79,7 +79,8 @@ def build(groups: list[Group]) -> list[Table]:
 
 def comparison(groups: list[Group]) -> Table:
     """Table 1: accuracy, vulnerability, size."""
-    return _table("table1", "Table 1. Robustness and size", comparison_columns(groups), groups)
+    columns, notes = comparison_columns(groups), costs.notes(groups)
+    return _table("table1", "Table 1. Robustness and size", columns, groups, notes)
 
 
 def other_radii(groups: list[Group]) -> Table | None:

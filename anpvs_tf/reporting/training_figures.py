@@ -4,10 +4,10 @@ import dataclasses
 import statistics
 import textwrap
 
-from matplotlib import colormaps, colors
+from matplotlib import colormaps, colors, ticker
 from matplotlib.lines import Line2D
 
-from anpvs_tf.reporting import commands, measurements, published
+from anpvs_tf.reporting import commands, costs, measurements, published
 from anpvs_tf.reporting.groups import Group, Run, most_robust, runs_of
 from anpvs_tf.reporting.style import (
     DASHES,
@@ -47,6 +47,7 @@ def build(groups: list[Group]) -> list[Picture]:
     strokes = Strokes(groups)
     found = [
         trade_off(groups, strokes),
+        cost(groups, strokes),
         training(groups, strokes),
         loss_terms(groups, strokes),
         active_features(groups),
@@ -135,6 +136,70 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
             f"{group.label}: sparsity {_mean(group, measurements.sparsity):.0%}, clean "
             f"{_mean(group, kinds['clean accuracy']):.0%}"
             for group in groups
+        ),
+        draw,
+        commands=_training_commands(groups),
+    )
+
+
+def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
+    """Robust accuracy against what a network costs: a curve each of dense and pruned networks."""
+    runs = runs_of(groups)
+    if not any(costs.of(run) for run in runs):
+        return None
+    alike = len({measurements.conditions(run) for run in runs}) == 1
+    families = {"dense": "--", "pruned": "-"}
+
+    def draw(theme: Theme):
+        figure, axes = panels(2, 4.2, 3.5)
+        for axis, (key, title) in zip(axes, costs.KINDS.items(), strict=True):
+            points: dict[str, list[tuple[float, float]]] = {name: [] for name in families}
+            for group in groups:
+                for run in group.runs:
+                    measured = measurements.white_box(run)
+                    if key not in costs.of(run) or measured is None:
+                        continue
+                    point = costs.of(run)[key], measured.value
+                    points["pruned" if costs.prunes(run) else "dense"].append(point)
+                    color = strokes[group].of(theme)
+                    hollow = theme.background if measured.unreliable else color
+                    style = {"color": color, "markersize": 7, "markerfacecolor": hollow}
+                    axis.plot(*point, strokes[group].marker, **style, zorder=3)
+            for name, dashes in families.items():
+                # The cheapest first; the front keeps what no cheaper network equals.
+                line = front([(-x, y) for x, y in points[name]]) if alike else []
+                if len(line) > 1:
+                    xs, ys = zip(*((-x, y) for x, y in line), strict=True)
+                    axis.plot(xs, ys, color=theme.text, ls=dashes, lw=1, alpha=0.6, zorder=2)
+            axis.set(title=f"against {title}", xlabel=title, ylabel="accuracy under PGD")
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+            axis.xaxis.set_major_formatter(ticker.EngFormatter())
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
+            axis.margins(0.08)
+            percent(axis.yaxis)
+        shown = handles(groups, strokes, theme, line=False)
+        shown += [
+            Line2D([], [], color=theme.text, ls=dashes, lw=1, alpha=0.6, label=f"{name}: front")
+            for name, dashes in families.items()
+        ]
+        legend(figure, shown)
+        return figure
+
+    return Picture(
+        "cost",
+        "Robust accuracy against cost",
+        "A point is a run; cost is that of one image in the network as it is deployed. Further "
+        "left is cheaper, higher is better. A line joins the runs of a family, dense or pruned, "
+        "that no cheaper run of it equals. Hollow: a check, or a stronger attack, contradicts "
+        "the figure."
+        + ("" if alike else " The runs were attacked differently and do not compare."),
+        "Scatter plots of accuracy under PGD against FLOPs and against parameters: "
+        + "; ".join(
+            f"{group.label}: {costs.mean(group, 'flops'):,.0f} FLOPs, accuracy "
+            f"{statistics.fmean(run.trained['robust_accuracy'] for run in group.runs):.0%}"
+            for group in groups
+            if costs.mean(group, "flops") is not None
         ),
         draw,
         commands=_training_commands(groups),

@@ -1,0 +1,76 @@
+"""What networks cost, the dense network of equal cost, ensembles, and the list of runs."""
+
+import json
+
+import fake_runs
+import pytest
+
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.reporting import costs, measurements, run_list, tables
+from anpvs_tf.reporting import groups as reporting_groups
+from anpvs_tf.reporting.groups import collect
+
+
+def make(path, method, flops, parameters, **more):
+    run = fake_runs.make(path, method, **more)
+    (record,) = run.results()
+    record["efficiency"] |= {"flops": [flops, 1000], "parameters": [parameters, 100]}
+    run.write_results([record])
+    return run
+
+
+def groups_in(path):
+    return reporting_groups.groups(collect([str(path)])[0])
+
+
+def test_the_nearest_dense_network_within_a_tenth_is_named(tmp_path):
+    make(tmp_path / "pruned", "anpvs", 500, 40, robust=0.6)
+    make(tmp_path / "near", "at", 546, 60, robust=0.55, width=0.5)
+    make(tmp_path / "nearer", "at", 480, 50, robust=0.5, width=0.45)
+    make(tmp_path / "far", "at", 551, 45, robust=0.7, width=0.6)
+    make(tmp_path / "not_at", "standard", 500, 40, robust=0.0)
+    found = groups_in(tmp_path)
+    (pruned,) = (group for group in found if group.method == "anpvs")
+    equal = costs.equals(pruned, found)
+    assert {kind: group.runs[0].directory.path.name for kind, group in equal.items()} == {
+        "flops": "nearer"
+    }
+    (note,) = (n for n in tables.comparison(found).notes if n.startswith("anpvs"))
+    assert "60.00%" in note and "FLOPs (480 against 500)" in note and "50.00%" in note
+
+
+def test_it_is_said_when_no_dense_network_costs_as_much(tmp_path):
+    make(tmp_path / "pruned", "anpvs", 500, 40)
+    make(tmp_path / "dense", "at", 1000, 100)
+    assert any("no dense `at` network" in n for n in tables.comparison(groups_in(tmp_path)).notes)
+
+
+def test_an_ensemble_is_named_whether_or_not_its_attack_has_a_step():
+    record = {
+        "attack": {"name": "autoattack", "restarts": 1},
+        "threat_model": {"norm": "linf", "epsilon": 0.13},
+        "posterior_draws": 7,
+    }
+    text = measurements.attack_text(measurements.attack_of(record))
+    assert "ensemble of 7 posterior draws" in text
+
+
+def test_the_list_has_a_line_for_each_run_in_each_state(tmp_path):
+    done = fake_runs.make(tmp_path / "done", "at", clean=0.97, robust=0.6, seed=3)
+    fake_runs.evaluate(done, "autoattack", accuracy=0.55)
+    stopped = fake_runs.make(tmp_path / "stopped", "anpvs")
+    stopped.results_path.unlink()
+    fake_runs.make(tmp_path / "damaged", "anp").results_path.write_text("[{")
+    broken = fake_runs.make(tmp_path / "line\nbreak", "at")
+    broken.config_path.write_text(json.dumps([]))
+    listed = run_list.text([str(tmp_path)]).splitlines()
+    head, *lines = listed
+    assert head.split()[:4] == ["run", "dataset", "method", "seed"]
+    assert len(lines) == 4
+    line = {name: next(one for one in lines if name in one) for name in ("done", "stopped")}
+    for part in ("digits", "at", "3", "finished", "97.0 %", "60.0 %", "55.0 %"):
+        assert part in line["done"]
+    assert "interrupted at epoch 3" in line["stopped"]
+    assert sum("damaged" in one.replace("/damaged", "") for one in lines) == 2
+    with pytest.raises(UsageError, match="does not exist"):
+        run_list.text([str(tmp_path / "absent")])
