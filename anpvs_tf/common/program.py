@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-import anpvs_tf
+from anpvs_tf import __version__
 from anpvs_tf.common import quiet
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError, one_line
 
@@ -175,7 +175,7 @@ def _run(main: Callable[..., None], usage: str, chosen: Flags, operands: bool) -
         print(chosen.help(usage))
         return
     if VERSION in given and ("version" not in chosen.values or given == [VERSION]):
-        print(f"anpvs_tf {anpvs_tf.__version__}")
+        print(f"anpvs_tf {__version__}")
         return
     rest = chosen.parse(sys.argv)
     if rest and not operands:
