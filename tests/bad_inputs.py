@@ -137,7 +137,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("export", ["--run_dir={run}", "--export_base={file}"], "is a file"),
     # ---- bin/report.py ----
     ("report", [], "give run directories"),
-    ("report", ["{run}"], "--out=DIR is missing"),
+    ("report", ["{run}"], "--out is missing"),
     ("report", ["--out={tmp}/r"], "give run directories"),
     ("report", ["{tmp}/nothing", "--out={tmp}/r"], "no such directory"),
     ("report", ["{file}", "--out={tmp}/r"], "no such directory"),

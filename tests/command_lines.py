@@ -19,8 +19,8 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import sources
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attacked_model
-from anpvs_tf.programs import evaluate
-from anpvs_tf.reporting import report
+from anpvs_tf.programs import evaluate, train
+from anpvs_tf.reporting import report, run_list
 from anpvs_tf.runs import resolve
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.serving import export
@@ -78,7 +78,8 @@ def prepare() -> None:
     argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
     resolve.choose = _choose_unseen
     devices.choose = lambda *_: devices.local()
-    trainer.train = report.write = search.run = table.text = export.export = _accept
+    trainer.train = report.write = search.run = table.text = run_list.text = export.export = _accept
+    train._matched = lambda chosen, values: chosen  # The other run is not there.
     attacked_model.of_run = attacked_model.of_model = _accept
     # What lies on this machine does not matter.
     evaluate.describe = _described

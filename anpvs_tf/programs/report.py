@@ -58,7 +58,7 @@ def main(values: Any, paths: list[str]) -> None:
         print(run_list.text(paths))
         return
     if not values.out:
-        raise UsageError("--out=DIR is missing: the directory to write; or give --list")
+        raise UsageError("--out is missing: the directory to write; or give --list")
 
     # What follows imports TensorFlow and Matplotlib.
     from anpvs_tf.reporting import formats, report
