@@ -390,4 +390,5 @@ def test_program_ends_with_one_line(tmp_path):
         text=True,
     )
     assert found.returncode == 2
-    assert found.stderr.strip().splitlines()[-1] == "error: --export_base is missing"
+    (line,) = found.stderr.strip().splitlines()
+    assert line.startswith("error: --export_base is missing: ")
