@@ -41,7 +41,7 @@ KINDS = (
     *("multiply", "flatten", "reshape", "padding", "concatenate", "whole"),
 )
 _kind_of_type: dict[type, str] = {
-    **dict.fromkeys(LINEAR + bayesian.LAYERS, "linear"),
+    **dict.fromkeys(LINEAR, "linear"),
     **dict.fromkeys(DEPTHWISE, "depthwise"),
     **dict.fromkeys(AFFINE, "affine"),
     **dict.fromkeys(IDENTITY, "identity"),
@@ -55,6 +55,11 @@ _kind_of_type: dict[type, str] = {
     layers.Reshape: "reshape",
     layers.ZeroPadding2D: "padding",
     layers.Concatenate: "concatenate",
+}
+# A Bayesian layer is of its parent's kind, with the posterior means.
+_kind_of_type |= {
+    layer_type: next(kind for base, kind in _kind_of_type.items() if issubclass(layer_type, base))
+    for layer_type in bayesian.LAYERS
 }
 # What a user's own layer may be: the rest needs to know the layer's attributes.
 REGISTRABLE = ("identity", "elementwise", "pooling", "merge", "multiply", "whole")
