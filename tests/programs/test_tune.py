@@ -32,6 +32,8 @@ def trained(tmp_path_factory):
     """Two trials, of which the second cannot be trained, by the program itself."""
     path = tmp_path_factory.mktemp("real") / "sweep"
     flags = {"batch_size": "16|4096", "method": "anp", "gate_scope": "dense"} | TINY
+    # A network at chance would not be chosen.
+    flags |= {"steps_per_epoch": "60", "eval_examples": "100"}
     result = program("--tuner=grid", "--noshrink", run_dir=path, **flags)
     assert result.returncode == 0, result.stderr
     return path, result.stdout
