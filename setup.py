@@ -36,7 +36,6 @@ setup(
         "keras-tuner>=1.4.7,<1.5",
         "absl-py>=2.1",
         "lazy_loader>=0.4",
-        "scipy>=1.11",
         "numpy>=1.26",
         # TensorFlow no longer brings it; tf.summary needs it.
         "tensorboard>=2.20,<2.22",

@@ -125,7 +125,7 @@ def classifier_of(
     kind: type[RobustClassifier] = RobustClassifier,
     attack_steps: int | None = None,
 ) -> RobustClassifier:
-    """A classifier, ready to train as `loop.train` makes it, at the published settings."""
+    """A classifier, ready to train as `trainer.train` makes it, at the published settings."""
     chosen = _settings(network, precision, method)
     objective = Objective(
         epsilon=chosen.epsilon,

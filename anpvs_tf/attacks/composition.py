@@ -62,7 +62,7 @@ def restarts(attack: Attack, count: int) -> Attack:
     """Attacks `count` times with different seeds; later times only what is not yet broken.
 
     An example that the model gets wrong unperturbed is returned as it is.
-    Restart i has the seed `noise.fold(seed, i)`. Raises ValueError if count < 1.
+    Restart i has the seed `randomness.fold(seed, i)`. Raises ValueError if count < 1.
     """
     if count < 1:
         raise ValueError(f"the number of restarts must be at least 1; received {count}")

@@ -39,7 +39,7 @@ def pgd(
         norm: "linf" or "l2".
         random_start: start at a uniform draw from the ball instead of its centre.
         start: images to start from instead, moved into the ball.
-        loss: what to maximise, a name in `objectives.LOSSES`. The gradients of "kl",
+        loss: what to maximise, a name in `losses.LOSSES`. The gradients of "kl",
             and of "latent" but for the cross-entropy's, vanish at the clean image, so
             start elsewhere.
         targets: int [batch], for "dlr_targeted".

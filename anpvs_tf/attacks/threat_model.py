@@ -52,7 +52,7 @@ def restrict(images: tf.Tensor, candidates: tf.Tensor, epsilon: float, norm: str
 def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     """Perturbations drawn uniformly from the ball of radius epsilon, float32.
 
-    In a `noise.scope`, an example's draw is that of its place in the global batch.
+    In a `randomness.scope`, an example's draw is that of its place in the global batch.
     """
     return randomness.per_example(
         lambda examples: _uniform_in_ball(

@@ -108,7 +108,7 @@ class AttackRun:
     Args:
         subject: the model.
         split: its examples.
-        stages: as of `autoattack.stages`.
+        stages: as of `registry.stages`.
         epsilon, norm: the ball, asserted on every batch.
         seed: of all random draws.
         batch_size: examples attacked at a time.

@@ -29,7 +29,7 @@ class RobustClassifier(keras.Model):
     Args:
         network: a functional model: images [batch, H, W, C] in [0, 1] -> a dict of
             "logits" [batch, classes] and any number of latent feature tensors.
-        method: a row of `methods.METHODS`.
+        method: a row of `registry.METHODS`.
         objective: its hyperparameters.
         seed: of all randomness of training: the attack's start, masks, dropout.
         shares: {output's name: share of its features that `network` still has}, if

@@ -35,7 +35,7 @@ class BayesianLayer:
     """What the layers here add to their Keras parents.
 
     In training every example has weights of its own, a draw from the posterior that
-    all its copies in a `noise.scope` share: the clean and the adversarial image go
+    all its copies in a `randomness.scope` share: the clean and the adversarial image go
     through the same network, and only the attack tells their features apart. Kernels and
     biases are drawn by flipout (Wen et al. 2018): the batch shares one perturbation, whose
     signs each example flips for its own input and output features. That costs a second
@@ -46,7 +46,7 @@ class BayesianLayer:
     Args:
         prior_stddev: of the prior N(0, prior_stddev^2) of every weight, positive.
         initial_rho: initial value of each rho; -3 is a standard deviation of 0.0486.
-        seed: integer for draws outside a `noise.scope`.
+        seed: integer for draws outside a `randomness.scope`.
         The others are the parent's.
 
     Raises:

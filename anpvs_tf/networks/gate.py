@@ -25,7 +25,7 @@ class Gate(keras.layers.Layer):
         prune_threshold: features whose `importance()` is at or below it are pruned.
         kl_weight: factor of the KL term in `add_loss`; beta / (training examples)
             makes a plain Keras `fit` minimise Eq. 5.
-        seed: integer for draws outside a `noise.scope`.
+        seed: integer for draws outside a `randomness.scope`.
         min_active: so many features, those of the largest importance, are never pruned and
             meet no KL divergence; of equal ones those that come first. Not negative; of a
             gate with fewer features it keeps all.

@@ -8,7 +8,7 @@ from anpvs_tf.common import randomness
 
 @keras.saving.register_keras_serializable("anpvs_tf")
 class PairedDropout(keras.layers.Layer):
-    """Dropout whose mask is shared by the copies of an example in a `noise.scope`.
+    """Dropout whose mask is shared by the copies of an example in a `randomness.scope`.
 
     Keras's own dropout draws the clean and the adversarial copy of an example
     different masks, which would count as vulnerability what is only noise.
@@ -17,7 +17,7 @@ class PairedDropout(keras.layers.Layer):
         rate: share of the values that is dropped, in [0, 1).
         noise_shape: of the mask, as of `keras.layers.Dropout`: None in it is the input's size,
             1 shares the mask along that axis. The first axis, of examples, must be None.
-        seed: integer for draws outside a `noise.scope`.
+        seed: integer for draws outside a `randomness.scope`.
 
     Raises:
         ValueError: for a rate out of range.

@@ -1,6 +1,6 @@
 """The frozen network as a Keras model of its own: small, plain, ready to ship.
 
-`freezing.FrozenNetwork` plans the steps of the frozen network. Training runs
+`frozen.FrozenNetwork` plans the steps of the frozen network. Training runs
 them on the live variables; here each step becomes a Keras layer that holds a
 copy of the folded weights.
 """

@@ -52,7 +52,7 @@ class Folding:
         nodes: the network's layers in the order in which they run.
         image: number of the tensor of images.
         channels: of an image.
-        known: what `liveness.analyse` says of every tensor.
+        known: what `live_channels.analyse` says of every tensor.
 
     Attributes:
         steps: in the order in which they run.

@@ -49,7 +49,7 @@ def write(
         out: the directory to write: report.html, tables/, figures/, report.json.
         examples: test images on which the vulnerability of features is measured; 0 leaves out
             all figures that need the networks.
-        data_dir, download: as in `datasets.load_test`.
+        data_dir, download: as in `loading.load_test`.
         command: the command line, shown in the report.
 
     Returns:

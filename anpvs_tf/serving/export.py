@@ -69,7 +69,7 @@ def export(
         export_base: directory of all versions of this model; made if absent.
         version: at least 1; None for one more than the newest there.
         format: one of `FORMATS`.
-        data_dir, download: as in `datasets.load`; the test images check the export.
+        data_dir, download: as in `loading.load`; the test images check the export.
 
     Raises:
         UsageError: something cannot be used; nothing was written.

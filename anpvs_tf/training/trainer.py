@@ -1,6 +1,6 @@
 """The training program: data, warm start, epochs, final evaluation, result.
 
-Reads from top to bottom; every file goes through `runs.RunDirectory`.
+Reads from top to bottom; every file goes through `directory.RunDirectory`.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def train(
     Args:
         settings: what to train.
         run: where; may hold an unfinished run of the same settings.
-        data_dir, download: as in `datasets.load`.
+        data_dir, download: as in `loading.load`.
         command: the command line, kept in config.json.
         overwrite: start anew, deleting the run that is in `run`.
         execution: how; None for the defaults.

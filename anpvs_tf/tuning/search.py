@@ -52,7 +52,7 @@ class TrainingRuns(keras_tuner.HyperModel):
         """Trains a trial, or what is left of it; returns its score.
 
         Raises:
-            UsageError, TrainingError, Interrupted: as `loop.train`.
+            UsageError, TrainingError, Interrupted: as `trainer.train`.
         """
         self.sweep.train(model, run)
         return self.sweep.objective.score(score.validation_figures(run))

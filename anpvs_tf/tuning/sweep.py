@@ -43,7 +43,7 @@ class Definition:
         settings: {setting: text of its flag}.
         recipe: of `defaults.RECIPES`.
         tuner: of `oracles.TUNERS`.
-        objective: as `objectives.parse` takes it.
+        objective: as `score.parse` takes it.
         trials: at most so many; None for as many as the tuner makes.
         search_seed: of the search; that of training is a setting.
     """
@@ -62,7 +62,7 @@ class Sweep:
     Args:
         path: the sweep's directory.
         definition: what is swept.
-        data_dir, download: as in `datasets.load`.
+        data_dir, download: as in `loading.load`.
         execution: how each trial is trained, as fields of `trainer.Execution`.
         command: the command line, kept in each run's config.json.
 
@@ -160,7 +160,7 @@ class Sweep:
         Another process that trains the same is waited for.
 
         Raises:
-            UsageError, TrainingError, Interrupted: as `loop.train`.
+            UsageError, TrainingError, Interrupted: as `trainer.train`.
         """
         chosen = run.settings() if run.config_path.exists() else self._with_base(chosen)
         self._train(chosen, run)

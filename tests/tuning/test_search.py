@@ -22,7 +22,7 @@ BETA = {"beta": "0.5:16:log"}
 
 
 def stand_in(chosen, run, data_dir=None, download=True, command=(), execution=None):
-    """Trains nothing, but owns, refuses and leaves files like `loop.train`."""
+    """Trains nothing, but owns, refuses and leaves files like `trainer.train`."""
     if run.finished:
         return
     run.check(chosen)
