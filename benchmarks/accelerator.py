@@ -40,7 +40,7 @@ from anpvs_tf.programs import train as train_program
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import build, console, directory
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.runs.resolve import validated, with_precision
+from anpvs_tf.runs.resolution import validated, with_precision
 from anpvs_tf.runs.settings import PRECISIONS, Settings
 from anpvs_tf.training import history, overfitting, trainer, warm_start
 from benchmarks import accelerator_run

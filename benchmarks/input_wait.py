@@ -23,7 +23,7 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
-from anpvs_tf.runs import build, resolve, settings
+from anpvs_tf.runs import build, resolution, settings
 from benchmarks import timing
 
 # Steps between those with a batch at hand: so long the pipeline has a rest of one step.
@@ -68,7 +68,7 @@ def main(values: Any) -> None:
 def row(dataset: str, method: str, values: Any) -> tuple[str, ...]:
     wanted = {"dataset": dataset, "method": method, "stream": values.stream}
     wanted |= {"batch_size": values.batch_size, "network": values.network}
-    chosen = resolve.resolve(wanted, data_dir=values.data_dir)
+    chosen = resolution.resolve(wanted, data_dir=values.data_dir)
     data = loading.load(chosen.source, values.data_dir, stream=chosen.stream, check=False)
     step = step_of(chosen, len(data.train))
     of_epoch = len(data.train) // chosen.batch_size

@@ -36,7 +36,7 @@ from anpvs_tf.data import sources
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
-from anpvs_tf.runs import build, resolve, settings
+from anpvs_tf.runs import build, resolution, settings
 from anpvs_tf.training import shrinking
 from benchmarks import timing
 from benchmarks.timing import Variant
@@ -144,7 +144,7 @@ def classifier_of(
 
 def _settings(network: str, precision: str, method: str) -> settings.Settings:
     load = WORKLOADS[network]
-    return resolve.resolve(
+    return resolution.resolve(
         {
             "dataset": load.dataset,
             "network": network,

@@ -21,15 +21,15 @@ from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.programs import evaluate, train
 from anpvs_tf.reporting import report, run_list
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.serving import export
+from anpvs_tf.serving import exporting
 from anpvs_tf.training import trainer
 from anpvs_tf.tuning import search, sweep, table
 
 # A dataset that is not here has these facts, so that nobody looks for it.
 _FOUND = {"image_size": (32, 32), "channels": 3, "augment": True, "classes": 10}
-_choose = resolve.choose
+_choose = resolution.choose
 _parse_args = argparse.ArgumentParser.parse_args
 
 
@@ -76,9 +76,11 @@ def prepare() -> None:
     program.run = _run
     argparse.ArgumentParser.error = _refuse
     argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
-    resolve.choose = _choose_unseen
+    resolution.choose = _choose_unseen
     devices.choose = lambda *_: devices.local()
-    trainer.train = report.write = search.run = table.text = run_list.text = export.export = _accept
+    trainer.train = report.write = search.run = table.text = run_list.text = exporting.export = (
+        _accept
+    )
     train._matched = lambda chosen, values: chosen  # The other run is not there.
     attacked_model.of_run = attacked_model.of_model = _accept
     # What lies on this machine does not matter.

@@ -7,7 +7,7 @@ import numpy as np
 from anpvs_tf.evaluation.evaluator import Attack, Result
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks.gate import gates_of
-from anpvs_tf.runs import build, resolve
+from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import history
 
@@ -17,7 +17,7 @@ def _network(dataset, name, gate):
     """An untrained network; of its gates every second is closed."""
     method = next(m for m, row in METHODS.items() if row.gate == gate)
     wanted = {"dataset": dataset, "network": name, "method": method}
-    network = build.build_network(resolve.resolve(wanted), "float32")
+    network = build.build_network(resolution.resolve(wanted), "float32")
     for layer in gates_of(network):
         closed = np.arange(layer.a_raw.shape[0]) % 2 == 1
         layer.a_raw.assign(np.where(closed, -12.0, 2.0))
@@ -57,7 +57,7 @@ def make(
         chosen: settings.
     """
     chosen = {"dataset": "digits", "epochs": 3, **chosen, "method": method}
-    resolved = resolve.resolve(chosen)
+    resolved = resolution.resolve(chosen)
     run = RunDirectory(path)
     flags = [f"--{name}={value}" for name, value in chosen.items()] if command is None else command
     run.begin(resolved, ["bin/train.py", *flags])

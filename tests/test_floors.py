@@ -54,3 +54,9 @@ def test_a_package_imports_lower_floors_only(package):
 def test_imports_are_found_wherever_they_stand():
     source = "def f():\n  from anpvs_tf import data\n  import anpvs_tf.runs.build as b\n"
     assert imported(source + "from anpvs_tf.attacks.pgd import x") == {"data", "runs", "attacks"}
+
+
+def test_no_module_shares_its_name_with_what_it_defines():
+    for path in ROOT.rglob("*.py"):
+        defined = {getattr(node, "name", None) for node in ast.parse(path.read_text()).body}
+        assert path.stem not in defined, path

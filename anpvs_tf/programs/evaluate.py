@@ -26,7 +26,7 @@ from anpvs_tf.evaluation import attack_choice
 from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.runs.resolve import defaults, parsed_size
+from anpvs_tf.runs.resolution import defaults, parsed_size
 
 BATCH_SIZE = 250
 FEWEST_CHECKED = 50

@@ -15,7 +15,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.serving.names import FORMATS
 
 if TYPE_CHECKING:
-    from anpvs_tf.serving import export
+    from anpvs_tf.serving import exporting
 
 EXPORT = "The export"
 
@@ -55,9 +55,9 @@ def main(values: Any) -> None:
 
     # What follows imports TensorFlow.
     from anpvs_tf.pruning import efficiency
-    from anpvs_tf.serving import export
+    from anpvs_tf.serving import exporting
 
-    done = export.export(
+    done = exporting.export(
         run,
         values.export_base,
         values.version,
@@ -72,7 +72,7 @@ def main(values: Any) -> None:
     print(f"The export is in {done.path}")
 
 
-def table(done: "export.Exported", measured: dict) -> str:
+def table(done: "exporting.Exported", measured: dict) -> str:
     """The lines that end an export."""
     report = done.report
     lines = [f"{report.examples} test images", f"  {'training network':<22}{report.accuracy:.2%}"]

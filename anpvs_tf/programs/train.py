@@ -20,7 +20,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.names import STRATEGIES
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import next_steps, shared_flags
-from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolve, settings
+from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolution, settings
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
 from anpvs_tf.runs.names import COSTS
@@ -118,13 +118,13 @@ def chosen_settings(values: Any) -> settings.Settings:
     run = RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
-        return _matched(resolve.choose(given, values.recipe, values.data_dir), values)
+        return _matched(resolution.choose(given, values.recipe, values.data_dir), values)
     held = run.settings()
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
     given = {name: value for name, value in given.items() if value is not None}
-    resolve.check_used(given.get("method", held.method), given)
-    return resolve.validated(dataclasses.asdict(held) | given)
+    resolution.check_used(given.get("method", held.method), given)
+    return resolution.validated(dataclasses.asdict(held) | given)
 
 
 def _matched(chosen: settings.Settings, values: Any) -> settings.Settings:
@@ -133,7 +133,7 @@ def _matched(chosen: settings.Settings, values: Any) -> settings.Settings:
         return chosen
     other = RunDirectory(values.match_cost_of)
     other.check_finished()
-    from anpvs_tf.runs import matching  # It builds networks: TensorFlow is imported.
+    from anpvs_tf.runs import matching
 
     found = matching.matched(chosen, other, values.match)
     print(
@@ -167,7 +167,7 @@ def main(values: Any) -> None:
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    chosen = resolve.with_precision(chosen)
+    chosen = resolution.with_precision(chosen)
     finished = run.finished and not values.overwrite
     with interruption.deferred():
         found = trainer.train(

@@ -103,7 +103,7 @@ def main(values: Any) -> None:
             sys.argv,
         )
         if not values.show:
-            from anpvs_tf.tuning import search  # It imports TensorFlow.
+            from anpvs_tf.tuning import search
 
             search.run(sweep)
     if own.name != "worker":

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from anpvs_tf.reporting import measurements, published
-from anpvs_tf.reporting.groups import Group, runs_of
+from anpvs_tf.reporting.grouping import Group, runs_of
 from anpvs_tf.reporting.measurements import Lookup
 
 

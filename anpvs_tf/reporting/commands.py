@@ -5,7 +5,7 @@ import pathlib
 import shlex
 from typing import Any
 
-from anpvs_tf.reporting.groups import Run
+from anpvs_tf.reporting.grouping import Run
 from anpvs_tf.runs import records
 
 # What an attack depends on, as records hold it: bin/evaluate.py's flag, its default.

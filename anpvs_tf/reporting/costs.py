@@ -4,7 +4,7 @@ import statistics
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements
-from anpvs_tf.reporting.groups import Group, Run
+from anpvs_tf.reporting.grouping import Group, Run
 
 KINDS = {"flops": "FLOPs", "parameters": "parameters"}
 # A dense network costs the same as a pruned one if it costs at most so much more or less.

@@ -9,7 +9,7 @@ from typing import Any
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands
-from anpvs_tf.reporting.groups import Run
+from anpvs_tf.reporting.grouping import Run
 from anpvs_tf.runs import records
 
 

@@ -6,7 +6,7 @@ from html import escape
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import formats, provenance, tables
-from anpvs_tf.reporting.groups import Group, Skipped, runs_of
+from anpvs_tf.reporting.grouping import Group, Skipped, runs_of
 from anpvs_tf.reporting.provenance import items, scrolling, sortable_head
 from anpvs_tf.reporting.style import Picture
 from anpvs_tf.reporting.tables import Row, Table

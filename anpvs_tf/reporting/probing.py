@@ -13,7 +13,7 @@ from anpvs_tf.common import randomness
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.methods import losses
-from anpvs_tf.reporting.groups import Group, Run
+from anpvs_tf.reporting.grouping import Group, Run
 
 PICTURED = 6
 SURFACE_IMAGES = 10

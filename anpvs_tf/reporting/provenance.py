@@ -5,7 +5,7 @@ from html import escape
 
 from anpvs_tf.attacks import radius
 from anpvs_tf.reporting import commands
-from anpvs_tf.reporting.groups import Group, Run, Skipped, runs_of, shown, varying
+from anpvs_tf.reporting.grouping import Group, Run, Skipped, runs_of, shown, varying
 
 
 def sortable_head(text: str, about: str = "", first: str = "ascending") -> str:

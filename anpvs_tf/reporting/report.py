@@ -15,6 +15,7 @@ from anpvs_tf.data import loading
 from anpvs_tf.reporting import (
     commands,
     formats,
+    grouping,
     network_figures,
     page,
     probing,
@@ -23,8 +24,7 @@ from anpvs_tf.reporting import (
     tables,
     training_figures,
 )
-from anpvs_tf.reporting import groups as reporting_groups
-from anpvs_tf.reporting.groups import Group, collect, most_robust
+from anpvs_tf.reporting.grouping import Group, collect, most_robust
 
 # What marks a directory as a report, and says which of its files are the report's own.
 MANIFEST = "report.json"
@@ -61,7 +61,7 @@ def write(
     out = pathlib.Path(os.path.abspath(out))
     check_free(out)
     runs, skipped = collect(paths)
-    groups = reporting_groups.groups(runs)
+    groups = grouping.groups(runs)
     print(f"{len(runs)} runs of {runs[0].settings.dataset}, {len(groups)} settings")
     for one in skipped:
         print(f"left out: {one.path}: {one.reason}")

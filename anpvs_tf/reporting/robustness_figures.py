@@ -3,7 +3,7 @@
 from matplotlib.lines import Line2D
 
 from anpvs_tf.reporting import measurements
-from anpvs_tf.reporting.groups import Group, runs_of
+from anpvs_tf.reporting.grouping import Group, runs_of
 from anpvs_tf.reporting.measurements import Attack, Lookup
 from anpvs_tf.reporting.style import (
     Picture,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.reporting import measurements
-from anpvs_tf.reporting.groups import Run, read, run_paths
+from anpvs_tf.reporting.grouping import Run, read, run_paths
 from anpvs_tf.runs.directory import RunDirectory
 
 _HEADS = [

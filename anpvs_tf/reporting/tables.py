@@ -8,7 +8,7 @@ from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import costs, measurements, published
 from anpvs_tf.reporting.columns import SHARE, Column, comparison_columns
-from anpvs_tf.reporting.groups import Group, Run, runs_of
+from anpvs_tf.reporting.grouping import Group, Run, runs_of
 from anpvs_tf.reporting.measurements import Attack, Measurement
 
 # Table 3 takes the method apart.

@@ -8,7 +8,7 @@ from matplotlib import colormaps, colors, ticker
 from matplotlib.lines import Line2D
 
 from anpvs_tf.reporting import commands, costs, measurements, published
-from anpvs_tf.reporting.groups import Group, Run, most_robust, runs_of
+from anpvs_tf.reporting.grouping import Group, Run, most_robust, runs_of
 from anpvs_tf.reporting.style import (
     DASHES,
     Picture,

@@ -31,7 +31,7 @@ from anpvs_tf.common.errors import InUse, UsageError, one_line
 from anpvs_tf.common.files import write_atomically, writing
 from anpvs_tf.data.sources import file_name
 from anpvs_tf.runs import checksums
-from anpvs_tf.runs.resolve import defaults, validated
+from anpvs_tf.runs.resolution import defaults, validated
 from anpvs_tf.runs.settings import Settings, source_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.defaults import BY_DATASET
-from anpvs_tf.runs.resolve import defaults
+from anpvs_tf.runs.resolution import defaults
 from anpvs_tf.runs.settings import CHOSEN, FIELDS, kind_of, used
 
 THREAT_MODEL = "--norm and --epsilon by name, like linf-8/255"

@@ -25,7 +25,7 @@ def text(
     Args:
         run: the finished run.
         frozen: the exported network.
-        format, version: as in `serving.export`.
+        format, version: as in `exporting.export`.
         report: the check of the export against the training network.
     """
     settings, results = run.settings(), run.results()

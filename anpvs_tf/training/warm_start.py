@@ -8,7 +8,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs import directory
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.runs.resolve import resolve
+from anpvs_tf.runs.resolution import resolve
 from anpvs_tf.runs.settings import Settings, decisive
 
 # The layer that may differ between a base and the network that starts from it.

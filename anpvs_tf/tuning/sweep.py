@@ -22,7 +22,7 @@ from typing import Any
 from anpvs_tf.common import files, interruption
 from anpvs_tf.common.errors import Interrupted, InUse, UsageError, one_line
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.tuning import score, space
@@ -147,12 +147,14 @@ class Sweep:
             UsageError: settings that do not go together.
         """
         # Precision goes by the processor, so workers need processors of one kind.
-        whole = resolve.resolve(self.space.values(sampled), self.definition.recipe, self.data_dir)
+        whole = resolution.resolve(
+            self.space.values(sampled), self.definition.recipe, self.data_dir
+        )
         epochs = sampled.get("tuner/epochs", whole.epochs)
         return shortened(whole, epochs)
 
     def _chosen(self, values: dict[str, Any]) -> Settings:
-        return resolve.choose(values, self.definition.recipe, self.data_dir)
+        return resolution.choose(values, self.definition.recipe, self.data_dir)
 
     def train(self, chosen: Settings, run: RunDirectory) -> None:
         """Trains a trial and what it starts from, or continues, or finds it done.
@@ -255,7 +257,7 @@ def shortened(whole: Settings, epochs: int) -> Settings:
     parts = {name: round(getattr(whole, name) * share) for name in _EPOCHS}
     if METHODS[whole.method].weight_pruning:
         parts["admm_epochs"] = max(parts["admm_epochs"], 1)
-    return resolve.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
+    return resolution.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
 
 
 def read_state(path: pathlib.Path) -> dict[str, Any]:

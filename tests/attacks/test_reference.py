@@ -13,7 +13,7 @@ from anpvs_tf.attacks import registry
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.pruning.frozen import FrozenNetwork
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 from benchmarks import agreement, reference
@@ -28,7 +28,7 @@ def peers(tmp_path_factory):
     """A LeNet after three epochs of adversarial training, about half robust, and its copy."""
     chosen = {"dataset": "digits", "method": "at", "epochs": 3, "epsilon_warmup_epochs": 1}
     run = RunDirectory(tmp_path_factory.mktemp("reference") / "at")
-    trainer.train(resolve.resolve(chosen | {"eval_examples": 20, "eval_attack_steps": 1}), run)
+    trainer.train(resolution.resolve(chosen | {"eval_examples": 20, "eval_attack_steps": 1}), run)
     subject = attacked_model.of_run(run)
     torch.set_num_threads(1)
     split = loading.load("digits").test.take(EXAMPLES)

@@ -7,7 +7,7 @@ from image_files import noise_image, touch, write
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import folders, loading, sources, splits
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 
 
 def names_of(folder, role):
@@ -143,15 +143,15 @@ def test_grey_or_colour_is_found_in_the_files_and_decides_the_defaults(tmp_path)
     for i in range(8):
         write(tmp_path / "grey" / "ab"[i % 2] / f"{i}.png", noise_image(9, 9, 2))
         write(tmp_path / "mixed" / "ab"[i % 2] / f"{i}.png", noise_image(9, 9, 3 if i == 3 else 1))
-    grey = resolve.resolve({"dataset": f"folder:{tmp_path}/grey"})
-    mnist, cifar = (resolve.resolve({"dataset": name}) for name in ("mnist", "cifar10"))
+    grey = resolution.resolve({"dataset": f"folder:{tmp_path}/grey"})
+    mnist, cifar = (resolution.resolve({"dataset": name}) for name in ("mnist", "cifar10"))
     assert (grey.image_size, grey.channels, grey.classes) == ((28, 28), 1, 2)
     assert (grey.network, grey.epsilon, grey.augment) == ("lenet5", mnist.epsilon, False)
-    mixed = resolve.resolve({"dataset": f"folder:{tmp_path}/mixed"})
+    mixed = resolution.resolve({"dataset": f"folder:{tmp_path}/mixed"})
     assert (mixed.image_size, mixed.channels, mixed.class_names) == ((32, 32), 3, ("a", "b"))
     assert (mixed.network, mixed.epsilon, mixed.augment) == ("vgg16", cifar.epsilon, True)
     chosen = {"dataset": f"folder:{tmp_path}/mixed", "image_size": ["24"], "augment": False}
-    chosen = resolve.resolve(chosen)
+    chosen = resolution.resolve(chosen)
     assert (chosen.image_size, chosen.network, chosen.augment) == ((24, 24), "lenet5", False)
     for bad, message in (
         ({"channels": 2}, r"--channels must be 1 \(grey\) or 3"),
@@ -159,7 +159,7 @@ def test_grey_or_colour_is_found_in_the_files_and_decides_the_defaults(tmp_path)
         ({"image_size": ["1", "2", "3"]}, r"--image_size must be height,width or one number"),
     ):
         with pytest.raises(UsageError, match=message):
-            resolve.resolve({"dataset": f"folder:{tmp_path}/mixed"} | bad)
+            resolution.resolve({"dataset": f"folder:{tmp_path}/mixed"} | bad)
 
 
 # ---- Images that cannot be read ----

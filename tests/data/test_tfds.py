@@ -11,7 +11,7 @@ from etils import epath
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines, sources
 from anpvs_tf.data.tfds import Records
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 
 SIZES = {"train": 37, "validation": 5, "test": 11}
 
@@ -85,7 +85,9 @@ def test_a_description_needs_no_data(tmp_path):
     assert source.image_shape == (32, 32, 3)
     assert source.class_names == ("ash", "birch", "cedar", "date")
     assert source.version == "numbered_greys/all/1.2.3"
-    chosen = resolve.resolve({"dataset": "tfds:numbered_greys", "channels": 1}, "published", None)
+    chosen = resolution.resolve(
+        {"dataset": "tfds:numbered_greys", "channels": 1}, "published", None
+    )
     assert (chosen.image_size, chosen.classes, chosen.network) == ((28, 28), 4, "lenet5")
     with pytest.raises(UsageError, match=r"numbered_greys is not in .*; pass --data_dir"):
         loading.load("tfds:numbered_greys", str(tmp_path), download=False)

@@ -34,7 +34,7 @@ SHORT = WHOLE | {
     "bin/tune.py": [*_TRAINING, "--trials=1", "--base_run=runs/digits-lenet5-standard-seed0"],
 }
 NOT_IN_SHORT = "method=at|-at-|epsilon|adversarial_examples|histograms|surfaces"
-# What is not run: it installs, starts a server, or asks it (tests/serving/test_export.py does).
+# What is not run: it installs, starts a server, or asks it (tests/serving/test_exporting.py does).
 NOT_RUN = ("python3 -m venv", "tensorboard", "docker", "curl")
 # What the tutorial makes lies below these, or is the picture.
 MADE = r"`((?:runs|report|exports|sweeps|sweep-report)/[^`\s]+|seven\.png)`"
@@ -45,7 +45,7 @@ def in_process():
     """Calls a function in a process of its own that need not import TensorFlow."""
     context = multiprocessing.get_context("forkserver")
     # Not modules of the tests: the server does not find them.
-    used = ("evaluation.assessment", "reporting.report", "serving.export", "tuning.search")
+    used = ("evaluation.assessment", "reporting.report", "serving.exporting", "tuning.search")
     context.set_forkserver_preload([f"anpvs_tf.{name}" for name in used])
 
     def call(function, *arguments):

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 
 from anpvs_tf.common.errors import TrainingError, UsageError
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 from tests.faults.kill import differences
@@ -49,7 +49,7 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 
 def make(directory: pathlib.Path) -> tuple[RunDirectory, RunDirectory]:
     """A run that was stopped after its second epoch, and the same run finished."""
-    chosen = resolve.resolve(TINY)
+    chosen = resolution.resolve(TINY)
     finished, stopped = (RunDirectory(directory / name / "run") for name in ("finished", "stopped"))
     trainer.train(chosen, finished)
     end_epoch = trainer.Position.end_epoch

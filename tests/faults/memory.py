@@ -14,7 +14,7 @@ import tempfile
 
 from anpvs_tf.common.devices import Devices
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 
@@ -53,7 +53,7 @@ def main() -> None:
     flags = {"method": given.method, "epochs": given.epochs}
     if METHODS[given.method].base is not None:
         flags["base_epochs"] = 1
-    chosen = resolve.resolve(flags)
+    chosen = resolution.resolve(flags)
     with tempfile.TemporaryDirectory() as directory:
         trainer.train(chosen, RunDirectory(pathlib.Path(directory) / "run"))
     (first, handles, before), (last, handles_after, after) = seen[5], seen[given.epochs]

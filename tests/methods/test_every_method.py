@@ -12,7 +12,7 @@ from anpvs_tf.common.errors import Interrupted
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.pruning import compact
 from anpvs_tf.pruning.frozen import FrozenNetwork
-from anpvs_tf.runs import build, directory, resolve, settings
+from anpvs_tf.runs import build, directory, resolution, settings
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 
@@ -40,7 +40,7 @@ INTERRUPTED = ("at_bnn", "admm", "pat", "anpvs_vib")
 
 def short(method, **changes):
     given = {n: v for n, v in SHORT.items() if settings.used(METHODS[method], n)}
-    return resolve.resolve(given | {"method": method} | changes)
+    return resolution.resolve(given | {"method": method} | changes)
 
 
 @pytest.fixture(scope="module")

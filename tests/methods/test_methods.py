@@ -17,7 +17,7 @@ from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import architectures, bayesian
-from anpvs_tf.runs import build, defaults, flag_help, resolve
+from anpvs_tf.runs import build, defaults, flag_help, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import best_weights, trainer, warm_start
 
@@ -256,7 +256,7 @@ def test_the_best_epoch_is_kept_and_warm_ups_do_not_count():
 
 def test_the_first_epoch_that_counts():
     def first(**changes):
-        return build.first_selectable_epoch(resolve.resolve({"dataset": "digits"} | changes))
+        return build.first_selectable_epoch(resolution.resolve({"dataset": "digits"} | changes))
 
     assert first(method="standard") == 1
     assert first(method="at", epsilon_warmup_epochs=3) == 4
@@ -277,11 +277,11 @@ def test_a_flag_that_the_method_does_not_use_is_refused_and_says_who_does():
         ("at", "base_epochs", 1, "bp, pretrained_at"),
     ):
         with pytest.raises(UsageError) as error:
-            resolve.resolve({"method": method, name: value})
+            resolution.resolve({"method": method, name: value})
         assert f"--{name} is not used by --method={method}; methods" in str(error.value)
         assert users in str(error.value)
     # PAT does not learn gates, but its base run does.
-    assert resolve.resolve({"method": "pat", "beta": 2.0}).beta == 2.0
+    assert resolution.resolve({"method": "pat", "beta": 2.0}).beta == 2.0
 
 
 def test_every_method_resolves_on_every_dataset_and_is_in_the_help():
@@ -289,37 +289,37 @@ def test_every_method_resolves_on_every_dataset_and_is_in_the_help():
     for name, method in METHODS.items():
         assert f"{name}: {method.summary} ({method.source})" in text
         for dataset in defaults.BY_DATASET:
-            assert resolve.resolve({"dataset": dataset, "method": name}).method == name
+            assert resolution.resolve({"dataset": dataset, "method": name}).method == name
 
 
 def test_a_target_takes_the_place_of_beta():
     wanted = {"dataset": "digits", "method": "anpvs", "target_sparsity": 0.5}
     with pytest.raises(UsageError, match="--target_sparsity steers beta"):
-        resolve.resolve(wanted | {"beta": 1.0})
+        resolution.resolve(wanted | {"beta": 1.0})
     fast = {"dataset": "cifar10", "method": "anpvs"}
-    assert resolve.resolve(fast, "fast").target_sparsity == 0.5
-    assert resolve.resolve(fast | {"beta": 1.0}, "fast").target_sparsity is None
-    base = warm_start.base_settings(resolve.resolve(wanted | {"method": "pat"}))
+    assert resolution.resolve(fast, "fast").target_sparsity == 0.5
+    assert resolution.resolve(fast | {"beta": 1.0}, "fast").target_sparsity is None
+    base = warm_start.base_settings(resolution.resolve(wanted | {"method": "pat"}))
     assert base.target_sparsity == 0.5 and base.method == "bp"
-    steps = build.objective_of(resolve.resolve(wanted | {"epochs": 20}), 100, 10).target_steps
+    steps = build.objective_of(resolution.resolve(wanted | {"epochs": 20}), 100, 10).target_steps
     assert steps == (40, 100, 150)
-    assert build.first_selectable_epoch(resolve.resolve(wanted | {"epochs": 20})) == 16
+    assert build.first_selectable_epoch(resolution.resolve(wanted | {"epochs": 20})) == 16
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(0.0, 0), (0.25, 13), (3.0, 3), (1000.0, 50)])
 def test_a_floor_of_active_features(asked, kept):
-    chosen = resolve.resolve({"dataset": "digits", "method": "anpvs", "min_active": asked})
+    chosen = resolution.resolve({"dataset": "digits", "method": "anpvs", "min_active": asked})
     network = build.build_network(chosen, "float32")
     assert network.get_layer("conv2_gate").min_active == kept
     with pytest.raises(UsageError, match="whole number of features"):
-        resolve.resolve({"dataset": "digits", "method": "anpvs", "min_active": 1.5})
+        resolution.resolve({"dataset": "digits", "method": "anpvs", "min_active": 1.5})
 
 
 def test_other_norms_have_their_own_threat_model():
-    chosen = resolve.resolve({"dataset": "mnist", "method": "at", "norm": "l2"})
+    chosen = resolution.resolve({"dataset": "mnist", "method": "at", "norm": "l2"})
     assert (chosen.epsilon, chosen.attack_steps) == (2.0, 20)
     assert chosen.step_size == pytest.approx(0.25)
-    given = resolve.resolve({"method": "at", "norm": "l2", "epsilon": 1.5, "step_size": 0.2})
+    given = resolution.resolve({"method": "at", "norm": "l2", "epsilon": 1.5, "step_size": 0.2})
     assert (given.epsilon, given.step_size) == (1.5, 0.2)
     classifier = classifier_of("at", dataclasses.replace(OBJECTIVE, norm="l2", epsilon=0.7))
     crafted = classifier.craft(IMAGES, LABELS, randomness.seed_of(1))
@@ -331,29 +331,29 @@ def test_other_norms_have_their_own_threat_model():
 @pytest.mark.parametrize("text", ["conv1", "conv1=", "=2", "conv1=x", "conv1=-1", "conv1=inf"])
 def test_betas_by_layer_that_cannot_be_read(text):
     with pytest.raises(UsageError, match="--layer_beta must be layer=factor"):
-        resolve.resolve({"method": "anp", "layer_beta": [text]})
+        resolution.resolve({"method": "anp", "layer_beta": [text]})
 
 
 def test_a_beta_of_a_layer_that_is_not_there_is_refused_before_a_base_is_trained(tmp_path):
     with pytest.raises(UsageError, match="'conv1' twice"):
-        resolve.resolve({"method": "anp", "layer_beta": ["conv1=1", "conv1=2"]})
-    chosen = resolve.resolve({"method": "anp", "layer_beta": ["conv9=1"]})
+        resolution.resolve({"method": "anp", "layer_beta": ["conv1=1", "conv1=2"]})
+    chosen = resolution.resolve({"method": "anp", "layer_beta": ["conv9=1"]})
     with pytest.raises(UsageError, match=r"'conv9'; .*conv1, conv2"):
         trainer.train(chosen, RunDirectory(tmp_path / "runs/run"))
     assert not list(tmp_path.glob("runs/*"))
 
 
 def test_bases_of_bases(tmp_path):
-    pat = resolve.resolve({"method": "pat", "epochs": 5, "base_epochs": 2, "beta": 3.0})
+    pat = resolution.resolve({"method": "pat", "epochs": 5, "base_epochs": 2, "beta": 3.0})
     bp = warm_start.base_settings(pat)
     assert (bp.method, bp.epochs, bp.base_epochs, bp.beta) == ("bp", 5, 2, 3.0)
-    assert bp == resolve.resolve({"method": "bp", "epochs": 5, "base_epochs": 2, "beta": 3.0})
+    assert bp == resolution.resolve({"method": "bp", "epochs": 5, "base_epochs": 2, "beta": 3.0})
     standard = warm_start.base_settings(bp)
     assert (standard.method, standard.epochs) == ("standard", 2)
     # A base without the gates that PAT freezes.
     run = RunDirectory(tmp_path / "at")
-    run.begin(resolve.resolve({"method": "at"}), [])
-    chosen = resolve.resolve({"method": "pat", "base_run": str(run.path)})
+    run.begin(resolution.resolve({"method": "at"}), [])
+    chosen = resolution.resolve({"method": "pat", "base_run": str(run.path)})
     with pytest.raises(UsageError, match="gate kind None, this run needs beta_bernoulli"):
         warm_start.base_run(chosen, RunDirectory(tmp_path / "run"))
 
@@ -362,11 +362,11 @@ def test_a_base_of_no_epochs_is_none(tmp_path):
     run = RunDirectory(tmp_path / "run")
     chosen = {"dataset": "digits", "base_epochs": 0}
     for method in ("anpvs", "bp", "trades_anpvs"):
-        assert warm_start.base_run(resolve.resolve(chosen | {"method": method}), run) is None
-    bp = warm_start.base_run(resolve.resolve(chosen | {"method": "pat"}), run)
+        assert warm_start.base_run(resolution.resolve(chosen | {"method": method}), run) is None
+    bp = warm_start.base_run(resolution.resolve(chosen | {"method": "pat"}), run)
     assert bp.path.name == "digits-lenet5-bp-seed0"
     with pytest.raises(UsageError, match=r"pretrained_at begins with a trained network"):
-        warm_start.base_run(resolve.resolve(chosen | {"method": "pretrained_at"}), run)
+        warm_start.base_run(resolution.resolve(chosen | {"method": "pretrained_at"}), run)
 
 
 def test_the_head_is_new_where_the_classes_differ():

@@ -8,7 +8,7 @@ import pytest
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.runs.resolve import resolve
+from anpvs_tf.runs.resolution import resolve
 from anpvs_tf.training import trainer
 
 pytest.importorskip("jax")

@@ -10,7 +10,7 @@ import pytest
 from calling import call
 
 from anpvs_tf.pruning import compact
-from anpvs_tf.runs import console, resolve
+from anpvs_tf.runs import console, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.serving import model_card, signatures, verification
 from anpvs_tf.training import trainer
@@ -21,7 +21,7 @@ program = functools.partial(call, "evaluate")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A short run with gates, and the standard run that it started from."""
-    chosen = resolve.resolve(
+    chosen = resolution.resolve(
         {
             "dataset": "digits",
             "epochs": 1,

@@ -3,7 +3,7 @@
 import pytest
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.runs import build, matching, resolve
+from anpvs_tf.runs import build, matching, resolution
 from anpvs_tf.runs.directory import RunDirectory
 
 DENSE = {"dataset": "digits", "method": "at"}
@@ -17,21 +17,21 @@ def costing(monkeypatch, **costs):
 def test_parameters_by_hand(monkeypatch):
     # Of width 1/2: 5x5x1x10 + 10, 5x5x10x25 + 25, 400x250 + 250, 250x10 + 10.
     costing(monkeypatch, parameters=109_295)
-    found = matching.matched(resolve.resolve(DENSE), RunDirectory("a"), "parameters")
+    found = matching.matched(resolution.resolve(DENSE), RunDirectory("a"), "parameters")
     assert found == matching.Matched(0.5, 109_295, 109_295)
-    network = build.build_network(resolve.resolve(DENSE | {"width": found.width}), "float32")
+    network = build.build_network(resolution.resolve(DENSE | {"width": found.width}), "float32")
     assert network.count_params() == found.cost
 
 
 def test_flops_between_two_widths(monkeypatch):
     costing(monkeypatch, flops=1_000_000)
-    found = matching.matched(resolve.resolve(DENSE), RunDirectory("a"))
+    found = matching.matched(resolution.resolve(DENSE), RunDirectory("a"))
     assert abs(found.cost - 1_000_000) <= 100_000 and 0.3 < found.width < 0.5
 
 
 def test_what_cannot_be_matched_is_refused(monkeypatch):
     costing(monkeypatch, flops=100_000_000)
     with pytest.raises(UsageError, match=r"no width up to 1 .* --width=1 is nearest"):
-        matching.matched(resolve.resolve(DENSE), RunDirectory("a"))
+        matching.matched(resolution.resolve(DENSE), RunDirectory("a"))
     with pytest.raises(UsageError, match="without gates"):
-        matching.matched(resolve.resolve({"dataset": "digits"}), RunDirectory("a"))
+        matching.matched(resolution.resolve({"dataset": "digits"}), RunDirectory("a"))

@@ -9,7 +9,7 @@ from image_files import noise_image, write
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, sources
 from anpvs_tf.evaluation import attacked_model
-from anpvs_tf.runs import directory, resolve
+from anpvs_tf.runs import directory, resolution
 from anpvs_tf.training import trainer, warm_start
 
 WANTED = {"method": "standard", "image_size": [16], "stream": True}
@@ -23,7 +23,7 @@ def chosen(tmp_path):
             tmp_path / "shapes" / ("test" if i % 5 == 0 else "train") / ("round", "square")[i % 2]
         )
         write(place / f"{i}.png", noise_image(16, 16, 1) // 2 + 127 * (i % 2))
-    return resolve.resolve({"dataset": f"folder:{tmp_path}/shapes"} | WANTED)
+    return resolution.resolve({"dataset": f"folder:{tmp_path}/shapes"} | WANTED)
 
 
 def test_a_finished_run_needs_no_data_to_be_loaded(chosen, tmp_path):
@@ -35,7 +35,7 @@ def test_a_finished_run_needs_no_data_to_be_loaded(chosen, tmp_path):
     subject = attacked_model.of_run(run)
     assert (subject.classes, subject.source.class_names) == (2, ("round", "square"))
     assert subject.network.output["logits"].shape == (None, 2)
-    assert resolve.defaults(subject.source)["epsilon"] == chosen.epsilon
+    assert resolution.defaults(subject.source)["epsilon"] == chosen.epsilon
     with pytest.raises(UsageError, match=r"shapes cannot be read: No such file"):
         loading.load_test(subject.source, stream=True)
 
@@ -45,7 +45,7 @@ def test_a_run_does_not_go_on_with_other_data(chosen, tmp_path):
     run.begin(chosen, [])
     write(tmp_path / "shapes" / "train" / "round" / "more.png", noise_image(16, 16, 1))
     with pytest.raises(UsageError, match=r"holds a run of other settings: data_version="):
-        run.check(resolve.resolve({"dataset": chosen.dataset} | WANTED))
+        run.check(resolution.resolve({"dataset": chosen.dataset} | WANTED))
     # Not even if it takes its settings from the run itself.
     with pytest.raises(UsageError, match=r"has other files now"):
         loading.load(run.settings().source)
@@ -66,7 +66,7 @@ def test_run_directories_are_named_after_the_data(chosen):
 
 def test_a_run_of_an_older_version_has_its_data_by_name(tmp_path):
     run = directory.RunDirectory(tmp_path / "run")
-    new = resolve.resolve({"dataset": "cifar10", "method": "standard"})
+    new = resolution.resolve({"dataset": "cifar10", "method": "standard"})
     run.begin(new, [])
     config = json.loads(run.config_path.read_text())
     for name in (
@@ -82,5 +82,5 @@ def test_a_run_of_an_older_version_has_its_data_by_name(tmp_path):
 
 def test_the_shape_of_a_named_dataset_is_not_to_be_chosen():
     with pytest.raises(UsageError, match=r"images of mnist are 28 x 28 x 1; --image_size and"):
-        resolve.resolve({"dataset": "mnist", "image_size": ["32"]})
-    assert resolve.resolve({"dataset": "mnist", "image_size": ["28"]}).image_size == (28, 28)
+        resolution.resolve({"dataset": "mnist", "image_size": ["32"]})
+    assert resolution.resolve({"dataset": "mnist", "image_size": ["28"]}).image_size == (28, 28)

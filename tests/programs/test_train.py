@@ -9,7 +9,7 @@ import pytest
 from documents import ROOT
 
 from anpvs_tf.common.errors import TrainingError, UsageError
-from anpvs_tf.runs import defaults, directory, resolve
+from anpvs_tf.runs import defaults, directory, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 
@@ -37,7 +37,7 @@ def program(*arguments, cwd):
 
 
 def resolved(**changes):
-    return resolve.resolve(TINY | changes)
+    return resolution.resolve(TINY | changes)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path, change, message):
 
 
 def test_a_directory_without_the_dataset_leaves_nothing_behind(tmp_path):
-    chosen = resolve.resolve({"dataset": "mnist", "method": "standard"})
+    chosen = resolution.resolve({"dataset": "mnist", "method": "standard"})
     with pytest.raises(UsageError, match="mnist is not in"):
         trainer.train(chosen, RunDirectory(tmp_path / "run"), str(tmp_path), download=False)
     assert not list(tmp_path.iterdir())
@@ -235,7 +235,7 @@ def test_overwrite_deletes_the_run_and_only_the_run_and_only_when_all_is_well(fi
 
 def test_bases_that_cannot_be_used(finished, tmp_path):
     run, _ = finished
-    other = resolve.resolve(
+    other = resolution.resolve(
         {"dataset": "cifar10", "method": "anp", "network": "vgg16", "base_run": str(run.path)}
     )
     with pytest.raises(UsageError, match="has network lenet5, this run needs vgg16"):
@@ -321,7 +321,7 @@ def test_collapsed_gates_stop_the_run(finished, tmp_path, average, gate_learning
 
 
 def test_published_defaults():
-    by_dataset = {n: resolve.resolve({"dataset": n}) for n in defaults.BY_DATASET}
+    by_dataset = {n: resolution.resolve({"dataset": n}) for n in defaults.BY_DATASET}
     mnist, cifar = by_dataset["mnist"], by_dataset["cifar100"]
     assert (mnist.epsilon, mnist.step_size, mnist.attack_steps) == (0.3, 0.01, 20)
     assert (mnist.beta, mnist.lambda_vs, mnist.epochs, mnist.batch_size) == (4.0, 1e-3, 200, 64)

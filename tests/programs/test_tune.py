@@ -11,7 +11,7 @@ import pytest
 from documents import ROOT
 
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.reporting import groups
+from anpvs_tf.reporting import grouping
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 from anpvs_tf.tuning import search, sweep, table
@@ -52,7 +52,7 @@ def program(*arguments, **flags):
 
 def test_trials_are_runs(trained):
     path, output = trained
-    found, skipped = groups.collect([str(path)])
+    found, skipped = grouping.collect([str(path)])
     by_name = {pathlib.Path(run.path).name: run for run in found}
     assert not skipped
     assert {name for name in by_name if name.startswith("trial")} == {"trial-0000"}

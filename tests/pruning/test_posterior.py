@@ -15,7 +15,7 @@ from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.architectures import lenet5
 from anpvs_tf.pruning import compact
 from anpvs_tf.pruning.frozen import FrozenNetwork, sampled_logits
-from anpvs_tf.runs import directory, resolve
+from anpvs_tf.runs import directory, resolution
 from anpvs_tf.serving import model_card, verification
 
 SEED = randomness.seed_of(5)
@@ -105,7 +105,7 @@ def test_the_ensemble_and_its_gradient_are_means_over_the_drawn_networks(network
 def finished_run(path, network, method):
     """A run directory as training leaves it, but for its metrics."""
     run = directory.RunDirectory(path)
-    run.begin(resolve.resolve({"dataset": "digits", "method": method}), [])
+    run.begin(resolution.resolve({"dataset": "digits", "method": method}), [])
     run.write_weights(network)
     run.write_results([{"efficiency": {}}])
     return run

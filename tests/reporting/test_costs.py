@@ -6,9 +6,8 @@ import fake_runs
 import pytest
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.reporting import costs, measurements, run_list, tables
-from anpvs_tf.reporting import groups as reporting_groups
-from anpvs_tf.reporting.groups import collect
+from anpvs_tf.reporting import costs, grouping, measurements, run_list, tables
+from anpvs_tf.reporting.grouping import collect
 
 
 def make(path, method, flops, parameters, **more):
@@ -20,7 +19,7 @@ def make(path, method, flops, parameters, **more):
 
 
 def groups_in(path):
-    return reporting_groups.groups(collect([str(path)])[0])
+    return grouping.groups(collect([str(path)])[0])
 
 
 def test_the_nearest_dense_network_within_a_tenth_is_named(tmp_path):

@@ -10,9 +10,8 @@ import tensorflow as tf
 from anpvs_tf.data.loading import Split
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attacked_model
-from anpvs_tf.reporting import groups as reporting_groups
-from anpvs_tf.reporting import probing, style, training_figures
-from anpvs_tf.reporting.groups import Group, collect, most_robust
+from anpvs_tf.reporting import grouping, probing, style, training_figures
+from anpvs_tf.reporting.grouping import Group, collect, most_robust
 
 EPSILON = 0.1
 # Two pixels; three latent features, the last of which never moves; two classes.
@@ -39,9 +38,7 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probing.attacked_model, "of_run", lambda run: subject)
         seen = []
-        probe = probing.probe(
-            reporting_groups.groups(runs)[0], split, 3, lambda *count: seen.append(count)
-        )
+        probe = probing.probe(grouping.groups(runs)[0], split, 3, lambda *count: seen.append(count))
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(d for d, _ in seen)
     return probe, split
 
@@ -190,7 +187,7 @@ def test_steps_that_were_left_out_have_a_panel_where_there_are_any(tmp_path, ski
     (run,), _ = collect([str(tmp_path)])
     rows = [row | {"nonfinite": 0} for row in run.metrics]
     rows[1]["nonfinite"] = skipped
-    groups = reporting_groups.groups([dataclasses.replace(run, metrics=rows)])
+    groups = grouping.groups([dataclasses.replace(run, metrics=rows)])
     picture = training_figures.loss_terms(groups, style.Strokes(groups))
     assert ("steps left out" in picture.alt) == bool(skipped)
     assert "nonfinite" not in picture.alt
@@ -201,10 +198,10 @@ def test_runs_that_were_attacked_differently_are_on_no_common_front(tmp_path):
         settings = {"epsilon": epsilon, "beta": 1.0 + seed, "sparsity": 0.2 * seed}
         fake_runs.make(tmp_path / str(seed), "anpvs", robust=robust, **settings)
     found, _ = collect([str(tmp_path)])
-    mixed = reporting_groups.groups(found)
+    mixed = grouping.groups(found)
     (chosen,) = most_robust(mixed)
     assert (chosen.settings.epsilon, chosen.settings.beta) == (0.13, 2.0)
-    alike = reporting_groups.groups([run for run in found if run.settings.epsilon == 0.13])
+    alike = grouping.groups([run for run in found if run.settings.epsilon == 0.13])
     fronts = []
     for groups in (mixed, alike):
         picture = training_figures.trade_off(groups, style.Strokes(groups))

@@ -12,14 +12,13 @@ import pytest
 from anpvs_tf.common import program
 from anpvs_tf.evaluation import attack_choice
 from anpvs_tf.programs import evaluate
-from anpvs_tf.reporting import commands, formats, measurements, tables
-from anpvs_tf.reporting import groups as reporting_groups
-from anpvs_tf.reporting.groups import collect
+from anpvs_tf.reporting import commands, formats, grouping, measurements, tables
+from anpvs_tf.reporting.grouping import collect
 
 
 def table1(path):
     runs, _ = collect([str(path)])
-    return tables.comparison(reporting_groups.groups(runs))
+    return tables.comparison(grouping.groups(runs))
 
 
 def cells(table, key):
@@ -150,7 +149,7 @@ def test_tables_2_take_the_attack_that_most_runs_have(tmp_path):
         fake_runs.evaluate(run, accuracy=0.4, steps=100, step_size=0.02)
     fake_runs.evaluate(run, accuracy=0.1, epsilon=0.2, steps=999, step_size=0.01)
     runs, _ = collect([str(tmp_path)])
-    groups = reporting_groups.groups(runs)
+    groups = grouping.groups(runs)
     radii, steps = tables.other_radii(groups), tables.more_steps(groups)
     assert [column.head for column in radii.columns] == ["ε = 0.05", "ε = 0.13", "ε = 0.2"]
     (row,) = radii.rows
@@ -166,10 +165,10 @@ def test_table_3_needs_two_of_its_methods(tmp_path):
     fake_runs.make(tmp_path / "a", "at")
     fake_runs.make(tmp_path / "b", "standard")
     runs, _ = collect([str(tmp_path)])
-    assert tables.ablation(reporting_groups.groups(runs)) is None
+    assert tables.ablation(grouping.groups(runs)) is None
     fake_runs.make(tmp_path / "c", "at_vs")
     runs, _ = collect([str(tmp_path)])
-    assert [row.label for row in tables.ablation(reporting_groups.groups(runs)).rows] == [
+    assert [row.label for row in tables.ablation(grouping.groups(runs)).rows] == [
         "at",
         "at_vs",
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anpvs_tf.runs import chance, resolve
+from anpvs_tf.runs import chance, resolution
 
 DIGITS = {"dataset": "digits", "precision": "float32"}
 
@@ -25,12 +25,12 @@ def test_chance_is_the_best_constant_answer():
 
 def test_the_likely_cause_is_named():
     assert "--input_range" in chance.verdict(0.1, 359, 0.1)
-    usual = resolve.choose(DIGITS)
+    usual = resolution.choose(DIGITS)
     assert "--learning_rate" in chance.verdict(0.1, 359, 0.1, usual)
-    hasty = resolve.choose(DIGITS | {"epsilon_warmup_epochs": 0, "kl_warmup_epochs": 0})
+    hasty = resolution.choose(DIGITS | {"epsilon_warmup_epochs": 0, "kl_warmup_epochs": 0})
     found = chance.verdict(0.1086, 359, 0.1, hasty)
     assert (
         "10.86%" in found and "--epsilon_warmup_epochs" in found and "--kl_warmup_epochs" in found
     )
-    standard = resolve.choose(DIGITS | {"method": "standard"})
+    standard = resolution.choose(DIGITS | {"method": "standard"})
     assert "--kl_warmup_epochs" not in chance.verdict(0.1, 359, 0.1, standard)

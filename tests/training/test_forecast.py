@@ -2,7 +2,7 @@
 
 import datetime
 
-from anpvs_tf.runs import console, resolve
+from anpvs_tf.runs import console, resolution
 from anpvs_tf.training.forecast import Forecast, Work
 
 SETTINGS = {"dataset": "digits", "method": "at", "epochs": 3, "batch_size": 10}
@@ -10,13 +10,13 @@ SETTINGS |= {"attack_steps": 2, "eval_attack_steps": 4, "epsilon": 8 / 255}
 
 
 def test_work_by_hand():
-    work = Work(resolve.resolve(SETTINGS), steps=6, validated=20, tested=40)
+    work = Work(resolution.resolve(SETTINGS), steps=6, validated=20, tested=40)
     # A step: two of the attack, two halves of the batch. An image: five of ten to a batch.
     assert work.of_step == 4 and work.of_epoch == 6 * 4 + 20 * 0.5
     assert work.whole == 3 * 34 + 40 * 0.5
     assert work.done(1, 2) == 34 + 8
     clean = SETTINGS | {"method": "standard", "attack_steps": None}
-    standard = Work(resolve.resolve(clean), 6, 0, 0)
+    standard = Work(resolution.resolve(clean), 6, 0, 0)
     assert standard.whole == 18
 
 
@@ -34,7 +34,7 @@ def test_it_says_once_what_the_first_minute_shows():
 
 def test_a_run_says_what_it_will_do():
     chosen = {"dataset": "digits", "method": "anpvs_vib", "target_sparsity": 0.75, "width": 0.5}
-    text = console.plan(resolve.resolve(chosen | {"epsilon": 8 / 255}), 1079, "from scratch")
+    text = console.plan(resolution.resolve(chosen | {"epsilon": 8 / 255}), 1079, "from scratch")
     for part in (
         "network           lenet5 at width 0.5, seed 0, from scratch",
         "26 epochs of 1,079 images in batches of 32, adam",
@@ -43,5 +43,5 @@ def test_a_run_says_what_it_will_do():
         "PGD-20 of step 0.02, linf 8/255",
     ):
         assert part in text
-    plain = console.plan(resolve.resolve({"method": "standard"}), 1079, "from scratch")
+    plain = console.plan(resolution.resolve({"method": "standard"}), 1079, "from scratch")
     assert "clean images alone" in plain and "pruned" not in plain

@@ -6,7 +6,7 @@ import pytest
 
 from anpvs_tf.common.errors import TrainingError
 from anpvs_tf.evaluation.evaluator import Evaluator
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import overfitting, trainer
 
@@ -33,11 +33,11 @@ def rows(*epochs):
     ],
 )
 def test_it_is_robustness_that_falls_while_training_goes_up(epochs, expected):
-    settings = resolve.resolve(TINY)
+    settings = resolution.resolve(TINY)
     assert overfitting.noticed(settings, rows(*epochs)) == expected
     careful = {"train_attack": "pgd", "attack_steps": 10}
-    assert not overfitting.noticed(resolve.resolve(TINY | careful), rows(*epochs))
-    clean = resolve.resolve(TINY | {"method": "standard", "train_attack": None})
+    assert not overfitting.noticed(resolution.resolve(TINY | careful), rows(*epochs))
+    clean = resolution.resolve(TINY | {"method": "standard", "train_attack": None})
     assert not overfitting.noticed(clean, rows(*epochs))
 
 
@@ -58,7 +58,7 @@ def test_a_run_ends_with_its_best_epoch(tmp_path, monkeypatch, capsys):
         trainer.Position, "means", lambda self: terms(self) | {"train_accuracy": float(self.epoch)}
     )
     run = RunDirectory(tmp_path / "run")
-    chosen = resolve.resolve(TINY | {"epsilon_warmup_epochs": 0})
+    chosen = resolution.resolve(TINY | {"epsilon_warmup_epochs": 0})
     trainer.train(chosen, run)
     (record,) = run.results()
     assert record["stopped"] == {"reason": "catastrophic overfitting", "epoch": 3}

@@ -13,7 +13,7 @@ from documents import ROOT
 
 from anpvs_tf.common import interruption
 from anpvs_tf.common.errors import Interrupted, UsageError
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 
@@ -28,7 +28,7 @@ TINY = {
 
 
 def resolved(**changes):
-    return resolve.resolve(TINY | changes)
+    return resolution.resolve(TINY | changes)
 
 
 def results_without_times(run):

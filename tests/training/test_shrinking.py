@@ -14,7 +14,7 @@ from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.networks import architectures
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.networks.gating import GATE_KINDS
-from anpvs_tf.runs import build, resolve
+from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import shrinking, trainer
 
@@ -221,7 +221,7 @@ def half_closed(monkeypatch):
 
 def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch):
     half_closed(monkeypatch)
-    chosen = resolve.resolve(
+    chosen = resolution.resolve(
         {
             "dataset": "digits",
             "epochs": 3,

@@ -11,11 +11,11 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from anpvs_tf.data import loading
 from anpvs_tf.evaluation.evaluator import Attack, Evaluator
 from anpvs_tf.networks.gate import gates_of
-from anpvs_tf.runs import build, resolve
+from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import tensorboard
 
-CHOSEN = resolve.resolve({"method": "anpvs"})
+CHOSEN = resolution.resolve({"method": "anpvs"})
 
 
 def row(epoch, value):

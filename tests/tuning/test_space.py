@@ -4,7 +4,7 @@ import keras_tuner
 import pytest
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.runs import resolve
+from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.tuning import score, space, sweep, table
 from anpvs_tf.tuning.sweep import Definition, Sweep
@@ -57,7 +57,7 @@ def test_steps_and_choices_are_values_of_the_setting():
         | dict.fromkeys(["tuner/x"], 5)
         | {"decay_at": "0.6", "shrink": "false", "network": "vgg16"}
     )
-    assert resolve.resolve(values | {"dataset": "cifar10"}).decay_at == (0.6,)
+    assert resolution.resolve(values | {"dataset": "cifar10"}).decay_at == (0.6,)
     assert values["shrink"] is False and "tuner/x" not in values
 
 
@@ -144,7 +144,7 @@ def test_the_front_is_what_nothing_beats():
 
 
 def test_a_shorter_trial_is_the_same_recipe():
-    whole = resolve.resolve({"epochs": 26})
+    whole = resolution.resolve({"epochs": 26})
     short = sweep.shortened(whole, 9)
     changed = {
         name: (value, getattr(short, name))
@@ -153,5 +153,5 @@ def test_a_shorter_trial_is_the_same_recipe():
     }
     warm = {f"{name}_epochs": (4, 1) for name in ("kl_warmup", "kl_ramp", "epsilon_warmup")}
     assert changed == warm | {"epochs": (26, 9), "admm_epochs": (14, 5)}
-    pruned = resolve.resolve({"method": "admm", "epochs": 26})
+    pruned = resolution.resolve({"method": "admm", "epochs": 26})
     assert sweep.shortened(pruned, 2).admm_epochs == 1

@@ -7,10 +7,9 @@ import pytest
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods import registry
-from anpvs_tf.reporting import groups as reporting_groups
-from anpvs_tf.reporting import published
-from anpvs_tf.reporting.groups import collect
-from anpvs_tf.runs import resolve
+from anpvs_tf.reporting import grouping, published
+from anpvs_tf.reporting.grouping import collect
+from anpvs_tf.runs import resolution
 
 
 def test_a_directory_of_runs_stands_for_its_finished_runs(tmp_path):
@@ -42,7 +41,7 @@ def test_groups_are_runs_that_differ_by_their_seed_only(tmp_path):
     fake_runs.make(tmp_path / "4", "at", seed=5)
     fake_runs.make(tmp_path / "5", "standard", seed=5)
     runs, _ = collect([str(tmp_path)])
-    groups = reporting_groups.groups(runs)
+    groups = grouping.groups(runs)
     assert [(group.label, group.seeds) for group in groups] == [
         ("standard", [5]),
         ("at", [5]),
@@ -60,7 +59,7 @@ def test_a_label_does_not_list_every_setting_that_differs(tmp_path):
     fake_runs.make(tmp_path / "b", "anpvs", **other)
     fake_runs.make(tmp_path / "c", "anpvs", **other, shrink=True)
     runs, _ = collect([str(tmp_path)])
-    labels = [group.label for group in reporting_groups.groups(runs)]
+    labels = [group.label for group in grouping.groups(runs)]
     assert labels == [
         "anpvs (batch_size=16, shrink=False)",
         "anpvs (batch_size=16, shrink=True)",
@@ -122,7 +121,7 @@ def test_published_figures(dataset, method, expected):
 
 def test_published_figures_stand_beside_the_same_setting_only():
     def known(**chosen):
-        return published.figures(resolve.resolve({"method": "at", **chosen}))
+        return published.figures(resolution.resolve({"method": "at", **chosen}))
 
     assert known(dataset="cifar10")["white_accuracy"] == 49.85
     assert known(dataset="cifar10", network="resnet18") == {}

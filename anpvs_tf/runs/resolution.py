@@ -14,15 +14,7 @@ from anpvs_tf.data.sources import describe as describe_source
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks.names import check_images
 from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
-from anpvs_tf.runs.settings import (
-    FIELDS,
-    Settings,
-    declared,
-    kind_of,
-    layer_betas,
-    source_of,
-    used,
-)
+from anpvs_tf.runs.settings import FIELDS, Settings, declared, kind_of, layer_betas, source_of, used
 
 # Counts are 32-bit numbers where TensorFlow counts.
 LARGEST = 2**31 - 1

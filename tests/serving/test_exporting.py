@@ -12,8 +12,8 @@ from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.data.loading import Split, load
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
-from anpvs_tf.runs import directory, resolve
-from anpvs_tf.serving import export, verification
+from anpvs_tf.runs import directory, resolution
+from anpvs_tf.serving import exporting, verification
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
         "attack_steps": 2,
     }
     found = directory.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
-    trainer.train(resolve.resolve(tiny), found)
+    trainer.train(resolution.resolve(tiny), found)
     network = found.load_network()
     for gate in gates_of(network):
         gate.close(np.arange(gate.features) % 2 == 1)
@@ -51,7 +51,7 @@ def network(run):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export.export(run, tmp_path_factory.mktemp("exports") / "digits")
+    return exporting.export(run, tmp_path_factory.mktemp("exports") / "digits")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_server_configs_are_read_and_kept(exported):
     assert (config.name, config.base_path) == ("digits", "/models/digits")
     assert config.model_platform == "tensorflow"
     (base / "batching.config").write_text("mine")
-    export.write_server_configs(base)
+    exporting.write_server_configs(base)
     assert (base / "batching.config").read_text() == "mine"
 
 
@@ -294,7 +294,7 @@ def test_documented_grpc_client(signatures):
 
 def test_tflite(run, tmp_path):
     pytest.importorskip("ai_edge_litert")
-    done = export.export(run, tmp_path / "lite", version=3, format="tflite")
+    done = exporting.export(run, tmp_path / "lite", version=3, format="tflite")
     assert done.path == tmp_path / "lite" / "3"
     held = {path.name for path in done.path.iterdir()}
     assert held == {"model.tflite", "model_int8.tflite", "README.md"}
@@ -304,7 +304,7 @@ def test_tflite(run, tmp_path):
     sizes = [(done.path / name).stat().st_size for name in ("model_int8.tflite", "model.tflite")]
     assert sizes[0] < sizes[1] / 2
     with pytest.raises(UsageError, match="another format"):
-        export.export(run, tmp_path / "lite")
+        exporting.export(run, tmp_path / "lite")
 
 
 # ---- Versions, and what is refused before anything is written ----
@@ -312,7 +312,7 @@ def test_tflite(run, tmp_path):
 
 def test_versions(tmp_path):
     def choose(version=None):
-        return export.choose_version(tmp_path / "base", version, "saved_model")
+        return exporting.choose_version(tmp_path / "base", version, "saved_model")
 
     assert choose() == 1
     for name in ("2", "10", "notes"):
@@ -329,9 +329,9 @@ def test_unfinished_run(run, tmp_path):
     started = directory.RunDirectory(tmp_path / "run")
     started.begin(run.settings(), [])
     with pytest.raises(UsageError, match="not finished"):
-        export.export(started, tmp_path / "exports")
+        exporting.export(started, tmp_path / "exports")
     with pytest.raises(UsageError, match="no readable config"):
-        export.export(directory.RunDirectory(tmp_path / "absent"), tmp_path / "exports")
+        exporting.export(directory.RunDirectory(tmp_path / "absent"), tmp_path / "exports")
     assert not (tmp_path / "exports").exists()
 
 
@@ -339,7 +339,7 @@ def test_base_is_a_file(run, tmp_path):
     (tmp_path / "file").write_text("")
     for base in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UsageError, match="export base"):
-            export.export(run, base)
+            exporting.export(run, base)
 
 
 def test_a_failure_leaves_nothing(run, tmp_path, monkeypatch):
@@ -348,11 +348,11 @@ def test_a_failure_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(verification, "verify", fail)
     with pytest.raises(TrainingError, match="it disagrees"):
-        export.export(run, tmp_path / "new" / "base")
+        exporting.export(run, tmp_path / "new" / "base")
     assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()
     with pytest.raises(TrainingError, match="it disagrees"):
-        export.export(run, tmp_path / "old")
+        exporting.export(run, tmp_path / "old")
     assert list((tmp_path / "old").iterdir()) == []
 
 
