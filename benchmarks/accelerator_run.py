@@ -27,10 +27,13 @@ from collections.abc import Callable
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import jax
-import jax.numpy as jnp
+try:
+    import jax
+    import jax.numpy as jnp
+    from jax import export
+except ModuleNotFoundError:
+    sys.exit("error: JAX is not installed; run pip install 'jax>=0.10.2,<0.11'")
 import numpy as np
-from jax import export
 
 BEGAN = time.monotonic()
 # Seconds between two writes of the state.
