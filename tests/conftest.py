@@ -12,3 +12,15 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_lenet5():
+    """Makes `--network=lenet5` a network of one gate while the tests of a module run."""
+    import tiny_network
+
+    from anpvs_tf.networks import architectures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(architectures.NETWORKS, "lenet5", tiny_network.tiny)
+        yield

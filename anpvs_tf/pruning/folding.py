@@ -362,8 +362,11 @@ def _as_it_stands(node: Node) -> dict:
 
 
 def _convolve(layer: layers.Conv2D, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    strides, dilations = list(layer.strides), list(layer.dilation_rate)
-    return tf.nn.conv2d(x, kernel, strides, layer.padding.upper(), dilations=dilations)
+    padding = layer.padding.upper()
+    if max(layer.dilation_rate) > 1:
+        # TensorFlow's dilated kernel has no gradient on CPUs without oneDNN's; this has everywhere.
+        return tf.nn.convolution(x, kernel, padding=padding, dilations=layer.dilation_rate)
+    return tf.nn.conv2d(x, kernel, list(layer.strides), padding)
 
 
 def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import h5py
 import numpy as np
@@ -40,14 +41,17 @@ FLAGS = {
 MODES = ("any moment", "training", "writing a checkpoint")
 
 
-def command(run: pathlib.Path, flags: dict) -> list[str]:
+PROGRAM = (str(ROOT / "bin/train.py"),)
+
+
+def command(run: pathlib.Path, flags: dict, program: tuple[str, ...] = PROGRAM) -> list[str]:
     given = [f"--{name}={value}" for name, value in flags.items()]
-    return [sys.executable, str(ROOT / "bin/train.py"), *given, f"--run_dir={run}"]
+    return [sys.executable, *program, *given, f"--run_dir={run}"]
 
 
-def start(run: pathlib.Path, flags: dict) -> subprocess.Popen:
+def start(run: pathlib.Path, flags: dict, program: tuple[str, ...]) -> subprocess.Popen:
     return subprocess.Popen(
-        command(run, flags),
+        command(run, flags, program),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,11 +77,18 @@ def until(process: subprocess.Popen, happened) -> bool:
     return False
 
 
-def kill(run: pathlib.Path, flags: dict, mode: str, number: int, rng: random.Random) -> str | None:
+def kill(
+    run: pathlib.Path,
+    flags: dict,
+    mode: str,
+    number: int,
+    rng: random.Random,
+    program: tuple[str, ...] = PROGRAM,
+) -> str | None:
     """Starts the run, ends it by a signal, and says what was lost; None if it ended by itself."""
     home = run.parent
     before = set(checkpoints(home))
-    process = start(run, flags)
+    process = start(run, flags, program)
     began = time.time()
     if mode == MODES[0]:
         length = rng.uniform(0, 20)
@@ -106,7 +117,7 @@ def kill(run: pathlib.Path, flags: dict, mode: str, number: int, rng: random.Ran
 
 
 def finish(run: pathlib.Path, flags: dict) -> None:
-    process = start(run, flags)
+    process = start(run, flags, PROGRAM)
     _, errors = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"{run} ended with {process.returncode}:\n{errors[-3000:]}")
@@ -137,25 +148,35 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 
 
 def test(
-    directory: pathlib.Path, kills: int, number: int, seed: int, flags: dict = FLAGS
+    directory: pathlib.Path,
+    kills: int,
+    number: int,
+    seed: int,
+    flags: dict = FLAGS,
+    train: Callable[[pathlib.Path, dict], None] = finish,
+    program: tuple[str, ...] = PROGRAM,
 ) -> list[str]:
     """Does it; returns a line a kill.
+
+    Args:
+        train: trains a run to its end, undisturbed.
+        program: the program that is killed.
 
     Raises:
         AssertionError: an end is not the same.
     """
     rng = random.Random(seed)
     whole, killed = directory / "whole/run", directory / "killed/run"
-    finish(whole, flags)
+    train(whole, flags)
     lines = []
     for i in range(kills):
-        line = kill(killed, flags, MODES[-1 - i % len(MODES)], number, rng)
+        line = kill(killed, flags, MODES[-1 - i % len(MODES)], number, rng, program)
         if line is None:
             lines.append("the run ended before this kill")
             break
         lines.append(line)
         print(f"{i + 1}: {line}", flush=True)
-    finish(killed, flags)
+    train(killed, flags)
     for name in sorted(path.name for path in whole.parent.iterdir()):
         wrong = differences(whole.parent / name, killed.parent / name)
         assert not wrong, f"{name} differs in {wrong}"

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from documents import ROOT
 
 from anpvs_tf.common import files
 from anpvs_tf.common.errors import TrainingError, UsageError
@@ -19,20 +20,29 @@ from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import Objective, RobustClassifier
 from anpvs_tf.networks import gating
-from anpvs_tf.runs import build
+from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory, os
 from anpvs_tf.training import checkpoints, history, names, nonfinite, trainer
 from tests.faults import corruption, kill
 
 
+pytestmark = pytest.mark.usefixtures("tiny_lenet5")
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, tiny_lenet5):
     return corruption.make(tmp_path_factory.mktemp("faults"))
+
+
+def train_here(run, flags):
+    chosen = {name: value for name, value in flags.items() if name != "checkpoint_minutes"}
+    trainer.train(resolution.resolve(chosen), RunDirectory(run))
 
 
 def test_kills_change_nothing(tmp_path):
     flags = corruption.TINY | {"steps_per_epoch": 40, "checkpoint_minutes": 0.001}
-    lines = kill.test(tmp_path, 2, signal.SIGKILL, 0, flags)
+    program = (str(ROOT / "tests/tiny_network.py"), *kill.PROGRAM)
+    lines = kill.test(tmp_path, 2, signal.SIGKILL, 0, flags, train_here, program)
     assert len(lines) == 2
 
 
@@ -214,11 +224,11 @@ def test_steps_that_are_not_finite(made, tmp_path, monkeypatch, action, capsys):
     if action == "skip":
         trainer.train(stopped.settings(), run, execution=execution)
         assert [row["nonfinite"] for row in run.metrics()] == ["1", "0", "0"]
-        said = f"a gradient became nan or infinite in epoch 1, step 2 (its batch is in {path})"
+        said = f"ce_clean became nan in epoch 1, step 2 (its batch is in {path})"
         assert f"{said}: left out" in capsys.readouterr().err
     else:
         with pytest.raises(
-            TrainingError, match=r"a gradient became nan or infinite in epoch 1, step 2"
+            TrainingError, match=r"ce_clean became nan in epoch 1, step 2"
         ):
             trainer.train(stopped.settings(), run, execution=execution)
     with np.load(path) as batch:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import calling
 import numpy as np
 import pytest
 from documents import ROOT
@@ -16,6 +17,8 @@ from anpvs_tf.common.errors import Interrupted, UsageError
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
+
+pytestmark = pytest.mark.usefixtures("tiny_lenet5")
 
 TINY = {
     "dataset": "digits",
@@ -80,7 +83,8 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
 
     def start(*arguments):
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "bin/train.py"), *arguments],
+            [sys.executable, "tests/tiny_network.py", "bin/train.py", *arguments],
+            cwd=ROOT,
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -103,10 +107,9 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
     trainer.train(resolved(method="at", steps_per_epoch=40, eval_examples=10), whole)
     assert_same_run(whole, run)
     # Other flags must agree with what the directory holds.
-    process = start(f"--run_dir={run.path}", "--epsilon=0.2")
-    _, errors = process.communicate(timeout=900)
-    assert process.returncode == 2
-    assert "holds a run of other settings: epsilon=0.13 (now 0.2)" in errors
+    ended = calling.call("train", f"--run_dir={run.path}", "--epsilon=0.2")
+    assert ended.returncode == 2
+    assert "holds a run of other settings: epsilon=0.13 (now 0.2)" in ended.stderr
 
 
 SECOND_SIGNAL = """
