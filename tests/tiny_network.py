@@ -26,7 +26,12 @@ def tiny(
     return keras.Model(images, outputs, name="lenet5")
 
 
-if __name__ == "__main__":
+def replace_lenet5() -> None:
+    """Makes `--network=lenet5` of this process the network here."""
     architectures.NETWORKS["lenet5"] = tiny
+
+
+if __name__ == "__main__":
+    replace_lenet5()
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -92,48 +92,17 @@ def add_gates(
     """
     if kind is not None:
         _check("kind", kind, GATE_KINDS)
-    if isinstance(model, keras.Sequential) and model.built:
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
-    graph.check_input(model)
-    shape = model.inputs[0].shape
-    if len(shape) != 4 or None in shape[1:]:
-        raise UsageError(
-            f"{model.name} takes inputs {tuple(shape)}; it must take images of one "
-            "size, (None, height, width, channels)"
-        )
-    if len(model.outputs) != 1:
-        raise UsageError(
-            f"{model.name} has {len(model.outputs)} outputs; it must have one, the logits"
-            + (": it has gates already" if gates_of(model) else "")
-        )
-    model = graph.opened(model)
+    model = _opened(model)
     nodes = graph.nodes_of(model, model.outputs[0])
-    names = [node.layer.name for node in nodes]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"layer {name!r} is called more than once; gates need one call each")
-    for node in nodes:
-        if _is_noisy(node.layer):
-            raise UsageError(
-                f"layer {node.layer.name!r} draws noise that the copies of an example would not "
-                "share; use Dropout instead"
-            )
+    _check_calls(nodes)
     activations = [node for node in nodes[:-1] if _activates(node.layer)]
-    # {name of the layer whose output is gated: name of the gate}
-    shared = _shared_gates(nodes, scope) if kind and coupled else {}
-    gated = dict(shared)
-    makers = {node.output: node for node in nodes}
-    for node in activations if kind else ():
-        if _is_gated(node.output, shared, makers) or not in_scope(node.output_shape, scope):
-            continue
-        if _removable(node.output, nodes):
-            gated[node.layer.name] = f"{node.layer.name}_gate"
+    latents = dict.fromkeys(node.layer.name for node in activations)
+    gated = _gated_layers(nodes, activations, scope, coupled) if kind is not None else {}
     if kind is not None and not gated:
         raise UsageError(
             f"{model.name} has no activation whose features could be removed (scope {scope!r})"
         )
-    latents = dict.fromkeys(node.layer.name for node in activations)
-    taken = set(gated.values()) & set(names) | {"logits"} & set(latents)
+    taken = set(gated.values()) & {n.layer.name for n in nodes} | {"logits"} & set(latents)
     if taken:
         raise UsageError(
             f"the name of layer {min(taken)!r} is needed for an output or a gate; rename it"
@@ -141,21 +110,7 @@ def add_gates(
     gates: dict[str, Gate] = {}
 
     def call(layer, *args, **kwargs):
-        if type(layer) is keras.layers.Dropout:
-            # The clean and the adversarial copy of an example must share their noise.
-            layer = PairedDropout(
-                layer.rate,
-                noise_shape=layer.noise_shape,
-                name=layer.name,
-                dtype=layer.dtype_policy,
-            )
-        if _is_stochastic_depth(layer):
-            layer = PairedDropout(
-                layer.drop_path_rate,
-                noise_shape=(None, *[1] * (len(args[0].shape) - 1)),
-                name=layer.name,
-                dtype=layer.dtype_policy,
-            )
+        layer = _with_shared_noise(layer, args)
         outputs = layer(*args, **kwargs)
         if name := gated.get(layer.name):
             # Published: 2 for convolutions, -1 for dense layers.
@@ -178,6 +133,71 @@ def add_gates(
         if layer.weights:
             graph.copy_state(layer, network.get_layer(layer.name))
     return network
+
+
+def _opened(model: keras.Model) -> keras.Model:
+    """Checks the inputs and outputs of a model, and opens the models inside it.
+
+    Raises:
+        UsageError: as `add_gates`.
+    """
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    graph.check_input(model)
+    shape = model.inputs[0].shape
+    if len(shape) != 4 or None in shape[1:]:
+        raise UsageError(
+            f"{model.name} takes inputs {tuple(shape)}; it must take images of one "
+            "size, (None, height, width, channels)"
+        )
+    if len(model.outputs) != 1:
+        raise UsageError(
+            f"{model.name} has {len(model.outputs)} outputs; it must have one, the logits"
+            + (": it has gates already" if gates_of(model) else "")
+        )
+    return graph.opened(model)
+
+
+def _check_calls(nodes: list[Node]) -> None:
+    """Raises UsageError for a layer that is called twice, or one that draws noise of its own."""
+    names = [node.layer.name for node in nodes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"layer {name!r} is called more than once; gates need one call each")
+    for node in nodes:
+        if _is_noisy(node.layer):
+            raise UsageError(
+                f"layer {node.layer.name!r} draws noise that the copies of an example would not "
+                "share; use Dropout instead"
+            )
+
+
+def _gated_layers(
+    nodes: list[Node], activations: list[Node], scope: str, coupled: bool
+) -> dict[str, str]:
+    """{name of a layer whose output is gated: name of the gate}, as `add_gates` says."""
+    shared = _shared_gates(nodes, scope) if coupled else {}
+    makers = {node.output: node for node in nodes}
+    alone = {
+        node.layer.name: f"{node.layer.name}_gate"
+        for node in activations
+        if not _is_gated(node.output, shared, makers)
+        and in_scope(node.output_shape, scope)
+        and _removable(node.output, nodes)
+    }
+    return shared | alone
+
+
+def _with_shared_noise(layer: keras.layers.Layer, inputs: tuple) -> keras.layers.Layer:
+    """The layer, or dropout in its place that the copies of an example share."""
+    if type(layer) is keras.layers.Dropout:
+        rate, noise_shape = layer.rate, layer.noise_shape
+    elif _is_stochastic_depth(layer):
+        rate = layer.drop_path_rate
+        noise_shape = (None, *[1] * (len(inputs[0].shape) - 1))
+    else:
+        return layer
+    return PairedDropout(rate, noise_shape=noise_shape, name=layer.name, dtype=layer.dtype_policy)
 
 
 def _is_stochastic_depth(layer: keras.layers.Layer) -> bool:

@@ -79,57 +79,41 @@ class Folding:
         return self._fresh
 
     def _freeze(self, node: Node) -> _Value:
-        layer = node.layer
-        inputs = [self._values[i] for i in node.inputs]
-        wanted = self._known[node.output]
-        if not wanted.needed.any():
+        if not self._known[node.output].needed.any():
             return _Value(self.image, np.array([], int), places=node.output_shape[1:-1])
-        if node.kind == "linear":
-            return self._linear(node, inputs[0], wanted)
-        if node.kind == "whole":
-            return self._whole(node, inputs)
-        if node.kind == "reshape":
-            return self._reshape(node, inputs[0])
-        if node.kind == "identity":
-            return inputs[0]
-        if node.kind == "affine":
-            return self._affine(node, inputs[0])
-        if node.kind == "depthwise":
-            return self._depthwise(node, inputs[0], wanted)
-        if node.kind == "elementwise":
-            value = self._materialised(inputs[0])
-            function = layer_functions.elementwise_of(node)
-            source = self._emit(
-                lambda x, w: function(x[0]), [value.source], [], **_as_it_stands(node)
-            )
-            return _Value(source, value.channels)
-        if node.kind == "pooling":
-            return self._pooling(layer, inputs[0])
-        if node.kind == "flatten":
-            return self._flatten(node, inputs[0])
+        rules = {
+            "linear": self._linear,
+            "depthwise": self._depthwise,
+            "affine": self._affine,
+            "elementwise": self._elementwise,
+            "identity": self._input,
+            "pooling": self._pooling,
+            "flatten": self._flatten,
+            "reshape": self._reshape,
+            "whole": self._whole,
+        }
+        return rules.get(node.kind, self._joined)(node)
+
+    def _input(self, node: Node) -> _Value:
+        return self._values[node.inputs[0]]
+
+    def _elementwise(self, node: Node) -> _Value:
+        value = self._materialised(self._input(node))
+        function = layer_functions.elementwise_of(node)
+        source = self._emit(lambda x, w: function(x[0]), [value.source], [], **_as_it_stands(node))
+        return _Value(source, value.channels)
+
+    def _joined(self, node: Node) -> _Value:
+        """Sums and other merges, products, concatenation, padding: channel by channel."""
+        wanted = self._known[node.output].present
         sources = [
-            self._supply(value, self._known[i], selection)
-            for position, (i, value) in enumerate(zip(node.inputs, inputs, strict=True))
+            self._supply(self._values[i], self._known[i], selection)
+            for position, i in enumerate(node.inputs)
             if (selection := self._selection(node, position)).size
         ]
         if node.kind == "concatenate" and len(sources) == 1:
-            return _Value(sources[0], wanted.present)
-        if node.kind == "padding":
-            paddings = [[0, 0], *map(list, layer.padding), [0, 0]]
-
-            def run(x, w):
-                return tf.pad(x[0], paddings)
-        elif isinstance(layer, layers.Add):
-
-            def run(x, w):
-                return tf.add_n(x)
-        elif node.kind == "concatenate":
-
-            def run(x, w):
-                return tf.concat(x, axis=-1)
-        else:  # merge, multiply
-            run = _called(node)
-        return _Value(self._emit(run, sources, [], **_as_it_stands(node)), wanted.present)
+            return _Value(sources[0], wanted)
+        return _Value(self._emit(_joining(node), sources, [], **_as_it_stands(node)), wanted)
 
     def _selection(self, node: Node, position: int) -> np.ndarray:
         """The channels of an input that a merge, concatenation or padding needs."""
@@ -139,69 +123,27 @@ class Folding:
             needed = np.split(needed, ends)[position]
         return np.flatnonzero(needed)
 
-    def _linear(self, node: Node, value: _Value, wanted: Channels) -> _Value:
-        layer, known = node.layer, self._known[node.inputs[0]]
+    def _linear(self, node: Node) -> _Value:
+        layer, value = node.layer, self._input(node)
+        known, columns = self._known[node.inputs[0]], self._known[node.output].present
         if not known.needed.any():
             raise UsageError(f"layer {layer.name!r} cannot be frozen: all of its input is pruned")
-        rows, columns = value.channels, wanted.present
-        scale, shift = value.scale, value.shift
+        rows = value.channels
         alive = np.isin(rows, known.present)
+        scale, shift = value.scale, value.shift
         if not alive.all():
             # Constants among the computed channels go into the bias, like all others.
             mask = fixed(alive.astype(np.float32))
             scale = mask if scale is None else times(scale, mask)
             shift = None if shift is None else times(shift, mask)
-        # What constants and shifts add depends on the place only where padding cuts them off.
-        constant = np.flatnonzero(known.constant & ~known.zero)
-        padded = layer_functions.pads(layer)
-        offset = shift is not None or constant.size > 0
 
         def kernel():
             kept = taken(taken(read(layer.kernel), rows, -2), columns, -1)
             return kept if scale is None else kept * scale()[:, tf.newaxis]
 
-        def offsets():
-            added = tf.zeros([node.input_shapes[0][-1]])
-            if shift is not None:
-                added = tf.tensor_scatter_nd_add(added, rows[:, np.newaxis], shift())
-            if constant.size:
-                values = tf.gather(known.value(), constant)
-                added = tf.tensor_scatter_nd_add(added, constant[:, np.newaxis], values)
-            return added
-
-        def bias():
-            total = read(layer.bias) if layer.use_bias else tf.zeros([node.output_shape[-1]])
-            if offset and padded:
-                image = tf.broadcast_to(offsets(), [1, *node.input_shapes[0][1:]])
-                total += _convolve(layer, image, read(layer.kernel))
-            elif offset:
-                full = read(layer.kernel) * offsets()[:, tf.newaxis]
-                total += tf.reduce_sum(full, axis=range(full.shape.rank - 1))
-            return taken(total, columns, -1)
-
-        weights = [lambda: linear.kernel(), lambda: linear.bias()]
-        block = None
-        if isinstance(layer, layers.Conv2D):
-            places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
-            if value.source == self.image:
-                block = image_convolution.block_of(layer, len(rows))
-
-            def run(x, w):
-                return _add_bias(_convolve(layer, x[0], w[0]), w[1])
-        else:
-            places = int(np.prod(node.input_shapes[0][1:-1], dtype=int))
-
-            def run(x, w):
-                return _add_bias(tf.tensordot(x[0], w[0], 1) if places > 1 else x[0] @ w[0], w[1])
-
-        linear = _Linear(kernel, bias)
-        if block:
-            weights.append(lambda: image_convolution.gradient_kernel(linear.kernel(), block))
-
-            def run(x, w):
-                padding = layer.padding.upper()
-                return _add_bias(image_convolution.convolve(x[0], w[0], w[2], padding, block), w[1])
-
+        offsets = _offsets(known, rows, shift)
+        linear = _Linear(kernel, lambda: taken(_bias_with(node, offsets), columns, -1))
+        run, weights, places = self._convolution(node, value, linear)
         source = self._emit(
             run,
             [value.source],
@@ -218,9 +160,35 @@ class Folding:
         )
         return _Value(source, columns)
 
-    def _depthwise(self, node: Node, value: _Value, wanted: Channels) -> _Value:
-        layer, columns = node.layer, wanted.present
-        source = self._supply(value, self._known[node.inputs[0]], columns)
+    def _convolution(self, node: Node, value: _Value, linear: _Linear):
+        """A linear layer's step: its `run`, its weights, the places at which a kernel applies."""
+        layer = node.layer
+        # Read when the step runs: a layer that follows may have gone into them.
+        weights = [lambda: linear.kernel(), lambda: linear.bias()]
+        if not isinstance(layer, layers.Conv2D):
+            places = int(np.prod(node.input_shapes[0][1:-1], dtype=int))
+
+            def multiply(x, w):
+                return _add_bias(tf.tensordot(x[0], w[0], 1) if places > 1 else x[0] @ w[0], w[1])
+
+            return multiply, weights, places
+        places = int(np.prod(node.output_shape[1:-1])) * int(np.prod(layer.kernel_size))
+        block = None
+        if value.source == self.image:
+            block = image_convolution.block_of(layer, len(value.channels))
+        if not block:
+            return (lambda x, w: _add_bias(_convolve(layer, x[0], w[0]), w[1])), weights, places
+        weights.append(lambda: image_convolution.gradient_kernel(linear.kernel(), block))
+
+        def convolve(x, w):
+            padding = layer.padding.upper()
+            return _add_bias(image_convolution.convolve(x[0], w[0], w[2], padding, block), w[1])
+
+        return convolve, weights, places
+
+    def _depthwise(self, node: Node) -> _Value:
+        layer, columns = node.layer, self._known[node.output].present
+        source = self._supply(self._input(node), self._known[node.inputs[0]], columns)
 
         def kernel():
             return taken(read(layer.kernel), columns, -2)
@@ -248,7 +216,8 @@ class Folding:
         )
         return _Value(source, columns)
 
-    def _affine(self, node: Node, value: _Value) -> _Value:
+    def _affine(self, node: Node) -> _Value:
+        value = self._input(node)
         kept = value.channels
         scale, shift = layer_functions.affine_of(node.layer, node.output_shape[-1])
         factor = gathered(scale, kept)
@@ -266,15 +235,17 @@ class Folding:
             shift=offset if value.shift is None else plus(times(value.shift, factor), offset),
         )
 
-    def _pooling(self, layer, value: _Value) -> _Value:
+    def _pooling(self, node: Node) -> _Value:
+        value = self._input(node)
         if value.shift is not None:
             value = self._materialised(value)
         # A gate's scale is not negative, so it goes through a maximum as through a mean.
-        pool = _stateless(layer)
-        source = self._emit(lambda x, w: pool(x[0]), [value.source], [], "layer", layer=layer)
+        pool = _stateless(node.layer)
+        source = self._emit(lambda x, w: pool(x[0]), [value.source], [], "layer", layer=node.layer)
         return _Value(source, value.channels, scale=value.scale)
 
-    def _flatten(self, node: Node, value: _Value) -> _Value:
+    def _flatten(self, node: Node) -> _Value:
+        value = self._input(node)
         width = node.input_shapes[0][-1]
         places = node.output_shape[-1] // width
         channels = (np.arange(places)[:, np.newaxis] * width + value.channels).ravel()
@@ -289,7 +260,8 @@ class Folding:
             shift=None if value.shift is None else tiled(value.shift, places),
         )
 
-    def _reshape(self, node: Node, value: _Value) -> _Value:
+    def _reshape(self, node: Node) -> _Value:
+        value = self._input(node)
         # The channels stay the last axis, so that a place only gets another name.
         shape = [*node.output_shape[1:-1], len(value.channels)]
         source = self._emit(
@@ -297,10 +269,10 @@ class Folding:
         )
         return dataclasses.replace(value, source=source, linear=None)
 
-    def _whole(self, node: Node, values: list[_Value]) -> _Value:
+    def _whole(self, node: Node) -> _Value:
         sources = [
-            self._supply(value, self._known[number], np.arange(shape[-1]))
-            for value, number, shape in zip(values, node.inputs, node.input_shapes, strict=True)
+            self._supply(self._values[number], self._known[number], np.arange(shape[-1]))
+            for number, shape in zip(node.inputs, node.input_shapes, strict=True)
         ]
         source = self._emit(_called(node), sources, [], "whole", layer=node.layer, node=node)
         return _Value(source, np.arange(node.output_shape[-1]))
@@ -347,6 +319,55 @@ class Folding:
             return tf.gather(y, order, axis=-1)
 
         return self._emit(run, [value.source], weights, "select", indices=order)
+
+
+def _offsets(known: Channels, rows: np.ndarray, shift: Vector | None) -> Vector | None:
+    """Constant channels and shifts of a linear layer's input, [channels]; None if there are none.
+
+    Args:
+        known: of that input.
+        rows: the channels of it that are computed.
+        shift: of these.
+    """
+    constant = np.flatnonzero(known.constant & ~known.zero)
+    if shift is None and not constant.size:
+        return None
+
+    def offsets():
+        added = tf.zeros([len(known.constant)])
+        if shift is not None:
+            added = tf.tensor_scatter_nd_add(added, rows[:, np.newaxis], shift())
+        if constant.size:
+            values = tf.gather(known.value(), constant)
+            added = tf.tensor_scatter_nd_add(added, constant[:, np.newaxis], values)
+        return added
+
+    return offsets
+
+
+def _bias_with(node: Node, offsets: Vector | None) -> tf.Tensor:
+    """A linear layer's bias with what `offsets` of its input add; all channels."""
+    layer = node.layer
+    total = read(layer.bias) if layer.use_bias else tf.zeros([node.output_shape[-1]])
+    if offsets is None:
+        return total
+    if layer_functions.pads(layer):  # The padding cuts them off: it depends on the place.
+        image = tf.broadcast_to(offsets(), [1, *node.input_shapes[0][1:]])
+        return total + _convolve(layer, image, read(layer.kernel))
+    full = read(layer.kernel) * offsets()[:, tf.newaxis]
+    return total + tf.reduce_sum(full, axis=range(full.shape.rank - 1))
+
+
+def _joining(node: Node):
+    """The `run` of a step that joins tensors or pads one."""
+    if node.kind == "padding":
+        paddings = [[0, 0], *map(list, node.layer.padding), [0, 0]]
+        return lambda x, w: tf.pad(x[0], paddings)
+    if isinstance(node.layer, layers.Add):
+        return lambda x, w: tf.add_n(x)
+    if node.kind == "concatenate":
+        return lambda x, w: tf.concat(x, axis=-1)
+    return _called(node)
 
 
 def _called(node: Node):

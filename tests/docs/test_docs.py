@@ -57,9 +57,13 @@ def in_process():
     return call
 
 
-def run_program(directory, output, program, arguments):
-    """As `python program arguments` in a directory."""
+def run_program(directory, output, program, arguments, small=False):
+    """As `python program arguments` in a directory; with a small network as `lenet5`, if so."""
     _enter(directory, output)
+    if small:
+        import tiny_network
+
+        tiny_network.replace_lenet5()
     sys.argv = [program, *arguments]
     runpy.run_path(str(ROOT / program), run_name="__main__")
 
@@ -162,7 +166,7 @@ def followed(request, in_process, tmp_path_factory):
         else:
             python, program, *arguments = documents.words(step)
             assert python == "python", f"{step!r} is neither run nor listed in NOT_RUN"
-            code = in_process(run_program, home, output, program, arguments + added[program])
+            code = in_process(run_program, home, output, program, arguments + added[program], short)
         assert code == 0, f"{step}\n{output.read_text()[-3000:]}"
     assert {documents.words(step)[1] for language, step in steps if language == "sh"} == set(added)
     return home, kept

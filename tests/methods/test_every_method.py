@@ -16,6 +16,8 @@ from anpvs_tf.runs import build, directory, resolution, settings
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.training import trainer
 
+pytestmark = pytest.mark.usefixtures("tiny_lenet5")
+
 # A few seconds each: enough to tell the methods from `standard`.
 SHORT = {
     "dataset": "digits",
@@ -44,7 +46,7 @@ def short(method, **changes):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, tiny_lenet5):
     """Where the runs lie, with the standard run that others start from."""
     home = tmp_path_factory.mktemp("runs")
     chosen = short("standard", epochs=2)

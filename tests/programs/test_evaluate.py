@@ -18,8 +18,11 @@ from anpvs_tf.training import trainer
 program = functools.partial(call, "evaluate")
 
 
+pytestmark = pytest.mark.usefixtures("tiny_lenet5")
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, tiny_lenet5):
     """A short run with gates, and the standard run that it started from."""
     chosen = resolution.resolve(
         {

@@ -23,12 +23,14 @@ def test_parameters_by_hand(monkeypatch):
     assert network.count_params() == found.cost
 
 
+@pytest.mark.usefixtures("tiny_lenet5")
 def test_flops_between_two_widths(monkeypatch):
     costing(monkeypatch, flops=1_000_000)
     found = matching.matched(resolution.resolve(DENSE), RunDirectory("a"))
     assert abs(found.cost - 1_000_000) <= 100_000 and 0.3 < found.width < 0.5
 
 
+@pytest.mark.usefixtures("tiny_lenet5")
 def test_what_cannot_be_matched_is_refused(monkeypatch):
     costing(monkeypatch, flops=100_000_000)
     with pytest.raises(UsageError, match=r"no width up to 1 .* --width=1 is nearest"):

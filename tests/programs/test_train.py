@@ -1,12 +1,10 @@
 """bin/train.py as a user runs it."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from documents import ROOT
+from calling import call
 
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.runs import defaults, directory, resolution
@@ -25,15 +23,8 @@ TINY = {
 }
 
 
-def program(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "bin/train.py"), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
-    )
+pytestmark = pytest.mark.usefixtures("tiny_lenet5")
+program = functools.partial(call, "train")
 
 
 def resolved(**changes):
@@ -41,7 +32,7 @@ def resolved(**changes):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, tiny_lenet5):
     """A run by the program itself, with its warm start, in a fresh directory."""
     cwd = tmp_path_factory.mktemp("first")
     flags = [f"--{name}={value}" for name, value in TINY.items()]
@@ -82,7 +73,7 @@ def test_the_run_directory_keeps_its_contract(finished):
     }
     assert record["examples"] == 40
     assert 0 <= record["robust_accuracy"] <= record["clean_accuracy"] <= 1
-    assert record["active_features"]["flatten"][1] == 800
+    assert record["active_features"]["conv1"][1] == 20
     assert "PGD-3 accuracy" in output
     assert f"{record['clean_accuracy']:.2%}" in output
     base = RunDirectory(run.path.parent / "digits-lenet5-standard-seed0")
@@ -273,12 +264,12 @@ def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path, monkeypat
     def spoiled(self, data):
         terms = step(self, data)
         poison = trainer.tf.where(self.optimizer.iterations > 5, float("nan"), 0.0)
-        bias = self.network.get_layer("dense1").bias
+        bias = self.network.get_layer("conv1").bias
         bias.assign(bias + poison)  # After the losses of the second epoch's last step.
         return terms
 
     monkeypatch.setattr(trainer.RobustClassifier, "update", spoiled)
-    with pytest.raises(TrainingError, match=r"dense1/bias became nan in epoch 2.*ckpt-1"):
+    with pytest.raises(TrainingError, match=r"conv1/bias became nan in epoch 2.*ckpt-1"):
         trainer.train(resolved(base_run=str(base.path)), run)
     assert not (run.checkpoints / "ckpt-2.index").exists()
 

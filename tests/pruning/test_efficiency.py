@@ -82,7 +82,7 @@ def test_measure(pruned):
     if pruned:
         keep(network, (2, 5, 800, 50))
     compact = freeze(network)
-    found = efficiency.measure({"dense": network, "compact": compact}, (1, 8), repeats=3)
+    found = efficiency.measure({"dense": network, "compact": compact}, (1, 8), repeats=2)
     dense, small = found["dense"], found["compact"]
     # Weights, the image, and at least the first convolution with its pooling.
     weights = 4 * (431_080 + 2 * 1370)

@@ -25,7 +25,6 @@ from anpvs_tf.runs.directory import RunDirectory, os
 from anpvs_tf.training import checkpoints, history, names, nonfinite, trainer
 from tests.faults import corruption, kill
 
-
 pytestmark = pytest.mark.usefixtures("tiny_lenet5")
 
 
@@ -227,9 +226,7 @@ def test_steps_that_are_not_finite(made, tmp_path, monkeypatch, action, capsys):
         said = f"ce_clean became nan in epoch 1, step 2 (its batch is in {path})"
         assert f"{said}: left out" in capsys.readouterr().err
     else:
-        with pytest.raises(
-            TrainingError, match=r"ce_clean became nan in epoch 1, step 2"
-        ):
+        with pytest.raises(TrainingError, match=r"ce_clean became nan in epoch 1, step 2"):
             trainer.train(stopped.settings(), run, execution=execution)
     with np.load(path) as batch:
         assert batch["images"].shape == (32, 28, 28, 1)

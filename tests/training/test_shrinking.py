@@ -210,16 +210,13 @@ def half_closed(monkeypatch):
     def built(chosen, dtype):
         network = unchanged(chosen, dtype)
         for gate in gates_of(network):
-            size = gate.features
-            # Of the flattened map the places of the closed channels.
-            closed = np.arange(size) % 50 >= 25 if size == 800 else np.arange(size) >= size // 2
-            gate.close(closed)
+            gate.close(np.arange(gate.features) >= gate.features // 2)
         return network
 
     monkeypatch.setattr(build, "build_network", built)
 
 
-def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch):
+def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch, tiny_lenet5):
     half_closed(monkeypatch)
     chosen = resolution.resolve(
         {
@@ -245,15 +242,15 @@ def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch
     monkeypatch.setattr(trainer.RobustClassifier, "update", watched)
     run, again = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "again")
     trainer.train(chosen, run)
-    assert sizes[-1] < 0.3 * sizes[0]
+    assert sizes[-1] < 0.6 * sizes[0]
     (record,) = run.results()
     assert 0.45 < record["sparsity"] < 0.55
-    assert record["active_features"]["conv2"] == [25, 50]
+    assert record["active_features"]["conv1"] == [10, 20]
     # What is saved is the whole network: what stayed was trained, what left was not.
     network = run.load_network()
     start = RunDirectory(tmp_path / "digits-lenet5-standard-seed0").load_network()
-    moved = network.get_layer("conv2").kernel.numpy() != start.get_layer("conv2").kernel.numpy()
-    assert moved[:, :, :10, :25].all()
+    moved = network.get_layer("conv1").kernel.numpy() != start.get_layer("conv1").kernel.numpy()
+    assert moved[..., :10].all() and not moved[..., 10:].any()
 
     save = trainer.Checkpoints.save
 
