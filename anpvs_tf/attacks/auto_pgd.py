@@ -91,8 +91,9 @@ def apgd(
         wrong = attacks_losses.fooled(logits, labels)
         return tf.zeros_like(wrong) if stochastic else wrong
 
+    left = ~is_fooled(logits_of(logits_fn, images), labels)
+
     def begin():
-        left = ~is_fooled(logits_of(logits_fn, images), labels)
         draw = threat_model.random_on_sphere(tf.shape(images), seed, epsilon, norm)
         start = threat_model.restrict(images, images + draw, epsilon, norm)
         position, start = active_examples.keep(left, (tf.range(tf.shape(images)[0]), start))
@@ -171,8 +172,11 @@ def apgd(
         result = active_examples.put(result, state.position, state.best)
         return i + 1, active_examples.keep(~state.fooled, check(state, lengths[i])), result
 
-    first = begin()
-    # What the start has broken goes no further.
-    result = active_examples.put(images, first.position, first.best)
-    first = active_examples.keep(~first.fooled, first)
-    return active_examples.run(period, len(ends), first, result)
+    def search():
+        first = begin()
+        # What the start has broken goes no further.
+        result = active_examples.put(images, first.position, first.best)
+        first = active_examples.keep(~first.fooled, first)
+        return active_examples.run(period, len(ends), first, result)
+
+    return active_examples.unless_none(left, search, images)
