@@ -41,7 +41,6 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({end for end in ends if 0 < end < steps} | {steps})
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def apgd(
     logits_fn: LogitsFn,
     images: tf.Tensor,

@@ -70,7 +70,6 @@ def project(
     return direction * tf.minimum(tf.maximum(time, 0.0) * speed, room)
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def fab(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,

@@ -6,7 +6,6 @@ from anpvs_tf.attacks import losses, threat_model
 from anpvs_tf.attacks.projected_gradient import pgd
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def fgsm(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
@@ -21,7 +20,7 @@ def fgsm(
 
     Arguments, result and errors as of `pgd`; the seed is not used.
     """
-    return pgd.python_function(
+    return pgd(
         logits_fn,
         images,
         labels,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from anpvs_tf.attacks import composition, losses
+from anpvs_tf.attacks import composition, entry, losses
 from anpvs_tf.attacks.auto_pgd import apgd
 from anpvs_tf.attacks.fast_adaptive_boundary import fab
 from anpvs_tf.attacks.fast_gradient_sign import fgsm
@@ -44,7 +44,7 @@ def _compiled(attack, settings: Settings, targeted: bool, **own):
     the most likely one at the images, which are unperturbed.
     """
 
-    @tf.function(autograph=False, reduce_retracing=True)
+    @entry.compiled
     def run(logits_fn, images, labels, seed, rank):
         if settings.draws is not None and settings.draws > 1:
             logits_fn = composition.expectation(logits_fn, settings.draws)
@@ -52,8 +52,7 @@ def _compiled(attack, settings: Settings, targeted: bool, **own):
         if targeted:
             logits = losses.logits_of(logits_fn, images)
             aim["targets"] = composition.wrong_classes(logits, labels)[:, rank]
-        # The Python function: a compiled attack would keep this logits_fn alive.
-        return attack.python_function(
+        return attack(
             logits_fn,
             images,
             labels,

@@ -120,7 +120,6 @@ def _tiles(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
     return tf.clip_by_value(images + delta, 0.0, 1.0)
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def square(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,

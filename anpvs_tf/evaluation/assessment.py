@@ -9,7 +9,8 @@ import numpy as np
 import scipy.stats
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd, radius, registry
+from anpvs_tf.attacks import radius, registry
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.attacks.registry import Settings, Stage
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
@@ -40,7 +41,7 @@ def transfer_stages(sources: list[Subject], settings: Settings) -> list[Stage]:
 
         @tf.function(autograph=False, reduce_retracing=True)
         def craft(images, labels, seed):
-            return pgd.python_function(
+            return pgd(
                 source.logits,
                 images,
                 labels,

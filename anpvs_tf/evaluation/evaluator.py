@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd, threat_model
+from anpvs_tf.attacks import threat_model
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.common.devices import Devices, local
 from anpvs_tf.data import loading, pipelines
@@ -93,7 +94,7 @@ class Evaluator:
         survived = clean_hit = self._hits(clean["logits"], labels)
         adversarial_images = []
         for restart in range(self.attack.restarts):
-            attacked = pgd.python_function(
+            attacked = pgd(
                 lambda x: self.frozen.apply(weights, x),
                 images,
                 labels,

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import losses as attacks_losses
-from anpvs_tf.attacks import pgd, threat_model
+from anpvs_tf.attacks import threat_model
 from anpvs_tf.attacks.losses import evaluate
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
@@ -148,7 +149,7 @@ class _Network:
         self._loss = tf.function(self._cross_entropy, **compiled)
 
     def _attack(self, images, labels, seed):
-        return pgd.python_function(
+        return pgd(
             self.subject.logits,
             images,
             labels,
