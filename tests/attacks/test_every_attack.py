@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from anpvs_tf.attacks import apgd, fab, fgsm, pgd, random_noise, square, threat_model
-from anpvs_tf.attacks.registry import Settings, stages
+from anpvs_tf.attacks.registry import stages
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 
@@ -28,7 +29,7 @@ LABELS = tf.argmax(network(IMAGES)["logits"], axis=1).numpy()
 
 
 def first_stage(name, epsilon, norm="linf"):
-    settings = Settings(epsilon, norm, classes=4, steps=7, queries=25, noise_draws=3)
+    settings = AttackSettings(epsilon, norm, classes=4, steps=7, queries=25, noise_draws=3)
     return stages(name, settings)[0]
 
 
@@ -84,7 +85,7 @@ def test_examples_that_leave_change_nothing_for_the_others(name):
     mixed[::2, 0, 0, 0] = 1.0
     zeros = np.zeros(8, np.int64)
     assert (tf.argmax(marked(mixed), axis=1) == 0).numpy().all()
-    stage = stages(name, Settings(0.05, classes=4, steps=30, queries=60))[0]
+    stage = stages(name, AttackSettings(0.05, classes=4, steps=30, queries=60))[0]
     found = stage.run(marked, mixed, zeros, SEED)
     broken = tf.argmax(marked(found), axis=1).numpy() != 0
     np.testing.assert_array_equal(broken, [True, False] * 4)

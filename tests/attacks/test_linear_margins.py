@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf.attacks.registry import ATTACKS, Settings, stages
+from anpvs_tf.attacks.registry import ATTACKS, stages
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.attacks.threat_model import NORMS
 from anpvs_tf.common import randomness
 
@@ -49,7 +50,7 @@ def test_succeeds_above_the_margin_and_never_below(name, classes, norm):
     assert epsilon < 0.4  # so that no pixel meets 0 or 1
 
     broken = np.zeros(100, bool)
-    settings = Settings(epsilon, norm, classes=classes, steps=30, queries=200, noise_draws=50)
+    settings = AttackSettings(epsilon, norm, classes=classes, steps=30, queries=200, noise_draws=50)
     for stage in stages(name, settings):
         attacked = stage.run(linear, images, labels, randomness.seed_of(0))
         broken |= linear(attacked)["logits"].numpy().argmax(axis=1) != labels
