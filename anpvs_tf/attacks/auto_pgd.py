@@ -78,7 +78,7 @@ def apgd(
         iterate of the highest mean loss, as a draw that is fooled proves nothing.
     """
     threat_model.check_threat_model(epsilon, norm)
-    objective = attacks_losses.objective(loss, logits_fn, images, labels, targets, gamma)
+    maximised = attacks_losses.attack_loss(loss, logits_fn, images, labels, targets, gamma)
     ends = checkpoints(steps)
     lengths = tf.constant(np.diff([0, *ends]), tf.int32)
 
@@ -96,7 +96,7 @@ def apgd(
         draw = threat_model.random_on_sphere(tf.shape(images), seed, epsilon, norm)
         start = threat_model.restrict(images, images + draw, epsilon, norm)
         position, start = active_examples.keep(left, (tf.range(tf.shape(images)[0]), start))
-        here = objective.take(position)
+        here = maximised.take(position)
         losses, logits, gradients = evaluate(logits_fn, start, here)
         wrong = is_fooled(logits, here.labels)
         nothing = tf.zeros_like(position)
@@ -154,7 +154,7 @@ def apgd(
         )
 
     def period(i, state, result):
-        here = objective.take(state.position)
+        here = maximised.take(state.position)
         origin = tf.gather(images, state.position)
 
         def one(k, inner):

@@ -124,8 +124,8 @@ def fab(
         return _State(position, origin, origin, infinite)
 
     def step(state, origin, own, target):
-        objective = losses.Objective("difference", own, target, {}, 0.0)
-        behind, _, normals = losses.evaluate(logits_fn, state.current, objective)
+        lead = losses.AttackLoss("difference", own, target, {}, 0.0)
+        behind, _, normals = losses.evaluate(logits_fn, state.current, lead)
         normals, here = flat(normals), flat(state.current)
         offsets = tf.reduce_sum(normals * here, axis=1) - behind
         # Both projections in one: half of the cost is the number of operations.

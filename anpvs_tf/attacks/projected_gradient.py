@@ -50,10 +50,10 @@ def pgd(
         ValueError: for another norm, loss, or epsilon.
     """
     threat_model.check_threat_model(epsilon, norm)
-    objective = losses.objective(loss, logits_fn, images, labels, targets, gamma)
+    maximised = losses.attack_loss(loss, logits_fn, images, labels, targets, gamma)
 
     def step(perturbed):
-        gradients = losses.evaluate(logits_fn, perturbed, objective).gradients
+        gradients = losses.evaluate(logits_fn, perturbed, maximised).gradients
         moved = perturbed + step_size * threat_model.steepest(gradients, norm)
         return threat_model.restrict(images, moved, epsilon, norm)
 

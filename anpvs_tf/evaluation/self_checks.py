@@ -165,8 +165,8 @@ def _vanishing(subject: Subject, split: loading.Split, norm: str, batch_size: in
 
     @tf.function(autograph=False, reduce_retracing=True)
     def zeros(images, labels):
-        objective = losses.objective("ce", subject.logits, images, labels)
-        gradients = losses.evaluate(subject.logits, images, objective).gradients
+        loss = losses.attack_loss("ce", subject.logits, images, labels)
+        gradients = losses.evaluate(subject.logits, images, loss).gradients
         gradients = threat_model.steepest(gradients, norm)
         return tf.reduce_all(gradients == 0, axis=range(1, gradients.shape.rank))
 

@@ -179,8 +179,8 @@ class _Network:
         return tf.reduce_sum(tf.abs(tape.gradient(total, adversarial)), axis=-1)
 
     def _gradient(self, images, labels):
-        objective = attacks_losses.objective("ce", self.subject.logits, images, labels)
-        found = evaluate(self.subject.logits, images, objective).gradients
+        loss = attacks_losses.attack_loss("ce", self.subject.logits, images, labels)
+        found = evaluate(self.subject.logits, images, loss).gradients
         return threat_model.steepest(found, self.settings.norm)
 
     def _cross_entropy(self, images, labels):
