@@ -13,6 +13,7 @@ from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.evaluation.feature_movement import movement
 from anpvs_tf.methods import losses
 from anpvs_tf.reporting.grouping import Group, Run
 
@@ -165,8 +166,8 @@ class _Network:
         return {name: value for name, value in outputs.items() if name != "logits"}
 
     def _movement(self, images, adversarial):
-        clean, moved = self._latents(images), self._latents(adversarial)
-        return {n: tf.reduce_sum(tf.abs(clean[n] - moved[n]), axis=0) for n in clean}
+        moved = movement(self.subject.outputs(images), self.subject.outputs(adversarial))
+        return {name: tf.reduce_sum(distances, axis=0) for name, distances in moved.items()}
 
     def _projection(self, images, adversarial):
         clean = self._latents(images)
