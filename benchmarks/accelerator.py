@@ -32,7 +32,7 @@ from anpvs_tf.common import program, randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.data import loading, pipelines, tfds
-from anpvs_tf.evaluation.evaluator import Attack, Evaluator, Result
+from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack, Result
 from anpvs_tf.methods.optimizer import is_gate_variable
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
@@ -541,7 +541,7 @@ def read_trained(
 
 def evaluator_of(network: keras.Model, settings: Settings, prune: bool = False) -> Evaluator:
     """The trainer's evaluation."""
-    attack = Attack(
+    attack = PgdAttack(
         settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
     )
     return Evaluator(network, attack, trainer.EVALUATION_BATCH, prune)

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry, threat_model
-from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
@@ -75,7 +75,7 @@ def compare(
     subject: Subject,
     model,
     split: loading.Split,
-    settings: Settings,
+    settings: AttackSettings,
     *,
     seed: int,
     batch_size: int,
@@ -184,7 +184,7 @@ def main(values: Any) -> None:
     model = reference.torch_copy(FrozenNetwork(subject.network))
     images = pipelines.to_float(split.images).numpy()
     epsilon = values.epsilon or subject.settings.epsilon
-    settings = Settings(epsilon, values.norm, subject.classes, queries=values.queries)
+    settings = AttackSettings(epsilon, values.norm, subject.classes, queries=values.queries)
 
     difference = np.abs(subject.logits(images) - model(reference.to_torch(images)).numpy()).max()
     clean = np.mean(np.argmax(subject.logits(images), axis=1) == split.labels)

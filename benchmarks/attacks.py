@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry
-from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.attacks.settings import AttackSettings, resolve
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
@@ -85,7 +85,7 @@ class Ours:
 
 
 def attack_run(
-    subject: Subject, split: loading.Split, attack: str, settings: Settings, batch_size: int
+    subject: Subject, split: loading.Split, attack: str, settings: AttackSettings, batch_size: int
 ) -> AttackRun:
     bare = dataclasses.replace(subject, outputs=None)  # Vulnerability is no part of an attack.
     return AttackRun(
@@ -100,7 +100,7 @@ def attack_run(
 
 
 def variants(
-    attack: str, subject: Subject, split: loading.Split, settings: Settings, batch_size: int
+    attack: str, subject: Subject, split: loading.Split, settings: AttackSettings, batch_size: int
 ) -> list[Variant]:
     """Ours, then what there is beside it.
 
@@ -113,7 +113,7 @@ def variants(
     model = reference.torch_copy(FrozenNetwork(subject.network))
     others: dict[str, reference.Attack] = {}
     if attack == "pgd":
-        resolved = registry.resolve(attack, settings)
+        resolved = resolve(attack, settings)
         own = {"epsilon": settings.epsilon, "batch_size": batch_size}
         own |= {"steps": resolved.steps, "step_size": resolved.step_size}
         others["PyTorch"] = reference.pgd(model, **own)
@@ -163,7 +163,7 @@ def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
     test = loading.load_test(subject.source)
     again = np.resize(np.arange(len(test)), examples)  # Small test sets more than once.
     split = loading.Split(test.images[again], test.labels[again])
-    settings = Settings(
+    settings = AttackSettings(
         subject.settings.epsilon, classes=subject.classes, steps=10, targets=2, queries=100
     )
     run = attack_run(subject, split, "autoattack", settings, MEMORY_BATCH)
@@ -235,7 +235,9 @@ def main(values: Any) -> None:
     set_threads(values.threads)
     subject = attacked_model.of_run(directory.RunDirectory(values.run_dir))
     split = loading.load_test(subject.source).take(values.examples)
-    settings = Settings(subject.settings.epsilon, classes=subject.classes, queries=values.queries)
+    settings = AttackSettings(
+        subject.settings.epsilon, classes=subject.classes, queries=values.queries
+    )
     print(
         f"{timing.environment('attacks')}\n\n{len(split)} test images of {subject.dataset}, linf "
         f"{settings.epsilon:g}, batches of {values.batch_size}, {values.threads} threads, "

@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import sources
@@ -63,7 +63,7 @@ class UnfrozenClassifier(RobustClassifier):
     """Crafts the old way: every PGD step runs the gated training network."""
 
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return pgd.python_function(
+        return pgd(
             lambda x: self.network(x, training=False)["logits"],
             images,
             labels,

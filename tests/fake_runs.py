@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from anpvs_tf.evaluation.evaluator import Attack, Result
+from anpvs_tf.evaluation.evaluator import PgdAttack, Result
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.runs import build, resolution
@@ -67,7 +67,7 @@ def make(
         run.weights_path.write_bytes(_weights(*kind, weights / "-".join(map(str, kind))))
     layers = {name: vulnerability for name in network.output if name != "logits"}
     result = Result(examples, clean, robust, vulnerability, layers)
-    attack = Attack(resolved.epsilon, resolved.eval_step_size, resolved.eval_attack_steps)
+    attack = PgdAttack(resolved.epsilon, resolved.eval_step_size, resolved.eval_attack_steps)
     record = history.result_record(resolved, attack, "test", result, network)
     if sparsity is not None:
         record["sparsity"] = sparsity

@@ -1,6 +1,6 @@
-from .auto_pgd import apgd as apgd
-from .fast_adaptive_boundary import fab as fab
-from .fast_gradient_sign import fgsm as fgsm
-from .projected_gradient import pgd as pgd
-from .square_attack import square as square
-from .uniform_noise import random_noise as random_noise
+from .entry import apgd as apgd
+from .entry import fab as fab
+from .entry import fgsm as fgsm
+from .entry import pgd as pgd
+from .entry import random_noise as random_noise
+from .entry import square as square

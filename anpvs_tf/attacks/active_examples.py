@@ -31,6 +31,14 @@ def any_size(state: Any) -> Any:
     return tf.nest.map_structure(lambda t: tf.TensorShape([None, *t.shape[1:]]), state)
 
 
+def unless_none(left: tf.Tensor, attack: Callable[[], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+    """The images of `attack()`, or those at hand if left, bool [batch], holds nowhere.
+
+    oneDNN fails at a convolution of an empty batch (TensorFlow 2.21), or ends the process.
+    """
+    return tf.cond(tf.reduce_any(left), attack, lambda: images)
+
+
 def run(period: Callable, end: int, state: Any, images: tf.Tensor) -> tf.Tensor:
     """Runs an attack until its end, or until no example is left.
 

@@ -41,7 +41,6 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({end for end in ends if 0 < end < steps} | {steps})
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def apgd(
     logits_fn: LogitsFn,
     images: tf.Tensor,
@@ -79,7 +78,7 @@ def apgd(
         iterate of the highest mean loss, as a draw that is fooled proves nothing.
     """
     threat_model.check_threat_model(epsilon, norm)
-    objective = attacks_losses.objective(loss, logits_fn, images, labels, targets, gamma)
+    maximised = attacks_losses.attack_loss(loss, logits_fn, images, labels, targets, gamma)
     ends = checkpoints(steps)
     lengths = tf.constant(np.diff([0, *ends]), tf.int32)
 
@@ -91,12 +90,13 @@ def apgd(
         wrong = attacks_losses.fooled(logits, labels)
         return tf.zeros_like(wrong) if stochastic else wrong
 
+    left = ~is_fooled(logits_of(logits_fn, images), labels)
+
     def begin():
-        left = ~is_fooled(logits_of(logits_fn, images), labels)
         draw = threat_model.random_on_sphere(tf.shape(images), seed, epsilon, norm)
         start = threat_model.restrict(images, images + draw, epsilon, norm)
         position, start = active_examples.keep(left, (tf.range(tf.shape(images)[0]), start))
-        here = objective.take(position)
+        here = maximised.take(position)
         losses, logits, gradients = evaluate(logits_fn, start, here)
         wrong = is_fooled(logits, here.labels)
         nothing = tf.zeros_like(position)
@@ -154,7 +154,7 @@ def apgd(
         )
 
     def period(i, state, result):
-        here = objective.take(state.position)
+        here = maximised.take(state.position)
         origin = tf.gather(images, state.position)
 
         def one(k, inner):
@@ -171,8 +171,11 @@ def apgd(
         result = active_examples.put(result, state.position, state.best)
         return i + 1, active_examples.keep(~state.fooled, check(state, lengths[i])), result
 
-    first = begin()
-    # What the start has broken goes no further.
-    result = active_examples.put(images, first.position, first.best)
-    first = active_examples.keep(~first.fooled, first)
-    return active_examples.run(period, len(ends), first, result)
+    def search():
+        first = begin()
+        # What the start has broken goes no further.
+        result = active_examples.put(images, first.position, first.best)
+        first = active_examples.keep(~first.fooled, first)
+        return active_examples.run(period, len(ends), first, result)
+
+    return active_examples.unless_none(left, search, images)

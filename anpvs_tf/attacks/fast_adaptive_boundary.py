@@ -70,7 +70,6 @@ def project(
     return direction * tf.minimum(tf.maximum(time, 0.0) * speed, room)
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def fab(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
@@ -125,8 +124,8 @@ def fab(
         return _State(position, origin, origin, infinite)
 
     def step(state, origin, own, target):
-        objective = losses.Objective("difference", own, target, {}, 0.0)
-        behind, _, normals = losses.evaluate(logits_fn, state.current, objective)
+        lead = losses.AttackLoss("difference", own, target, {}, 0.0)
+        behind, _, normals = losses.evaluate(logits_fn, state.current, lead)
         normals, here = flat(normals), flat(state.current)
         offsets = tf.reduce_sum(normals * here, axis=1) - behind
         # Both projections in one: half of the cost is the number of operations.

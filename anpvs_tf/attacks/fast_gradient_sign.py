@@ -6,7 +6,6 @@ from anpvs_tf.attacks import losses, threat_model
 from anpvs_tf.attacks.projected_gradient import pgd
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def fgsm(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
@@ -21,7 +20,7 @@ def fgsm(
 
     Arguments, result and errors as of `pgd`; the seed is not used.
     """
-    return pgd.python_function(
+    return pgd(
         logits_fn,
         images,
         labels,
@@ -56,9 +55,9 @@ def noisy_fgsm(
         Images, float32, in [0, 1].
     """
     threat_model.check_threat_model(epsilon, norm)
-    objective = losses.objective(loss, logits_fn, images, labels)
+    maximised = losses.attack_loss(loss, logits_fn, images, labels)
     noise = threat_model.random_in_ball(tf.shape(images), seed, 2.0 * epsilon, norm)
     start = tf.clip_by_value(images + noise, 0.0, 1.0)
-    gradients = losses.evaluate(logits_fn, start, objective).gradients
+    gradients = losses.evaluate(logits_fn, start, maximised).gradients
     moved = start + epsilon * threat_model.steepest(gradients, norm)
     return tf.stop_gradient(tf.clip_by_value(moved, 0.0, 1.0))

@@ -34,23 +34,23 @@ class Evaluation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """A loss and what it needs to know of each example; made by `objective`.
+class AttackLoss:
+    """Holds a loss and what it needs to know of each example; made by `attack_loss`.
 
-    loss: a name in `LOSSES`; labels: int [batch]; targets: int [batch] or None;
+    name: a key of `LOSSES`; labels: int [batch]; targets: int [batch] or None;
     clean: float32 outputs of the unperturbed images that the loss compares with, name ->
     [batch, ...];
     gamma: weight of the vulnerability in "latent".
     """
 
-    loss: str
+    name: str
     labels: tf.Tensor
     targets: tf.Tensor | None
     clean: dict[str, tf.Tensor]
     gamma: float
 
-    def take(self, indices: tf.Tensor) -> "Objective":
-        """The same objective for the examples at `indices`, int [examples]."""
+    def take(self, indices: tf.Tensor) -> "AttackLoss":
+        """The same loss for the examples at `indices`, int [examples]."""
         return dataclasses.replace(
             self,
             labels=tf.gather(self.labels, indices),
@@ -75,18 +75,18 @@ def _margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(others, axis=-1) - _at(logits, labels)
 
 
-def cross_entropy(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def cross_entropy(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """Cross-entropy in nats."""
-    labels = _of_each(objective.labels, outputs.logits)
+    labels = _of_each(loss.labels, outputs.logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs.logits)
 
 
-def margin(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def margin(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """The best wrong logit minus the right one (Carlini & Wagner 2017): positive if fooled."""
-    return _margin(outputs.logits, objective.labels)
+    return _margin(outputs.logits, loss.labels)
 
 
-def dlr(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def dlr(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """Difference of logits ratio (Croce & Hein 2020, Eq. 6).
 
     The margin divided by z_1 - z_3, the largest minus the third largest logit: it
@@ -94,50 +94,50 @@ def dlr(outputs: Outputs, objective: Objective) -> tf.Tensor:
     is no third logit, and it is the margin.
     """
     logits = outputs.logits
-    margins = _margin(logits, objective.labels)
+    margins = _margin(logits, loss.labels)
     if logits.shape[-1] < 3:
         return margins
     top = tf.math.top_k(logits, 3).values
     return margins / (top[..., 0] - top[..., 2] + _TINY)
 
 
-def difference(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def difference(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """The target's logit minus the right one: positive once the target is likelier."""
-    return _at(outputs.logits, objective.targets) - _at(outputs.logits, objective.labels)
+    return _at(outputs.logits, loss.targets) - _at(outputs.logits, loss.labels)
 
 
-def dlr_targeted(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def dlr_targeted(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """Targeted difference of logits ratio (Croce & Hein 2020, Eq. 7).
 
     (z_target - z_label) / (z_1 - (z_3 + z_4) / 2). With fewer than four classes
     the difference is not divided by anything.
     """
-    logits, behind = outputs.logits, difference(outputs, objective)
+    logits, behind = outputs.logits, difference(outputs, loss)
     if logits.shape[-1] < 4:
         return behind
     top = tf.math.top_k(logits, 4).values
     return behind / (top[..., 0] - (top[..., 2] + top[..., 3]) / 2 + _TINY)
 
 
-def latent(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def latent(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """Cross-entropy + gamma * the example's vulnerability (Eq. 1 and 2, mean reduction)."""
     distances = []
-    for name, clean in objective.clean.items():
+    for name, clean in loss.clean.items():
         moved = tf.abs(tf.cast(outputs.latent[name], tf.float32) - clean)
         leading = outputs.logits.shape.rank - 1
         distances.append(tf.reduce_mean(moved, axis=list(range(leading, moved.shape.rank))))
     vulnerability = tf.add_n(distances) / len(distances)
-    return cross_entropy(outputs, objective) + objective.gamma * vulnerability
+    return cross_entropy(outputs, loss) + loss.gamma * vulnerability
 
 
-def kl(outputs: Outputs, objective: Objective) -> tf.Tensor:
+def kl(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
     """KL(f(x) || f(x~)) in nats: how far the prediction moved (Zhang et al. 2019)."""
-    clean = tf.nn.log_softmax(objective.clean["logits"])
+    clean = tf.nn.log_softmax(loss.clean["logits"])
     moved = tf.nn.log_softmax(outputs.logits)
     return tf.reduce_sum(tf.exp(clean) * (clean - moved), axis=-1)
 
 
-LOSSES: dict[str, Callable[[Outputs, Objective], tf.Tensor]] = {
+LOSSES: dict[str, Callable[[Outputs, AttackLoss], tf.Tensor]] = {
     "ce": cross_entropy,
     "margin": margin,
     "dlr": dlr,
@@ -180,14 +180,14 @@ def margins_of(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return _margin(logits, labels)
 
 
-def objective(
+def attack_loss(
     loss: str,
     logits_fn: LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
     targets: tf.Tensor | None = None,
     gamma: float = 1.0,
-) -> Objective:
+) -> AttackLoss:
     """What to maximise for these examples.
 
     Args:
@@ -218,17 +218,17 @@ def objective(
             if outputs.logits.shape.rank == 3:
                 features = tf.reduce_mean(features, axis=0)
             clean[name] = tf.stop_gradient(features)
-    return Objective(loss, labels, targets, clean, gamma)
+    return AttackLoss(loss, labels, targets, clean, gamma)
 
 
-def evaluate(logits_fn: LogitsFn, images: tf.Tensor, objective: Objective) -> Evaluation:
+def evaluate(logits_fn: LogitsFn, images: tf.Tensor, loss: AttackLoss) -> Evaluation:
     """Loss, logits and gradient at `images`, in one forward and one backward pass."""
 
     def run(images):
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = outputs_of(logits_fn, images)
-            losses = LOSSES[objective.loss](outputs, objective)
+            losses = LOSSES[loss.name](outputs, loss)
             if losses.shape.rank == 2:
                 losses = tf.reduce_mean(losses, axis=0)
             # A sum, not a mean: an example's gradient must not depend on the batch size.

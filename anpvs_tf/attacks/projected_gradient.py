@@ -5,7 +5,6 @@ import tensorflow as tf
 from anpvs_tf.attacks import losses, threat_model
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def pgd(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
@@ -24,12 +23,11 @@ def pgd(
 ) -> tf.Tensor:
     """Maximises a loss inside a ball around each image; returns the last iterate.
 
-    Works on any function images -> logits. Compiled once for each `logits_fn`,
-    settings and shape; keep the same function object to reuse the compilation.
+    Works on any function images -> logits.
 
     Args:
         logits_fn: maps images [batch, ...] to logits [batch, classes] (or what
-            else `objectives` accepts).
+            else `losses` accepts).
         images: float32 in [0, 1].
         labels: int [batch], the true classes.
         seed: int32 [2]; the random start is a function of it.
@@ -52,10 +50,10 @@ def pgd(
         ValueError: for another norm, loss, or epsilon.
     """
     threat_model.check_threat_model(epsilon, norm)
-    objective = losses.objective(loss, logits_fn, images, labels, targets, gamma)
+    maximised = losses.attack_loss(loss, logits_fn, images, labels, targets, gamma)
 
     def step(perturbed):
-        gradients = losses.evaluate(logits_fn, perturbed, objective).gradients
+        gradients = losses.evaluate(logits_fn, perturbed, maximised).gradients
         moved = perturbed + step_size * threat_model.steepest(gradients, norm)
         return threat_model.restrict(images, moved, epsilon, norm)
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from anpvs_tf.attacks import composition, losses
+from anpvs_tf.attacks import composition, entry, losses
 from anpvs_tf.attacks.auto_pgd import apgd
 from anpvs_tf.attacks.fast_adaptive_boundary import fab
 from anpvs_tf.attacks.fast_gradient_sign import fgsm
 from anpvs_tf.attacks.projected_gradient import pgd
-from anpvs_tf.attacks.settings import Settings, resolve
+from anpvs_tf.attacks.settings import AttackSettings, resolve
 from anpvs_tf.attacks.square_attack import square
 from anpvs_tf.attacks.uniform_noise import random_noise
 from anpvs_tf.common import randomness
@@ -37,14 +37,14 @@ class Stage:
     run: Callable[[losses.LogitsFn, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def _compiled(attack, settings: Settings, targeted: bool, **own):
+def _compiled(attack, settings: AttackSettings, targeted: bool, **own):
     """A compiled (logits_fn, images, labels, seed, rank) -> adversarial images.
 
     rank, an int tensor, says which wrong class a targeted attack aims at: 0 is
     the most likely one at the images, which are unperturbed.
     """
 
-    @tf.function(autograph=False, reduce_retracing=True)
+    @entry.compiled
     def run(logits_fn, images, labels, seed, rank):
         if settings.draws is not None and settings.draws > 1:
             logits_fn = composition.expectation(logits_fn, settings.draws)
@@ -52,8 +52,7 @@ def _compiled(attack, settings: Settings, targeted: bool, **own):
         if targeted:
             logits = losses.logits_of(logits_fn, images)
             aim["targets"] = composition.wrong_classes(logits, labels)[:, rank]
-        # The Python function: a compiled attack would keep this logits_fn alive.
-        return attack.python_function(
+        return attack(
             logits_fn,
             images,
             labels,
@@ -70,7 +69,7 @@ def _compiled(attack, settings: Settings, targeted: bool, **own):
 def _stages(
     name: str,
     attack: Callable[..., tf.Tensor],
-    settings: Settings,
+    settings: AttackSettings,
     targeted: bool = False,
     restarts: int | None = None,
     **own: object,
@@ -95,36 +94,36 @@ def _stages(
     return [stage(restart, rank) for restart in range(restarts) for rank in range(targets)]
 
 
-def _pgd(name: str, settings: Settings, loss: str) -> list[Stage]:
+def _pgd(name: str, settings: AttackSettings, loss: str) -> list[Stage]:
     own = {name: getattr(settings, name) for name in ("steps", "step_size", "gamma")}
     own["loss"] = loss
     return _stages(name, pgd, settings, **own)
 
 
-def _fgsm(settings: Settings) -> list[Stage]:
+def _fgsm(settings: AttackSettings) -> list[Stage]:
     return _stages("fgsm", fgsm, settings, restarts=1)
 
 
-def _noise(settings: Settings) -> list[Stage]:
+def _noise(settings: AttackSettings) -> list[Stage]:
     return _stages("noise", random_noise, settings, draws=settings.noise_draws)
 
 
-def _apgd(name: str, settings: Settings, loss: str) -> list[Stage]:
+def _apgd(name: str, settings: AttackSettings, loss: str) -> list[Stage]:
     targeted = loss == "dlr_targeted"
     return _stages(name, apgd, settings, targeted, loss=loss, steps=settings.steps)
 
 
-def _fab(settings: Settings) -> list[Stage]:
+def _fab(settings: AttackSettings) -> list[Stage]:
     # It starts at the image, so that a restart would repeat it.
     return _stages("fab-t", fab, settings, True, restarts=1, steps=settings.steps)
 
 
-def _square(settings: Settings) -> list[Stage]:
+def _square(settings: AttackSettings) -> list[Stage]:
     # AutoAttack leaves the schedule as it is written for 10,000 queries.
     return _stages("square", square, settings, queries=settings.queries, rescale=False)
 
 
-def _standard(settings: Settings) -> list[Stage]:
+def _standard(settings: AttackSettings) -> list[Stage]:
     return [
         *_apgd("apgd-ce", settings, "ce"),
         *_apgd("apgd-t", settings, "dlr_targeted"),
@@ -133,11 +132,11 @@ def _standard(settings: Settings) -> list[Stage]:
     ]
 
 
-def _rand(settings: Settings) -> list[Stage]:
+def _rand(settings: AttackSettings) -> list[Stage]:
     return [*_apgd("apgd-ce", settings, "ce"), *_apgd("apgd-dlr", settings, "dlr")]
 
 
-ATTACKS: dict[str, Callable[[Settings], list[Stage]]] = {
+ATTACKS: dict[str, Callable[[AttackSettings], list[Stage]]] = {
     "pgd": lambda settings: _pgd("pgd", settings, "ce"),
     "pgd-margin": lambda settings: _pgd("pgd-margin", settings, "margin"),
     "pgd-latent": lambda settings: _pgd("pgd-latent", settings, "latent"),
@@ -153,7 +152,7 @@ ATTACKS: dict[str, Callable[[Settings], list[Stage]]] = {
 }
 
 
-def stages(attack: str, settings: Settings) -> list[Stage]:
+def stages(attack: str, settings: AttackSettings) -> list[Stage]:
     """The stages of an attack, in the order in which they are run.
 
     Args:

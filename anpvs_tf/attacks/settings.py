@@ -45,7 +45,7 @@ def check_threat_model(epsilon: object, norm: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class AttackSettings:
     """What stages are made for. None stands for the attack's own default.
 
     The defaults are AutoAttack's where it has an opinion.
@@ -89,7 +89,7 @@ class Settings:
             raise ValueError(f"step_size must be positive; received {self.step_size}")
 
 
-def resolve(attack: str, settings: Settings) -> Settings:
+def resolve(attack: str, settings: AttackSettings) -> AttackSettings:
     """The settings with an attack's own defaults filled in, and None for what it does not use.
 
     Raises:

@@ -120,7 +120,6 @@ def _tiles(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
     return tf.clip_by_value(images + delta, 0.0, 1.0)
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def square(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
@@ -205,10 +204,11 @@ def square(
 
     propose = propose_linf if norm == "linf" else propose_l2
 
+    left = ~judge(images, labels)[1]
+
     def begin():
-        _, wrong = judge(images, labels)
         position, origin, own = active_examples.keep(
-            ~wrong, (tf.range(tf.shape(images)[0]), images, labels)
+            left, (tf.range(tf.shape(images)[0]), images, labels)
         )
         start = (_stripes if norm == "linf" else _tiles)(origin, randomness.fold(seed, -1), epsilon)
         margins, wrong = judge(start, own)
@@ -240,8 +240,11 @@ def square(
         result = active_examples.put(result, state.position, state.best)
         return i, active_examples.keep(~state.fooled, state), result
 
-    first = begin()
-    # What the start has broken goes no further.
-    result = active_examples.put(images, first.position, first.best)
-    first = active_examples.keep(~first.fooled, first)
-    return active_examples.run(period, queries, first, result)
+    def search():
+        first = begin()
+        # What the start has broken goes no further.
+        result = active_examples.put(images, first.position, first.best)
+        first = active_examples.keep(~first.fooled, first)
+        return active_examples.run(period, queries, first, result)
+
+    return active_examples.unless_none(left, search, images)

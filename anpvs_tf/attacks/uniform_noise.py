@@ -6,7 +6,6 @@ from anpvs_tf.attacks import active_examples, losses, threat_model
 from anpvs_tf.common import randomness
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def random_noise(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,

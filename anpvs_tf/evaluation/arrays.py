@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry
-from anpvs_tf.attacks.settings import Settings
+from anpvs_tf.attacks.settings import AttackSettings, resolve
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source
 from anpvs_tf.data.splits import Split
@@ -55,7 +55,7 @@ def evaluate(
         epsilon: radius of the ball, in pixel units of [0, 1].
         norm: "linf" or "l2".
         attack: a key of `attacks.settings.USES`.
-        settings: others of `attacks.settings.Settings`, such as `steps`.
+        settings: others of `attacks.settings.AttackSettings`, such as `steps`.
 
     Raises:
         UsageError: arrays of other kinds or lengths, no logits, a setting out of range.
@@ -78,7 +78,7 @@ def evaluate(
 
     classes = int(logits(tf.zeros([1, *images.shape[1:]])).shape[-1])
     try:
-        chosen = Settings(epsilon=epsilon, norm=norm, classes=classes, **settings)
+        chosen = AttackSettings(epsilon=epsilon, norm=norm, classes=classes, **settings)
         stages = registry.stages(attack, chosen)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
@@ -90,7 +90,7 @@ def evaluate(
         norm=norm,
         seed=seed,
         batch_size=batch_size,
-        draws=registry.resolve(attack, chosen).draws,
+        draws=resolve(attack, chosen).draws,
     ).run()
     return Robustness(
         float(np.mean(outcome.correct)), float(np.mean(outcome.robust)), outcome.robust

@@ -9,8 +9,10 @@ import numpy as np
 import scipy.stats
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd, radius, registry
-from anpvs_tf.attacks.registry import Settings, Stage
+from anpvs_tf.attacks import radius, registry
+from anpvs_tf.attacks.projected_gradient import pgd
+from anpvs_tf.attacks.registry import Stage
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.progress import Progress
@@ -24,12 +26,12 @@ from anpvs_tf.runs import chance, records
 from anpvs_tf.runs.directory import now, versions
 
 
-def file_name(attack: str, settings: Settings, identity: str) -> str:
+def file_name(attack: str, settings: AttackSettings, identity: str) -> str:
     """The name of an attack's file of per-example results."""
     return f"{attack}-{settings.norm}-epsilon{settings.epsilon:g}-{identity[:8]}.npz"
 
 
-def transfer_stages(sources: list[Subject], settings: Settings) -> list[Stage]:
+def transfer_stages(sources: list[Subject], settings: AttackSettings) -> list[Stage]:
     """Black box: PGD crafted on each source, which knows nothing of the model."""
     settings = resolve(TRANSFER, settings)
 
@@ -40,7 +42,7 @@ def transfer_stages(sources: list[Subject], settings: Settings) -> list[Stage]:
 
         @tf.function(autograph=False, reduce_retracing=True)
         def craft(images, labels, seed):
-            return pgd.python_function(
+            return pgd(
                 source.logits,
                 images,
                 labels,
@@ -65,7 +67,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def assess(
     subject: Subject,
     split: loading.Split,
-    attacks: list[tuple[str, Settings]],
+    attacks: list[tuple[str, AttackSettings]],
     *,
     seed: int,
     batch_size: int,

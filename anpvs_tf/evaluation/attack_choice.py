@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anpvs_tf.attacks import radius
 from anpvs_tf.attacks import settings as attack_settings
-from anpvs_tf.attacks.settings import USES, Settings
+from anpvs_tf.attacks.settings import USES, AttackSettings
 from anpvs_tf.common.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ LATENT = "pgd-latent"
 ATTACKS = (*USES, TRANSFER)
 
 
-def resolve(attack: str, settings: Settings) -> Settings:
+def resolve(attack: str, settings: AttackSettings) -> AttackSettings:
     """As `attacks.settings.resolve`, for every attack here."""
     return attack_settings.resolve("pgd" if attack == TRANSFER else attack, settings)
 
@@ -28,7 +28,7 @@ def uses(attack: str) -> tuple[str, ...]:
 
 
 def description(
-    attack: str, settings: Settings, sources: "Sequence[Subject]" = ()
+    attack: str, settings: AttackSettings, sources: "Sequence[Subject]" = ()
 ) -> dict[str, Any]:
     """An attack and what it depends on, as records hold them."""
     found = {name: getattr(resolve(attack, settings), name) for name in uses(attack)}
@@ -47,7 +47,7 @@ class Choice:
         norm: of all radii.
         steps: numbers of gradient steps; each is tried.
         step_size: of PGD.
-        others: fields of `Settings` that are the same for all attacks.
+        others: fields of `AttackSettings` that are the same for all attacks.
     """
 
     attacks: tuple[str, ...]
@@ -60,7 +60,7 @@ class Choice:
 
 def chosen_attacks(
     choice: Choice, usual: Mapping[str, Any], classes: int, latent: bool
-) -> list[tuple[str, Settings]]:
+) -> list[tuple[str, AttackSettings]]:
     """The attacks of a choice, in order, each with its settings, none twice.
 
     Args:
@@ -97,7 +97,7 @@ def chosen_attacks(
                 own["step_size"] = choice.step_size
             for count in choice.steps or (own.pop("steps", None),):
                 try:
-                    settings = Settings(
+                    settings = AttackSettings(
                         **{"epsilon": epsilon, "norm": norm, "classes": classes, "steps": count},
                         **own,
                         **choice.others,

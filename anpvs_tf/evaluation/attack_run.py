@@ -23,6 +23,7 @@ from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation.attacked_model import Subject, check_logits
+from anpvs_tf.evaluation.feature_movement import movement
 
 Progress = Callable[[str, int, int], None]
 
@@ -154,12 +155,8 @@ class AttackRun:
         return logits_of(logits_fn, images)
 
     def _moved(self, images, adversarial):
-        before, after = self.subject.outputs(images), self.subject.outputs(adversarial)
-        return {
-            name: tf.reduce_sum(tf.abs(before[name] - after[name]), axis=0)
-            for name in before
-            if name != "logits"
-        }
+        moved = movement(self.subject.outputs(images), self.subject.outputs(adversarial))
+        return {name: tf.reduce_sum(distances, axis=0) for name, distances in moved.items()}
 
     def run(self, progress: Progress = lambda stage, done, total: None) -> Outcome:
         """Attacks what has not been attacked yet.

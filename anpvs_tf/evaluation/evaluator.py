@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd, threat_model
+from anpvs_tf.attacks import threat_model
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.common.devices import Devices, local
 from anpvs_tf.data import loading, pipelines
+from anpvs_tf.evaluation.feature_movement import movement
 from anpvs_tf.pruning.frozen import FrozenNetwork
 
 # So many examples are kept to be looked at.
@@ -19,15 +21,13 @@ SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack:
-    """A PGD evaluation: pixel units, `norm` ball of radius `epsilon`."""
+class PgdAttack:
+    """PGD from one random start: pixel units, `norm` ball of radius `epsilon`."""
 
     epsilon: float
     step_size: float
     steps: int
-    restarts: int = 1
     norm: str = "linf"
-    name: str = "pgd"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Result:
     """Figures over `examples` examples; accuracies in [0, 1].
 
     `layer_vulnerability` is Eq. 1 averaged over each latent layer's features, and
-    `vulnerability` its mean over layers (Eq. 2, `mean` reduction), on the last
-    restart's adversarial examples.
+    `vulnerability` its mean over layers (Eq. 2, `mean` reduction).
     """
 
     examples: int
@@ -62,14 +61,14 @@ class Evaluator:
         devices: that share the batches; None for one.
 
     Attributes:
-        examples: the first images of the last evaluation, clean and as the last restart left
-            them, [at most `SHOWN`, height, width, channels].
+        examples: the first images of the last evaluation, clean and attacked,
+            [at most `SHOWN`, height, width, channels].
     """
 
     def __init__(
         self,
         network: keras.Model,
-        attack: Attack,
+        attack: PgdAttack,
         batch_size: int,
         prune: bool = False,
         devices: Devices | None = None,
@@ -84,37 +83,31 @@ class Evaluator:
 
     def evaluate_batch(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor], list[tf.Tensor]]:
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """One batch: clean hits, robust hits (bool [batch]), each latent layer's summed distance
-        between clean and adversarial features, and the adversarial images of each restart.
+        between clean and adversarial features, and the adversarial images.
         """
         weights = self.frozen.fold()
         clean = self.network(images, training=False)
-        survived = clean_hit = self._hits(clean["logits"], labels)
-        adversarial_images = []
-        for restart in range(self.attack.restarts):
-            attacked = pgd.python_function(
-                lambda x: self.frozen.apply(weights, x),
-                images,
-                labels,
-                randomness.fold(seed, restart),
-                epsilon=self.attack.epsilon,
-                step_size=self.attack.step_size,
-                steps=self.attack.steps,
-                norm=self.attack.norm,
-            )
-            adversarial_images.append(attacked)
-            adversarial = self.network(attacked, training=False)
-            survived &= self._hits(adversarial["logits"], labels)
+        attacked = pgd(
+            lambda x: self.frozen.apply(weights, x),
+            images,
+            labels,
+            randomness.fold(seed, 0),
+            epsilon=self.attack.epsilon,
+            step_size=self.attack.step_size,
+            steps=self.attack.steps,
+            norm=self.attack.norm,
+        )
+        adversarial = self.network(attacked, training=False)
+        clean_hits = self._hits(clean["logits"], labels)
+        survived = clean_hits & self._hits(adversarial["logits"], labels)
+        moved = movement(clean, adversarial)
         distances = {
-            name: tf.reduce_sum(
-                tf.reduce_mean(
-                    tf.abs(clean[name] - adversarial[name]), axis=range(1, clean[name].shape.rank)
-                )
-            )
+            name: tf.reduce_sum(tf.reduce_mean(moved[name], axis=range(1, moved[name].shape.rank)))
             for name in self.layers
         }
-        return clean_hit, survived, distances, adversarial_images
+        return clean_hits, survived, distances, attacked
 
     @staticmethod
     def _hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -168,16 +161,15 @@ class Evaluator:
         of_replica = self.devices.strategy.experimental_local_results
         clean_hits, survived = (of_replica(hits) for hits in found[:2])
         distances = [of_replica(found[2][name]) for name in self.layers]
-        attacked = [of_replica(adversarial) for adversarial in found[3]]
+        attacked = of_replica(found[3])
         rows, first = [], self.devices.worker * len(clean_hits)
         for i, hits in enumerate(clean_hits):
-            clean = images[first + i].numpy()
+            clean, adversarial = images[first + i].numpy(), attacked[i].numpy()
             if group[0][0] == i == 0:
-                self.examples = clean[:SHOWN], attacked[-1][i].numpy()[:SHOWN]
-            for adversarial in attacked:
-                threat_model.assert_in_threat_model(
-                    clean, adversarial[i].numpy(), self.attack.epsilon, self.attack.norm
-                )
+                self.examples = clean[:SHOWN], adversarial[:SHOWN]
+            threat_model.assert_in_threat_model(
+                clean, adversarial, self.attack.epsilon, self.attack.norm
+            )
             row = [len(hits), np.sum(hits), np.sum(survived[i]), *(float(d[i]) for d in distances)]
             rows.append(np.array(row, np.float64) * (first + i < len(group)))
         return self.devices.gather(rows)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import losses, registry, threat_model
+from anpvs_tf.attacks.settings import AttackSettings, resolve
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation.attack_run import AttackRun, Outcome, Progress
 from anpvs_tf.evaluation.attacked_model import Subject
@@ -40,7 +41,7 @@ def deterministic(subject: Subject, images: tf.Tensor) -> bool:
 def run(
     subject: Subject,
     split: loading.Split,
-    settings: registry.Settings,
+    settings: AttackSettings,
     reported: np.ndarray | None,
     transferred: np.ndarray | None,
     *,
@@ -73,7 +74,7 @@ def run(
             draws=draws,
         ).run(lambda stage, *counts: progress(f"check {stage}", *counts))
 
-    settings = registry.resolve("pgd", settings)
+    settings = resolve("pgd", settings)
     tolerance = max(TOLERANCE, 1.01 / len(split))
     double = accuracy("pgd", steps=2 * settings.steps, restarts=1)
     strong = accuracy("pgd", steps=STRONGER_STEPS * settings.steps, restarts=STRONGER_RESTARTS)
@@ -164,8 +165,8 @@ def _vanishing(subject: Subject, split: loading.Split, norm: str, batch_size: in
 
     @tf.function(autograph=False, reduce_retracing=True)
     def zeros(images, labels):
-        objective = losses.objective("ce", subject.logits, images, labels)
-        gradients = losses.evaluate(subject.logits, images, objective).gradients
+        loss = losses.attack_loss("ce", subject.logits, images, labels)
+        gradients = losses.evaluate(subject.logits, images, loss).gradients
         gradients = threat_model.steepest(gradients, norm)
         return tf.reduce_all(gradients == 0, axis=range(1, gradients.shape.rank))
 

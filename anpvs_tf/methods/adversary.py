@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import pgd
 from anpvs_tf.attacks.fast_gradient_sign import noisy_fgsm
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.registry import Method
@@ -113,8 +113,7 @@ class Crafting:
                 norm=objective.norm,
                 **choices,
             )
-        # The Python function: a compiled `pgd` would keep this network alive after a retrace.
-        return pgd.python_function(
+        return pgd(
             self._attacked(seed),
             images,
             labels,

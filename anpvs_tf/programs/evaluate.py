@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anpvs_tf.attacks import radius
-from anpvs_tf.attacks.settings import NORMS, Settings
+from anpvs_tf.attacks.settings import NORMS, AttackSettings
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.common.program import Flags
@@ -47,7 +47,7 @@ OF_MODEL = ("dataset", "image_size", "channels", "input_range", "out_dir")
 
 def define(flags: Flags) -> None:
     model, attack, data = "The model, one of", "The attack", "The examples"
-    usual = {field.name: field.default for field in dataclasses.fields(Settings)}
+    usual = {field.name: field.default for field in dataclasses.fields(AttackSettings)}
     flags.add(model, str, "run_dir", None, "a finished run of bin/train.py")
     flags.add(
         model,

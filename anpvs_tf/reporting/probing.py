@@ -7,11 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import losses as attacks_losses
-from anpvs_tf.attacks import pgd, threat_model
+from anpvs_tf.attacks import threat_model
 from anpvs_tf.attacks.losses import evaluate
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.evaluation.feature_movement import movement
 from anpvs_tf.methods import losses
 from anpvs_tf.reporting.grouping import Group, Run
 
@@ -148,7 +150,7 @@ class _Network:
         self._loss = tf.function(self._cross_entropy, **compiled)
 
     def _attack(self, images, labels, seed):
-        return pgd.python_function(
+        return pgd(
             self.subject.logits,
             images,
             labels,
@@ -164,8 +166,8 @@ class _Network:
         return {name: value for name, value in outputs.items() if name != "logits"}
 
     def _movement(self, images, adversarial):
-        clean, moved = self._latents(images), self._latents(adversarial)
-        return {n: tf.reduce_sum(tf.abs(clean[n] - moved[n]), axis=0) for n in clean}
+        moved = movement(self.subject.outputs(images), self.subject.outputs(adversarial))
+        return {name: tf.reduce_sum(distances, axis=0) for name, distances in moved.items()}
 
     def _projection(self, images, adversarial):
         clean = self._latents(images)
@@ -178,8 +180,8 @@ class _Network:
         return tf.reduce_sum(tf.abs(tape.gradient(total, adversarial)), axis=-1)
 
     def _gradient(self, images, labels):
-        objective = attacks_losses.objective("ce", self.subject.logits, images, labels)
-        found = evaluate(self.subject.logits, images, objective).gradients
+        loss = attacks_losses.attack_loss("ce", self.subject.logits, images, labels)
+        found = evaluate(self.subject.logits, images, loss).gradients
         return threat_model.steepest(found, self.settings.norm)
 
     def _cross_entropy(self, images, labels):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.evaluation.evaluator import Attack, Result
+from anpvs_tf.evaluation.evaluator import PgdAttack, Result
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import directory
@@ -88,7 +88,7 @@ def target_record(settings: Settings, network: keras.Model) -> dict[str, Any]:
 
 
 def result_record(
-    settings: Settings, attack: Attack, split: str, result: Result, network: keras.Model
+    settings: Settings, attack: PgdAttack, split: str, result: Result, network: keras.Model
 ) -> dict[str, Any]:
     """A record of results.json."""
     counts = efficiency.active_features(network)
@@ -102,10 +102,10 @@ def result_record(
         "seed": settings.seed,
         "threat_model": {"norm": attack.norm, "epsilon": attack.epsilon},
         "attack": {
-            "name": attack.name,
+            "name": "pgd",
             "steps": attack.steps,
             "step_size": attack.step_size,
-            "restarts": attack.restarts,
+            "restarts": 1,
         },
         "clean_accuracy": result.clean_accuracy,
         "robust_accuracy": result.robust_accuracy,

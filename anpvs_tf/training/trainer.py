@@ -21,7 +21,7 @@ from anpvs_tf.common.devices import Devices, local
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading, pipelines
-from anpvs_tf.evaluation.evaluator import Attack, Evaluator
+from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier, check_layer_beta
 from anpvs_tf.pruning import efficiency
@@ -187,7 +187,7 @@ def _train(
     removal = shrinking.Removal(network)
 
     # ---- Evaluation: in float32, on the network as it is deployed ----
-    attack = Attack(
+    attack = PgdAttack(
         settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
     )
     evaluate = Evaluator(evaluated, attack, EVALUATION_BATCH, devices=devices)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf.attacks.losses import evaluate, fooled, logits_of, objective
+from anpvs_tf.attacks.losses import attack_loss, evaluate, fooled, logits_of
 from anpvs_tf.methods import losses
 
 LOGITS = tf.constant([[3.0, 1.0, 0.0, -2.0], [3.0, 1.0, 0.0, -2.0]])
@@ -17,7 +17,7 @@ def identity(logits):
 
 
 def losses_of(name, logits, labels=LABELS, targets=TARGETS):
-    made = objective(name, identity, logits, labels, targets)
+    made = attack_loss(name, identity, logits, labels, targets)
     return evaluate(identity, tf.convert_to_tensor(logits), made).losses.numpy()
 
 
@@ -55,7 +55,7 @@ def test_few_classes(name, classes, expected):
 def test_gradients_are_finite(name, scale):
     rows = [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, -1.0], [4.0, 3.0, 2.0, 1.0]]
     logits = scale * tf.constant(rows)
-    made = objective(name, identity, logits, tf.constant([0, 3, 0]), tf.constant([1, 0, 3]))
+    made = attack_loss(name, identity, logits, tf.constant([0, 3, 0]), tf.constant([1, 0, 3]))
     evaluation = evaluate(identity, logits, made)
     assert np.isfinite(evaluation.losses).all()
     assert np.isfinite(evaluation.gradients).all()
@@ -67,7 +67,7 @@ def test_latent_adds_the_vulnerability_of_the_example():
 
     clean = tf.constant([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
     moved = clean + tf.constant([[0.1, 0.2, 0.3, -0.5], [0.0, 0.0, 0.0, 0.4]])
-    made = objective("latent", network, clean, LABELS, gamma=3.0)
+    made = attack_loss("latent", network, clean, LABELS, gamma=3.0)
     found = evaluate(network, moved, made)
     without = losses_of("ce", moved)
     np.testing.assert_allclose(
@@ -80,8 +80,8 @@ def test_latent_adds_the_vulnerability_of_the_example():
 
 
 def test_an_examples_gradient_does_not_depend_on_the_batch():
-    together = evaluate(identity, LOGITS, objective("dlr", identity, LOGITS, LABELS))
-    alone = evaluate(identity, LOGITS[:1], objective("dlr", identity, LOGITS[:1], LABELS[:1]))
+    together = evaluate(identity, LOGITS, attack_loss("dlr", identity, LOGITS, LABELS))
+    alone = evaluate(identity, LOGITS[:1], attack_loss("dlr", identity, LOGITS[:1], LABELS[:1]))
     np.testing.assert_array_equal(together.gradients[0], alone.gradients[0])
 
 
@@ -92,7 +92,7 @@ def test_one_forward_pass():
         calls.append(1)
         return x
 
-    made = objective("dlr", counted, LOGITS, LABELS)
+    made = attack_loss("dlr", counted, LOGITS, LABELS)
     evaluate(counted, LOGITS, made)
     assert len(calls) == 1
 
@@ -103,7 +103,7 @@ def test_draws_are_averaged():
     def drawn(x):
         return x[None] + shifts[:, None]
 
-    made = objective("margin", drawn, LOGITS, LABELS)
+    made = attack_loss("margin", drawn, LOGITS, LABELS)
     found = evaluate(drawn, LOGITS, made)
     np.testing.assert_allclose(found.losses, [(-2 + 3) / 2, (2 - 1) / 2])
     np.testing.assert_allclose(
@@ -126,8 +126,8 @@ def test_decisions_fall_on_the_mean_softmax():
 
 def test_errors():
     with pytest.raises(ValueError, match="hinge"):
-        objective("hinge", identity, LOGITS, LABELS)
+        attack_loss("hinge", identity, LOGITS, LABELS)
     with pytest.raises(ValueError, match="targets"):
-        objective("dlr_targeted", identity, LOGITS, LABELS)
+        attack_loss("dlr_targeted", identity, LOGITS, LABELS)
     with pytest.raises(ValueError, match="latent features"):
-        objective("latent", identity, LOGITS, LABELS)
+        attack_loss("latent", identity, LOGITS, LABELS)

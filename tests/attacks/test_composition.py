@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from anpvs_tf.attacks import apgd, composition, fab, pgd, random_noise
-from anpvs_tf.attacks.registry import ATTACKS, Settings, stages
+from anpvs_tf.attacks.registry import ATTACKS, stages
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import randomness
 
 SEED = randomness.seed_of(0)
@@ -155,7 +156,7 @@ def test_expectation_draws_anew_and_keeps_the_structure():
 
 
 def test_stages_of_autoattack():
-    names = [stage.name for stage in stages("autoattack", Settings(0.1))]
+    names = [stage.name for stage in stages("autoattack", AttackSettings(0.1))]
     each = [f"target{i}" for i in range(1, 10)]
     expected = [
         "apgd-ce",
@@ -164,15 +165,15 @@ def test_stages_of_autoattack():
         "square",
     ]
     assert names == expected
-    few = [stage.name for stage in stages("autoattack", Settings(0.1, classes=2))]
+    few = [stage.name for stage in stages("autoattack", AttackSettings(0.1, classes=2))]
     assert few == ["apgd-ce", "apgd-t/target1", "fab-t/target1", "square"]
-    rand = [stage.name for stage in stages("autoattack-rand", Settings(0.1, restarts=2))]
+    rand = [stage.name for stage in stages("autoattack-rand", AttackSettings(0.1, restarts=2))]
     assert rand == [f"apgd-{loss}/restart{i}" for loss in ("ce", "dlr") for i in (1, 2)]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_stage_names_are_unique_and_name_their_attack(attack):
-    names = [stage.name for stage in stages(attack, Settings(0.1, restarts=2))]
+    names = [stage.name for stage in stages(attack, AttackSettings(0.1, restarts=2))]
     assert len(set(names)) == len(names) > 0
     if not attack.startswith("autoattack"):
         assert {name.split("/")[0] for name in names} == {attack}
@@ -185,7 +186,7 @@ def test_stages_on_a_shrinking_set_trace_twice():
         traces.append(images.shape)
         return linear(images)
 
-    made = stages("pgd", Settings(0.05, restarts=3, steps=3, classes=4))
+    made = stages("pgd", AttackSettings(0.05, restarts=3, steps=3, classes=4))
     first = made[0].run(counted, IMAGES, LABELS, SEED)
     once = len(traces)
     second = made[1].run(counted, IMAGES[:9], LABELS[:9], SEED)
@@ -202,17 +203,17 @@ def test_autoattack_on_few_classes(classes):
         return linear(images)[:, :classes]
 
     labels = tf.argmax(few(IMAGES), axis=1).numpy()
-    settings = Settings(0.3, classes=classes, steps=10, queries=40)
+    settings = AttackSettings(0.3, classes=classes, steps=10, queries=40)
     for stage in stages("autoattack", settings):
         assert not robust(stage.run(few, IMAGES, labels, SEED), labels, few).all()
 
 
 def test_bad_settings():
     with pytest.raises(ValueError, match="pgdd"):
-        stages("pgdd", Settings(0.1))
+        stages("pgdd", AttackSettings(0.1))
     for bad in ({"epsilon": -1.0}, {"norm": "l1"}, {"steps": 0}, {"classes": 1}, {"draws": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            Settings(**{"epsilon": 0.1, **bad})
+            AttackSettings(**{"epsilon": 0.1, **bad})
     for wrapper in (composition.restarts, composition.targets, composition.expectation):
         with pytest.raises(ValueError, match="at least 1"):
             wrapper(pgd, 0)

@@ -9,7 +9,7 @@ pytest.importorskip("pyautoattack", reason="no reference AutoAttack; pip install
 
 import torch
 
-from anpvs_tf.attacks import registry
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.pruning.frozen import FrozenNetwork
@@ -49,7 +49,7 @@ def test_the_copy_computes_the_same_logits(peers):
 )
 def test_a_component_breaks_what_the_reference_breaks(peers, component, epsilon):
     subject, model, split = peers
-    chosen = registry.Settings(epsilon, queries=300, targets=4)
+    chosen = AttackSettings(epsilon, queries=300, targets=4)
     found = agreement.compare(component, subject, model, split, chosen, seed=0, batch_size=EXAMPLES)
     both, only_theirs, only_ours = found.broken
     assert both > 0.15 * EXAMPLES  # There is something to agree on,

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry
-from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.loading import Split
 from anpvs_tf.data.sources import SOURCES
@@ -30,7 +30,7 @@ HONEST = Subject("honest", MNIST, "honest", linear, lambda images: {"logits": li
 
 
 def attack(name, epsilon=0.02, **settings):
-    return name, Settings(epsilon=epsilon, **settings)
+    return name, AttackSettings(epsilon=epsilon, **settings)
 
 
 def assess(subject, attacks, tmp_path, **more):
@@ -134,7 +134,7 @@ def test_transferred_examples(tmp_path):
 
 
 def checks_of(subject, transferred=None, reported=None, **settings):
-    chosen = Settings(epsilon=0.02, classes=10, steps=20, step_size=0.005, **settings)
+    chosen = AttackSettings(epsilon=0.02, classes=10, steps=20, step_size=0.005, **settings)
     if reported is None:
         record = assessment.AttackRun(
             subject,
@@ -185,7 +185,7 @@ def test_a_figure_that_is_not_converged_is_found_out():
 
 def test_transferred_examples_alone_are_not_called_unconverged():
     found = self_checks.run(
-        HONEST, SPLIT, Settings(epsilon=0.02), None, np.ones(60, bool), seed=0, batch_size=60
+        HONEST, SPLIT, AttackSettings(epsilon=0.02), None, np.ones(60, bool), seed=0, batch_size=60
     )
     assert "convergence" not in {check.name for check in found}
     assert all(check.passed for check in found)

@@ -121,11 +121,11 @@ def test_saved_weights_are_the_evaluated_network(finished):
     run, _ = finished
     network = run.load_network()
     from anpvs_tf.data import loading
-    from anpvs_tf.evaluation.evaluator import Attack, Evaluator
+    from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
 
     (record,) = run.results()
     held = run.settings()
-    attack = Attack(held.epsilon, held.eval_step_size, held.eval_attack_steps)
+    attack = PgdAttack(held.epsilon, held.eval_step_size, held.eval_attack_steps)
     test = loading.load("digits").test.take(40)
     result = Evaluator(network, attack, trainer.EVALUATION_BATCH)(test, held.seed)
     assert result.clean_accuracy == record["clean_accuracy"]

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from anpvs_tf.attacks.registry import Settings
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading
@@ -126,7 +126,7 @@ def test_a_bayesian_run_is_evaluated_as_means_or_as_an_ensemble(network, images,
     assert "3 posterior draws" in many.name
     # Its records say so, and a card of the export, which is of the means, leaves them out.
     split = loading.load("digits").test.take(10)
-    attacks = [("fgsm", Settings(epsilon=0.05))]
+    attacks = [("fgsm", AttackSettings(epsilon=0.05))]
     (record,) = assessment.assess(
         many, split, attacks, seed=0, batch_size=10, directory=tmp_path / "evaluation"
     )

@@ -165,7 +165,7 @@ import numpy as np
 
 from anpvs_tf.data import loading
 from anpvs_tf.networks import architectures
-from anpvs_tf.evaluation.evaluator import Attack
+from anpvs_tf.evaluation.evaluator import PgdAttack
 from anpvs_tf.evaluation.evaluator import Evaluator
 
 rng = np.random.default_rng(0)
@@ -173,7 +173,7 @@ split = loading.Split(rng.integers(0, 256, (50, 16, 16, 1), np.uint8), np.arange
 with used.strategy.scope():
     network = architectures.lenet5((16, 16, 1), 4, None, seed=1)
 seen = []
-result = Evaluator(network, Attack(0.1, 0.05, 2), 8, devices=used)(
+result = Evaluator(network, PgdAttack(0.1, 0.05, 2), 8, devices=used)(
     split, 3, lambda done, total: seen.append(done)
 )
 print(json.dumps(dataclasses.asdict(result) | {"seen": seen}))

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from anpvs_tf.data import loading
-from anpvs_tf.evaluation.evaluator import Attack, Evaluator
+from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
@@ -48,7 +48,7 @@ def network():
 def run(tmp_path_factory, network):
     """A run that died after TensorBoard heard of epoch 2, and before that was saved."""
     run = RunDirectory(tmp_path_factory.mktemp("board") / "one")
-    attack = Attack(CHOSEN.epsilon, CHOSEN.epsilon, 1)
+    attack = PgdAttack(CHOSEN.epsilon, CHOSEN.epsilon, 1)
     evaluate = Evaluator(network, attack, 5)
     evaluate(loading.load("digits").validation.take(10), 0)
     before = tensorboard.Board(run.tensorboard, CHOSEN, 0)
