@@ -5,7 +5,7 @@ from typing import Any
 from anpvs_tf.attacks import radius
 from anpvs_tf.common.progress import duration
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.runs.records import attack_text
+from anpvs_tf.runs.records import attack_text, pruned
 from anpvs_tf.runs.settings import Settings
 
 
@@ -128,13 +128,9 @@ def result_table(record: dict[str, Any]) -> str:
         ),
         ("vulnerability", f"{record['vulnerability']:.4f}"),
     ]
-    pruned = [
-        f"{record[key]:.2%} of {what}"
-        for key, what in (("sparsity", "features"), ("weight_sparsity", "weights"))
-        if record[key]
-    ]
-    if features or pruned:
-        lines.append(("sparsity", ", ".join(pruned) or "nothing is pruned"))
+    shares = pruned(record)
+    if features or shares:
+        lines.append(("sparsity", ", ".join(shares) or "nothing is pruned"))
     if features:
         lines.append(("active features", features))
     lines += _efficiency_lines(record["efficiency"])
