@@ -78,6 +78,7 @@ def render(
         # Functions that the templates call.
         "formats": formats,
         "first_order": _first_order,
+        "head": _head,
         "single_runs": _single_runs,
     }
     return templates.environment("anpvs_tf.reporting").get_template("page.html").render(held)
@@ -106,6 +107,14 @@ def _summary(groups: list[Group], table: Table) -> list[str]:
         elif any(cell.unreliable for cell in leading(column, table.rows)):
             lines.append(f"{extreme} {column.about}: undecided, the best figure is unreliable.")
     return lines
+
+
+def _head(column: Column) -> str:
+    """The head of a column, which breaks between words only."""
+    text = formats.head(column).replace("-", "\N{NON-BREAKING HYPHEN}")
+    for kept in (", %", " = ", " steps"):
+        text = text.replace(kept, kept.replace(" ", "\N{NO-BREAK SPACE}"))
+    return text
 
 
 def _first_order(column: Column) -> str:

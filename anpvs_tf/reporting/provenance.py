@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 from anpvs_tf.attacks import radius
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands
 from anpvs_tf.reporting.grouping import Run, shown, varying
+from anpvs_tf.runs.settings import used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run and the command that trained it; `own`: its settings that others do not share."""
+    """A run and the command that trained it; `own`: the settings that differ between runs."""
 
     path: str
     method: str
@@ -39,7 +41,8 @@ def checked(runs: list[Run]) -> list[Checked]:
     return [
         Checked(
             run.path,
-            f"{threat['norm']}, ε = {radius.as_text(threat['epsilon'])}",
+            f"{threat['norm']}, ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
+            f"{radius.as_text(threat['epsilon'])}",
             len(made),
             [check for check in made if not check["passed"]],
         )
@@ -73,7 +76,11 @@ def runs(runs: list[Run]) -> list[Trained]:
             run.settings.method,
             run.settings.seed,
             commands.training(run),
-            ", ".join(f"{name}={shown(getattr(run.settings, name))}" for name in varied),
+            ", ".join(
+                f"{name}={shown(getattr(run.settings, name))}"
+                for name in varied
+                if used(METHODS[run.settings.method], name)
+            ),
         )
         for run in runs
     ]

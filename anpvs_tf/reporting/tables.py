@@ -153,7 +153,7 @@ def _table(
                 tuple(group.seeds),
                 {key: cell for key, cell in cells.items() if cell is not None},
                 {c.key: known[c.key] for c in columns if c.key in known},
-                any("at_chance" in run.trained for run in group.runs),
+                any(run.at_chance for run in group.runs),
             )
         )
     alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1

@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.reporting import pareto
 from anpvs_tf.runs import records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.tuning import score
@@ -69,7 +70,7 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
     learned = [row for row in done if not row["at_chance"]]
     for row in done:
         row["front"] = False
-    for row, best in zip(learned, front([_merits(row) for row in learned]), strict=True):
+    for row, best in zip(learned, pareto.front([_merits(row) for row in learned]), strict=True):
         row["front"] = best
     return rows
 
@@ -83,18 +84,6 @@ def _figures(run: RunDirectory) -> dict[str, float]:
 
 def _merits(row: dict[str, Any]) -> tuple[float, ...]:
     return tuple(row[name] if more else -row[name] for name, more in FRONT.items())
-
-
-def front(points: list[tuple[float, ...]]) -> list[bool]:
-    """For each point, whether no other equals or exceeds it everywhere and exceeds it somewhere."""
-
-    def beaten(point):
-        return any(
-            other != point and all(o >= p for o, p in zip(other, point, strict=True))
-            for other in points
-        )
-
-    return [not beaten(point) for point in points]
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -80,8 +80,8 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        tag = self.open[-1] if self.open else ""
-        self.texts[tag] = self.texts.get(tag, "") + data
+        for tag in {*self.open[-1:], *({"code"} & set(self.open))}:
+            self.texts[tag] = self.texts.get(tag, "") + data
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +350,12 @@ def test_enlarges_a_figure_and_gives_the_focus_back(report, chromium):
 def test_fits_a_narrow_window(report, chromium):
     chromium.open(report / "report.html", width=390)
     assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
+    heights = "[...document.querySelectorAll('#runs + .scroll tbody tr')].map(r => r.offsetHeight)"
+    assert 0 < max(chromium.evaluate(heights)) < 150
+    widths = "[...document.querySelectorAll('button.enlarge')].map(b => b.offsetWidth)"
+    assert max(chromium.evaluate(widths)) <= chromium.evaluate(
+        "document.querySelector('main').clientWidth"
+    )
 
 
 def test_a_figure_drawn_twice_is_the_same_file(report):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from anpvs_tf.data.loading import Split
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attacked_model
-from anpvs_tf.reporting import grouping, probing, style, training_figures
+from anpvs_tf.reporting import grouping, pareto, probing, style, training_figures
 from anpvs_tf.reporting.grouping import Group, collect, most_robust
 
 EPSILON = 0.1
@@ -123,10 +123,10 @@ def test_the_pictured_images_are_the_first_of_each_class():
 
 def test_the_pareto_front_is_what_nothing_dominates():
     points = [(0.0, 0.9), (0.5, 0.8), (0.5, 0.85), (0.4, 0.7), (0.9, 0.2), (0.9, 0.2), (0.0, 0.1)]
-    expected = sorted(
-        {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
-    )
-    assert training_figures.front(points) == expected == [(0.0, 0.9), (0.5, 0.85), (0.9, 0.2)]
+    assert pareto.front(points) == [True, False, True, False, True, True, False]
+    assert pareto.line(points) == [(0.0, 0.9), (0.5, 0.85), (0.9, 0.2)]
+    assert pareto.front([(1, 1, 0), (0, 1, 1), (0, 1, 0), (1, 0, 0)]) == [True, True, False, False]
+    assert pareto.front([]) == pareto.line([]) == []
 
 
 def linear(color):
