@@ -45,6 +45,7 @@ setup(
         # The embedded dataset: `digits`.
         "scikit-learn>=1.4",
         "scipy>=1.11",
+        "tqdm>=4.66",
     ],
     entry_points={
         "console_scripts": [
