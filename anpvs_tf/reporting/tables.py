@@ -109,11 +109,11 @@ def _sweep_table(
         Column(
             head.replace(" = ", "").replace(" ", "_").replace("ε", "epsilon"),
             head,
-            f"accuracy under {measurements.attack_text(attack)}, "
-            f"ε = {radius.as_text(attack.epsilon)}",
             SHARE,
             max,
             lambda run, attack=attack: measurements.under_attack(run, attack),
+            f"accuracy under {measurements.attack_text(attack)}, "
+            f"ε = {radius.as_text(attack.epsilon)}",
         )
         for head, attack in points.items()
     )
