@@ -1,5 +1,6 @@
 """Progress with the time left: tqdm's bar on a terminal, a line every half minute elsewhere."""
 
+import datetime
 import sys
 import threading
 import time
@@ -63,6 +64,12 @@ class Progress:
         if summary:
             Progress._written = time.monotonic()
             print(summary, flush=True)
+
+
+def ahead(seconds: float) -> str:
+    """Says how long something will take, and when it will end."""
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return f"about {duration(seconds)} to go, until {end:%a %H:%M}"
 
 
 def duration(seconds: float) -> str:

@@ -130,6 +130,8 @@ def _single_runs(table: Table, row: Row) -> list[tuple[int, str, str]]:
         if cell is None:
             continue
         for value, seed, command in zip(cell.values, cell.seeds, cell.commands, strict=True):
+            if round(value, column.unit.digits) == column.unpruned:
+                continue
             shown = f"{column.head} {formats.with_unit(column, value)}"
             found.setdefault((seed, command), []).append(shown)
     by_seed = sorted(found.items(), key=lambda item: item[0][0])

@@ -7,6 +7,7 @@ import textwrap
 from matplotlib import colormaps, colors, ticker
 from matplotlib.lines import Line2D
 
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands, costs, measurements, pareto, published
 from anpvs_tf.reporting.grouping import Group, Run, most_robust, runs_of
 from anpvs_tf.reporting.style import (
@@ -227,7 +228,9 @@ def _coordinates(points: list[_Cost], kind: str, pruned: bool) -> list[tuple[flo
     return [
         (one.costs[kind], one.accuracy.value)
         for one in points
-        if kind in one.costs and costs.prunes(one.run) == pruned and not one.run.at_chance
+        if kind in one.costs
+        and METHODS[one.run.settings.method].prunes == pruned
+        and not one.run.at_chance
     ]
 
 
@@ -253,6 +256,8 @@ def _mean(group: Group, look_up: measurements.Lookup) -> float:
 def training(groups: list[Group], strokes: Strokes) -> Picture | None:
     """Validation accuracy, vulnerability and sparsity after each epoch."""
     columns = [name for name in _WATCHED if any(name in run.metrics[0] for run in _with(groups))]
+    if not any(row.get("sparsity") for run in _with(groups) for row in run.metrics):
+        columns = [name for name in columns if name != "sparsity"]
     if not columns:
         return None
     return Picture(

@@ -1,6 +1,7 @@
 """What networks cost, the dense network of equal cost, ensembles, and the list of runs."""
 
 import json
+import re
 
 import fake_runs
 import pytest
@@ -62,14 +63,20 @@ def test_the_list_has_a_line_for_each_run_in_each_state(tmp_path):
     fake_runs.make(tmp_path / "damaged", "anp").results_path.write_text("[{")
     broken = fake_runs.make(tmp_path / "line\nbreak", "at")
     broken.config_path.write_text(json.dumps([]))
-    listed = run_list.text([str(tmp_path)]).splitlines()
-    head, *lines = listed
+    working = fake_runs.make(tmp_path / "working", "anpvs")
+    working.results_path.unlink()
+    with working.owned():
+        head, *lines = run_list.text([str(tmp_path)]).splitlines()
     assert head.split()[:4] == ["run", "dataset", "method", "seed"]
-    assert len(lines) == 4
-    line = {name: next(one for one in lines if name in one) for name in ("done", "stopped")}
+    assert len(lines) == 5
+    names = ("done", "stopped", "working")
+    line = {name: next(one for one in lines if f"/{name}" in one) for name in names}
     for part in ("digits", "at", "3", "finished", "97.0 %", "60.0 %", "55.0 %"):
         assert part in line["done"]
+    assert re.search(r"55\.0 % +- ", line["done"])  # Nothing of sparsity.
     assert "interrupted at epoch 3" in line["stopped"]
+    assert " running " in line["working"]
+    assert "interrupted at epoch 3" in run_list.text([str(working.path)])
     assert sum("damaged" in one.replace("/damaged", "") for one in lines) == 2
     with pytest.raises(UsageError, match="does not exist"):
         run_list.text([str(tmp_path / "absent")])

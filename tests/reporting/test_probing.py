@@ -193,6 +193,34 @@ def test_steps_that_were_left_out_have_a_panel_where_there_are_any(tmp_path, ski
     assert "nonfinite" not in picture.alt
 
 
+def test_figures_of_pruning_need_a_network_that_is_pruned(tmp_path):
+    fake_runs.make(tmp_path / "at", "at")
+    unpruned = {one.name for one in training_figures.build(groups_in(tmp_path))}
+    assert unpruned == {"training", "loss_terms"}
+    fake_runs.make(tmp_path / "anpvs", "anpvs")
+    (figure,) = [
+        one for one in training_figures.build(groups_in(tmp_path)) if one.name == "active_features"
+    ]
+    assert "anpvs: conv1 10 of 20" in figure.alt and "at:" not in figure.alt
+
+
+def test_a_network_at_chance_is_on_no_front(tmp_path):
+    fake_runs.make(tmp_path / "a", "at", clean=0.9, robust=0.6)
+    fake_runs.make(tmp_path / "b", "anpvs", clean=0.8, robust=0.5, sparsity=0.5)
+    fake_runs.make(tmp_path / "c", "anp", clean=0.1, robust=0.1, sparsity=0.9, at_chance="it is")
+    groups = groups_in(tmp_path)
+    axes = training_figures.trade_off(groups, style.Strokes(groups)).draw(style.LIGHT).axes
+    lines = [one for axis in axes for one in axis.lines if one.get_linestyle() == "-"]
+    assert [one.get_xydata().tolist() for one in lines] == [
+        [[0.0, 0.9], [0.5, 0.8]],
+        [[0.0, 0.6], [0.5, 0.5]],
+    ]
+
+
+def groups_in(path):
+    return grouping.groups(collect([str(path)])[0])
+
+
 def test_runs_that_were_attacked_differently_are_on_no_common_front(tmp_path):
     for seed, (epsilon, robust) in enumerate([(0.03, 0.9), (0.13, 0.6), (0.13, 0.5)]):
         settings = {"epsilon": epsilon, "beta": 1.0 + seed, "sparsity": 0.2 * seed}
