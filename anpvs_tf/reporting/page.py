@@ -36,6 +36,15 @@ _TERMS = {
     "more. Do not quote it.",
 }
 
+# Terms of which there is nothing without a column.
+_TERMS_OF_COLUMNS = {
+    "AutoAttack": "autoattack_accuracy",
+    "Black box": "black_accuracy",
+    "Gate, sparsity": "sparsity",
+    "Memory": "memory",
+    "xFLOPs": "flops_reduction",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -65,7 +74,7 @@ def render(
         "dataset": groups[0].settings.dataset,
         "methods": [METHODS[name] for name in dict.fromkeys(group.method for group in groups)],
         "summary": _summary(groups, tables[0]),
-        "terms": _TERMS,
+        "terms": _terms(tables),
         "tables": tables,
         "figures": figures,
         "checked": provenance.checked(runs_of(groups)),
@@ -107,6 +116,16 @@ def _summary(groups: list[Group], table: Table) -> list[str]:
         elif any(cell.unreliable for cell in leading(column, table.rows)):
             lines.append(f"{extreme} {column.about}: undecided, the best figure is unreliable.")
     return lines
+
+
+def _terms(tables: list[Table]) -> dict[str, str]:
+    """The terms that occur in the tables, with what they mean."""
+    columns = {column.key for table in tables for column in table.columns}
+    cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
+    absent = {term for term, key in _TERMS_OF_COLUMNS.items() if key not in columns}
+    absent |= set() if any(cell.best for cell in cells) else {"Bold"}
+    absent |= set() if any(cell.unreliable for cell in cells) else {"†"}
+    return {term: meaning for term, meaning in _TERMS.items() if term not in absent}
 
 
 def _head(column: Column) -> str:

@@ -146,14 +146,17 @@ def _point(
 
 
 def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Robust accuracy against what a network costs: a curve each of dense and pruned networks."""
+    """Robust accuracy against what a network costs: a curve each of dense and pruned networks.
+
+    None if all networks cost the same.
+    """
     points = [
         _Cost(group, run, costs.of(run), found)
         for group in groups
         for run in group.runs
         if costs.of(run) and (found := measurements.white_box(run)) is not None
     ]
-    if not points:
+    if len({tuple(one.costs.values()) for one in points}) < 2:
         return None
     alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
     # The cheapest first; the front keeps what no cheaper network equals.

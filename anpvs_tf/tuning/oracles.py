@@ -73,12 +73,12 @@ class Lasting:
             self.save()
 
     def planned(self) -> list[int]:
-        """The work of each trial of the sweep, as `work` has it; of as many as there may be."""
+        """Lists the work of each trial of the whole sweep, as `work` has it."""
         return [1] * self.max_trials
 
 
 def work(trial: Trial) -> int:
-    """The work of a trial: epochs where hyperband decides on them, else 1."""
+    """Measures the work of a trial: its epochs where hyperband decides on them, else 1."""
     return trial.hyperparameters.values.get("tuner/epochs", 1)
 
 

@@ -7,7 +7,15 @@ import fake_runs
 import pytest
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.reporting import costs, grouping, measurements, run_list, tables
+from anpvs_tf.reporting import (
+    costs,
+    grouping,
+    measurements,
+    run_list,
+    style,
+    tables,
+    training_figures,
+)
 from anpvs_tf.reporting.grouping import collect
 
 
@@ -37,6 +45,20 @@ def test_the_nearest_dense_network_within_a_tenth_is_named(tmp_path):
     }
     (note,) = (n for n in tables.comparison(found).notes if n.startswith("anpvs"))
     assert "60.00%" in note and "FLOPs (480 against 500)" in note and "50.00%" in note
+
+
+def test_networks_of_one_cost_have_no_figure_of_costs(tmp_path):
+    make(tmp_path / "a", "at", 1000, 100, robust=0.5)
+    make(tmp_path / "b", "at_vs", 1000, 100, robust=0.6)
+    groups = groups_in(tmp_path)
+    assert training_figures.cost(groups, style.Strokes(groups)) is None
+    make(tmp_path / "c", "anpvs", 100, 10, robust=0.4)
+    make(tmp_path / "d", "anpvs", 300, 20, robust=0.45, beta=0.1)
+    groups = groups_in(tmp_path)
+    axes = training_figures.cost(groups, style.Strokes(groups)).draw(style.LIGHT).axes
+    lines = {one.get_linestyle(): one.get_xydata().tolist() for one in axes[0].lines}
+    assert lines["-"] == [[300, 0.45], [100, 0.4]] and "--" not in lines
+    assert axes[0].get_xscale() == "log"
 
 
 def test_it_is_said_when_no_dense_network_costs_as_much(tmp_path):

@@ -149,6 +149,9 @@ def test_the_page_says_what_a_reader_needs(report, parsed):
     ):
         assert command in parsed.texts["code"]
     assert "71.00" not in parsed.texts["td"] and "70.50" in parsed.texts["td"]
+    for term in ("Clean accuracy", "Memory", "†"):
+        assert term in parsed.texts["dt"]
+    assert "Black box" not in parsed.texts["dt"]  # No column has it.
     assert "chance" in parsed.texts["span"] and "†" in parsed.texts["span"]
     for name in ("standard", "at", "anpvs"):
         assert name in parsed.texts["code"]
