@@ -21,7 +21,8 @@ setup(
     license_files=["LICENSE"],
     package_data={
         "anpvs_tf": ["py.typed", "*.pyi", "*/*.pyi"],
-        "anpvs_tf.reporting": ["page.css", "page.js"],
+        "anpvs_tf.reporting": ["templates/*"],
+        "anpvs_tf.serving": ["templates/*"],
     },
     python_requires=">=3.10",
     install_requires=[
@@ -35,6 +36,7 @@ setup(
         "importlib_resources",
         "keras-tuner>=1.4.7,<1.5",
         "absl-py>=2.1",
+        "jinja2>=3.1,<4",
         "lazy_loader>=0.4",
         "numpy>=1.26",
         # TensorFlow no longer brings it; tf.summary needs it.
@@ -43,6 +45,7 @@ setup(
         # The embedded dataset: `digits`.
         "scikit-learn>=1.4",
         "scipy>=1.11",
+        "tqdm>=4.66",
     ],
     entry_points={
         "console_scripts": [
@@ -53,7 +56,7 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", *serving],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "markdown-it-py>=3", *serving],
         "benchmark": ["torch>=2.4", "jax>=0.10.2,<0.11", "pillow"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.
         "reference": ["torch>=2.4", "pyautoattack==0.2.0"],

@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from anpvs_tf.common.progress import Progress
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _asked = 0
@@ -40,7 +42,7 @@ def deferred() -> Iterator[None]:
                 os._exit(128 + number)
             _asked = number
             name = signal.Signals(number).name
-            print(f"\n{name}: finishing the step; once more to leave at once", file=sys.stderr)
+            Progress.say(f"{name}: finishing the step; once more to leave at once", sys.stderr)
 
     before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     old = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)

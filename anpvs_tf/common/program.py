@@ -14,6 +14,7 @@ from absl import flags
 from anpvs_tf import __version__
 from anpvs_tf.common import quiet
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError, one_line
+from anpvs_tf.common.progress import Progress
 
 HELP = ("--help", "-help", "-h", "-?", "--helpfull", "--helpshort")
 VERSION = "--version"
@@ -194,7 +195,7 @@ def _outcome(work: Callable[[], None]) -> int:
     except (UsageError, TrainingError) as error:
         return _complain(error, error.code)
     except Interrupted as error:
-        print(f"{error.signal}: {error}", file=sys.stderr)
+        Progress.say(f"{error.signal}: {error}", sys.stderr)
         return error.code
     except BrokenPipeError:
         # Nobody reads on: `bin/train.py --help | head`. What is left goes nowhere.
@@ -213,5 +214,5 @@ def _outcome(work: Callable[[], None]) -> int:
 
 def _complain(error: Exception | str, code: int) -> int:
     # One line, whatever names are in it.
-    print(f"error: {error}".replace("\n", "\\n"), file=sys.stderr)
+    Progress.say(f"error: {error}".replace("\n", "\\n"), sys.stderr)
     return code

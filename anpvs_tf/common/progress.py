@@ -1,16 +1,24 @@
-"""Progress with the time left: a live line on a terminal, a line every half minute elsewhere."""
+"""Progress with the time left: tqdm's bar on a terminal, a line every half minute elsewhere."""
 
+import datetime
 import sys
+import threading
 import time
+from typing import TextIO
 
-LIVE_SECONDS, FILE_SECONDS = 0.5, 30.0
+from tqdm import tqdm
+
+FILE_SECONDS = 30.0
+
+# One process draws; tqdm's own lock is for several, and takes a semaphore of the system.
+tqdm.set_lock(threading.RLock())
 
 
 class Progress:
-    """One line that counts steps, with the time left.
+    """Counts steps, and says how long the others will take.
 
-    On a terminal the line is rewritten twice a second. In a file such lines would pile up, so
-    one is written if none was for half a minute, whichever work it is of.
+    On a terminal tqdm draws a bar, which `done` removes. In a file bars would pile up, so a line
+    is written if none was for half a minute, whichever work it is of.
     """
 
     _written = time.monotonic()
@@ -19,35 +27,49 @@ class Progress:
         self.title = title
         self.total = total
         self.started = time.monotonic()
-        self._live = sys.stdout.isatty()
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(
+                desc=title, total=total, file=sys.stdout, leave=False, dynamic_ncols=True
+            )
 
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
     def update(self, count: int, note: str = "") -> None:
         """Shows that `count` of `total` are done."""
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count - self._bar.n)
+            return
         now = time.monotonic()
-        if not count or now - Progress._written < (LIVE_SECONDS if self._live else FILE_SECONDS):
+        if not count or now - Progress._written < FILE_SECONDS:
             return
         Progress._written = now
-        left = self.seconds() / max(count, 1) * (self.total - count)
-        line = f"{self.title} {count}/{self.total} {note} {duration(left)} left"
-        sys.stdout.write(f"\r\x1b[K{line[:160]}" if self._live else f"{line}\n")
-        sys.stdout.flush()
+        left = duration(self.seconds() / count * (self.total - count))
+        print(*filter(None, (self.title, f"{count}/{self.total}", note, left)), "left", flush=True)
 
-    def say(self, text: str) -> None:
-        """Prints a line that stays; the live one goes on below it."""
-        sys.stdout.write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
-        sys.stdout.flush()
+    @staticmethod
+    def say(text: str, file: TextIO | None = None) -> None:
+        """Prints a line, on standard output if not told otherwise; a bar goes on below it."""
+        file = file or sys.stdout
+        tqdm.write(text, file=file)
+        file.flush()
 
     def done(self, summary: str = "") -> None:
-        """Ends the line; `summary` stays."""
-        if self._live:
-            sys.stdout.write("\r\x1b[K")
+        """Ends the work; `summary` stays."""
+        if self._bar is not None:
+            self._bar.close()
         if summary:
             Progress._written = time.monotonic()
-            sys.stdout.write(f"{summary}\n")
-        sys.stdout.flush()
+            print(summary, flush=True)
+
+
+def ahead(seconds: float) -> str:
+    """Says how long something will take, and when it will end."""
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return f"about {duration(seconds)} to go, until {end:%a %H:%M}"
 
 
 def duration(seconds: float) -> str:

@@ -272,6 +272,7 @@ class _Shown:
 
     def update(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage:
+            self.progress.done()
             number = f" {self.stages.index(stage) + 1}/{len(self.stages)}" if self.stages else ""
             self.stage, self.progress = (
                 stage,

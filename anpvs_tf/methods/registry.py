@@ -38,6 +38,11 @@ class Method:
         return self.gate is not None and not self.frozen_gates
 
     @property
+    def prunes(self) -> bool:
+        """Whether it prunes features or weights."""
+        return self.gate is not None or self.weight_pruning
+
+    @property
     def weighted_cross_entropy(self) -> bool:
         """Whether the weights' loss is J = (CE(x) + w CE(x~)) / (1 + w)."""
         return self.adversarial and not self.trades

@@ -5,12 +5,12 @@ probability or its complement underflows in float32. The gate needs only the
 logit of the probability, which stays finite, so that is what is sampled here.
 """
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 RAW_MIN = -10.0
 RAW_MAX = 50.0
-EULER_GAMMA = 0.5772156649015329
 
 # Draws are kept this far from 0: the logarithm of a smaller one would be the only
 # one beyond what a float32 uniform draw resolves.
@@ -88,5 +88,5 @@ def kl_to_beta(a: tf.Tensor, b: tf.Tensor, prior: float) -> tf.Tensor:
         prior: alpha / K, the prior's first concentration, positive.
     """
     # -psi(b) - 1/b is written as -psi(1 + b): the two large terms cancel for small b.
-    harmonic = EULER_GAMMA + tf.math.digamma(1.0 + b)
+    harmonic = np.euler_gamma + tf.math.digamma(1.0 + b)
     return (prior / a - 1.0) * harmonic + tf.math.log(a * b / prior) + 1.0 / b - 1.0

@@ -81,23 +81,24 @@ def table(done: "exporting.Exported", measured: dict) -> str:
             f"  {name:<22}{agreement.accuracy:.2%}   {agreement.equal_classes} classes equal, "
             f"logits differ by at most {agreement.difference:.1e} of the largest"
         )
-    before, after = measured["training network"], measured["exported"]
-    rows = [("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")]
-    rows.append(("SavedModel, bytes", *(f"{m['saved_model_bytes']:,}" for m in (before, after))))
-    for size in before["latency"]:
-        rows.append(
-            (f"ms a batch of {size}", *(f"{m['latency'][size] * 1e3:.2f}" for m in (before, after)))
-        )
-        rows.append(
-            (
-                f"peak memory, batch {size}",
-                *(f"{m['peak_memory'][size] / 2**20:.2f} MiB" for m in (before, after)),
-            )
-        )
-    lines.append(f"  {'':<22}{'before':>14}{'after':>14}")
-    lines += [f"  {name:<22}{old:>14}{new:>14}" for name, old, new in rows]
+    columns = {"before": measured["training network"], "after": measured["exported"]}
+    if columns["before"]["parameters"] == columns["after"]["parameters"]:
+        del columns["before"]  # Nothing was pruned or folded: the same network.
+    rows = {
+        "": list(columns),
+        "parameters": [f"{one['parameters']:,}" for one in columns.values()],
+        "SavedModel, bytes": [f"{one['saved_model_bytes']:,}" for one in columns.values()],
+    }
+    for size in columns["after"]["latency"]:
+        seconds = [one["latency"][size] for one in columns.values()]
+        peaks = [one["peak_memory"][size] for one in columns.values()]
+        rows[f"ms a batch of {size}"] = [f"{1e3 * one:.2f}" for one in seconds]
+        rows[f"peak memory, batch {size}"] = [f"{one / 2**20:.2f} MiB" for one in peaks]
     for file in sorted(done.path.glob("*.tflite")):
-        lines.append(f"  {file.name:<22}{'':>14}{file.stat().st_size:>14,} bytes")
+        rows[f"{file.name}, bytes"] = [*[""] * (len(columns) - 1), f"{file.stat().st_size:,}"]
+    for name, cells in rows.items():
+        if cells != ["after"]:
+            lines.append(f"  {name:<22}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 

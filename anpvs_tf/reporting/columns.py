@@ -1,11 +1,11 @@
 """The columns of a report's tables: what is looked up, how it is shown, what is better."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from anpvs_tf.reporting import measurements, published
-from anpvs_tf.reporting.grouping import Group, runs_of
-from anpvs_tf.reporting.measurements import Lookup
+from anpvs_tf.reporting.grouping import Group, Run, runs_of
+from anpvs_tf.reporting.measurements import Lookup, Measurement, trained, white_box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,102 +25,78 @@ FACTOR = Unit(1.0, 2, "")
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """about: what it holds, in words; better: max or min, what the best of the column is."""
+    """A column of a table.
+
+    Attributes:
+        key: its name in files.
+        better: max or min, what the best of the column is.
+        about: what it holds, in words.
+        unpruned: what it shows of a network that is not pruned, in its unit; a column that
+            shows nothing else is left out. None if pruning does not decide it.
+    """
 
     key: str
     head: str
-    about: str
     unit: Unit
     better: Callable
     look_up: Lookup
+    about: str
+    unpruned: float | None = None
+
+
+def _strongest(names: Iterable[str], key: str) -> Lookup:
+    def look_up(run: Run) -> Measurement | None:
+        return measurements.strongest_named(run, names, key)
+
+    return look_up
+
+
+def _white_vulnerability(run: Run) -> Measurement | None:
+    return white_box(run, "vulnerability")
+
+
+_MOVES = "vulnerability, how far latent features move, under the"
+
+# fmt: off
+_COMPARISON = (
+    Column("clean_accuracy", "clean", PERCENT, max, trained("clean_accuracy"),
+           "accuracy on unchanged test images"),
+    Column("white_accuracy", "white box PGD", PERCENT, max, white_box,
+           "accuracy under an adversary who knows the network, PGD"),
+    Column("autoattack_accuracy", "AutoAttack", PERCENT, max,
+           _strongest(("autoattack", "autoattack-rand"), "robust_accuracy"),
+           "accuracy under strong attacks together, AutoAttack"),
+    Column("black_accuracy", "black box", PERCENT, max,
+           _strongest(("transfer",), "robust_accuracy"),
+           "accuracy under images that were crafted on another network"),
+    Column("white_vulnerability", "V white box", DISTANCE, min, _white_vulnerability,
+           f"{_MOVES} white-box attack"),
+    Column("black_vulnerability", "V black box", DISTANCE, min,
+           _strongest(("transfer",), "vulnerability"),
+           f"{_MOVES} black-box attack"),
+    Column("memory", "memory", PERCENT, min, trained("efficiency/feature_map_memory"),
+           "memory of the feature maps, relative to the unpruned network's", 100.0),
+    Column("flops_reduction", "xFLOPs", FACTOR, max, trained("efficiency/flops_reduction"),
+           "saving of arithmetic operations, as a factor", 1.0),
+    Column("sparsity", "sparsity", PERCENT, max, measurements.sparsity,
+           "share of features (of a method that prunes weights: of weights) that are pruned", 0.0),
+)
+# fmt: on
 
 
 def comparison_columns(groups: list[Group]) -> tuple[Column, ...]:
-    """The columns of Table 1 for which there are figures, ours or published."""
-    trained, white_box = measurements.trained, measurements.white_box
+    """Chooses the columns of Table 1 for which there are figures, ours or published."""
+    found = []
+    for column in _COMPARISON:
+        measured = (column.look_up(run) for run in runs_of(groups))
+        known = (published.figures(group.settings).get(column.key) for group in groups)
+        values = [one.value * column.unit.scale for one in measured if one is not None]
+        values += [value for value in known if value is not None]
+        if any(round(value, column.unit.digits) != column.unpruned for value in values):
+            found.append(column)
     attacks = {measurements.attack_of(run.trained) for run in runs_of(groups)}
     steps = next(iter(attacks)).values.get("steps") if len(attacks) == 1 else None
-
-    def named(names, key):
-        return lambda run: measurements.strongest_named(run, names, key)
-
-    found = (
-        Column(
-            "clean_accuracy",
-            "clean",
-            "accuracy on unchanged test images",
-            PERCENT,
-            max,
-            trained("clean_accuracy"),
-        ),
-        Column(
-            "white_accuracy",
-            f"white box PGD-{steps}" if steps else "white box PGD",
-            "accuracy under an adversary who knows the network, PGD",
-            PERCENT,
-            max,
-            white_box,
-        ),
-        Column(
-            "autoattack_accuracy",
-            "AutoAttack",
-            "accuracy under strong attacks together, AutoAttack",
-            PERCENT,
-            max,
-            named(("autoattack", "autoattack-rand"), "robust_accuracy"),
-        ),
-        Column(
-            "black_accuracy",
-            "black box",
-            "accuracy under images that were crafted on another network",
-            PERCENT,
-            max,
-            named(("transfer",), "robust_accuracy"),
-        ),
-        Column(
-            "white_vulnerability",
-            "V white box",
-            "vulnerability, how far latent features move, under the white-box attack",
-            DISTANCE,
-            min,
-            lambda run: white_box(run, "vulnerability"),
-        ),
-        Column(
-            "black_vulnerability",
-            "V black box",
-            "vulnerability, how far latent features move, under the black-box attack",
-            DISTANCE,
-            min,
-            named(("transfer",), "vulnerability"),
-        ),
-        Column(
-            "memory",
-            "memory",
-            "memory of the feature maps, relative to the unpruned network's",
-            PERCENT,
-            min,
-            trained("efficiency/feature_map_memory"),
-        ),
-        Column(
-            "flops_reduction",
-            "xFLOPs",
-            "saving of arithmetic operations, as a factor",
-            FACTOR,
-            max,
-            trained("efficiency/flops_reduction"),
-        ),
-        Column(
-            "sparsity",
-            "sparsity",
-            "share of features (of a method that prunes weights: of weights) that are pruned",
-            PERCENT,
-            max,
-            measurements.sparsity,
-        ),
-    )
-    return tuple(
-        column
-        for column in found
-        if any(column.look_up(run) for run in runs_of(groups))
-        or any(column.key in published.figures(group.settings) for group in groups)
-    )
+    if steps is None:
+        return tuple(found)
+    named = {"white_accuracy": f"white box PGD-{steps}"}
+    return tuple(dataclasses.replace(one, head=named.get(one.key, one.head)) for one in found)

@@ -19,12 +19,6 @@ def of(run: Run) -> dict[str, int]:
     return {kind: saved[kind][0] for kind in KINDS if kind in saved}
 
 
-def prunes(run: Run) -> bool:
-    """Whether the method of a run prunes features or weights."""
-    method = METHODS[run.settings.method]
-    return bool(method.gate or method.weight_pruning)
-
-
 def mean(group: Group, kind: str) -> float | None:
     """The mean cost of a group's networks; None if no record of it has the cost."""
     found = [of(run)[kind] for run in group.runs if kind in of(run)]

@@ -77,27 +77,27 @@ def comma_separated(table: Table) -> str:
 
     Units are the table's: percent, not shares.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     heads = ["method", "source", "seeds"]
     for column in table.columns:
-        heads += [column.key, f"{column.key}_std", f"{column.key}_n", f"{column.key}_unreliable"]
-    writer.writerow(heads)
+        heads += [f"{column.key}{ending}" for ending in ("", "_std", "_n", "_unreliable")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n")
+    writer.writeheader()
     for row in table.rows:
-        line = [row.label, "measured", " ".join(map(str, row.seeds))]
-        for column in table.columns:
-            cell = row.cells.get(column.key)
-            if cell is None:
-                line += ["", "", "", ""]
-                continue
-            spread = "" if cell.deviation is None else f"{cell.deviation:.6g}"
-            line += [f"{cell.mean:.6g}", spread, len(cell.values), int(cell.unreliable)]
+        seeds = " ".join(map(str, row.seeds))
+        line = {"method": row.label, "source": "measured", "seeds": seeds}
+        for key, cell in row.cells.items():
+            line |= {
+                key: f"{cell.mean:.6g}",
+                f"{key}_std": "" if cell.deviation is None else f"{cell.deviation:.6g}",
+                f"{key}_n": len(cell.values),
+                f"{key}_unreliable": int(cell.unreliable),
+            }
         writer.writerow(line)
         if row.published:
-            line = [row.method, "published", ""]
-            for column in table.columns:
-                value = row.published.get(column.key)
-                line += ["", "", "", ""] if value is None else [f"{value:g}", "", 5, ""]
+            line = {"method": row.method, "source": "published"}
+            for key, value in row.published.items():
+                line |= {key: f"{value:g}", f"{key}_n": 5}
             writer.writerow(line)
     return text.getvalue()
 
@@ -164,3 +164,7 @@ def latex(table: Table) -> str:
     notes = " ".join(map(latex_text, (*table.notes, *table.key)))
     lines += [rf"\vspace{{2pt}}\parbox{{\linewidth}}{{\scriptsize {notes}}}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+# How a table becomes a file, by the ending of its name.
+BY_ENDING = {"md": markdown, "csv": comma_separated, "tex": latex}

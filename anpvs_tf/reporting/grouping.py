@@ -44,6 +44,11 @@ class Run:
     def path(self) -> str:
         return str(self.directory.path)
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether its clean accuracy is not above that of a constant answer."""
+        return "at_chance" in self.trained
+
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:

@@ -125,13 +125,13 @@ def surfaces(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
 
     def draw(theme: Theme) -> Figure:
         wide = 3.1 if len(probes) <= 4 else 2.6
-        figure = _canvas(wide * len(probes) + 0.8, 1.9 * wide, 6.0)
+        figure = _canvas(wide * len(probes) + 0.8, 1.9 * wide, 4.0)
         grid = figure.add_gridspec(2, len(probes), height_ratios=(1.25, 1))
         top = max(float(probe.surface.max()) for probe in probes)
         # Evenly spaced in the square root: low losses are where robust networks differ.
         levels = top * np.linspace(0.0, 1.0, 13) ** 2
         scale = PowerNorm(0.5, 0.0, top)
-        drawn, flat = None, []
+        drawn = None
         for i, probe in enumerate(probes):
             epsilon = probe.run.settings.epsilon
             places = np.linspace(-epsilon, epsilon, probing.SURFACE_POINTS)
@@ -164,8 +164,7 @@ def surfaces(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
             below.grid(False)
             if i == 0:
                 below.set_ylabel("along a random direction")
-            flat.append(below)
-        bar = figure.colorbar(drawn, ax=flat, shrink=0.9, pad=0.02)
+        bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.6, pad=0.02)
         bar.set_ticks(levels[::3], labels=[f"{level:.2g}" for level in levels[::3]])
         bar.set_label("cross-entropy, nats", size=8.5)
         return figure

@@ -1,17 +1,15 @@
 """The report as one page: no other file, no network."""
 
 import dataclasses
-import pathlib
-from html import escape
+from typing import Any
 
+from anpvs_tf.common import templates
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.reporting import formats, provenance, tables
+from anpvs_tf.reporting import formats, provenance
+from anpvs_tf.reporting.columns import Column
 from anpvs_tf.reporting.grouping import Group, Skipped, runs_of
-from anpvs_tf.reporting.provenance import items, scrolling, sortable_head
 from anpvs_tf.reporting.style import Picture
-from anpvs_tf.reporting.tables import Row, Table
-
-_HERE = pathlib.Path(__file__).parent
+from anpvs_tf.reporting.tables import Row, Table, leading
 
 _TERMS = {
     "Attack, ε, l∞": "An adversary changes an image so that the network errs. Each pixel, a number "
@@ -38,6 +36,15 @@ _TERMS = {
     "more. Do not quote it.",
 }
 
+# Terms of which there is nothing without a column.
+_TERMS_OF_COLUMNS = {
+    "AutoAttack": "autoattack_accuracy",
+    "Black box": "black_accuracy",
+    "Gate, sparsity": "sparsity",
+    "Memory": "memory",
+    "xFLOPs": "flops_reduction",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -57,65 +64,36 @@ def render(
     absent: list[str],
     command: str,
 ) -> str:
-    """The page as HTML.
+    """Renders the page as HTML, by `templates/page.html`.
 
     Args:
         absent: what the report lacks, and what would bring it.
         command: that made the report.
     """
-    dataset = groups[0].settings.dataset
-    methods = ", ".join(dict.fromkeys(group.method for group in groups))
-    title = f"Robust and small networks on {dataset}"
-    sections = {
-        "summary": ("In short", _summary(groups, tables[0])),
-        "terms": ("How to read this", _terms(groups)),
-        "tables": ("Tables", "".join(_table(table) for table in tables)),
-        "figures": ("Figures", "".join(_figure(figure) for figure in figures)),
-        "checks": ("Are the figures to be believed?", provenance.checks(groups)),
-        "runs": ("Runs", provenance.runs(groups, skipped)),
-        "made": ("How this was made", provenance.made(groups, absent, command)),
+    held: dict[str, Any] = {
+        "dataset": groups[0].settings.dataset,
+        "methods": [METHODS[name] for name in dict.fromkeys(group.method for group in groups)],
+        "summary": _summary(groups, tables[0]),
+        "terms": _terms(tables),
+        "tables": tables,
+        "figures": figures,
+        "checked": provenance.checked(runs_of(groups)),
+        "unchecked": provenance.unchecked(runs_of(groups)),
+        "runs": provenance.runs(runs_of(groups)),
+        "skipped": skipped,
+        "versions": provenance.versions(runs_of(groups)),
+        "absent": absent,
+        "command": command,
+        # Functions that the templates call.
+        "formats": formats,
+        "first_order": _first_order,
+        "head": _head,
+        "single_runs": _single_runs,
     }
-    links = "".join(
-        f'<li><a href="#{name}">{head}</a></li>' for name, (head, _) in sections.items()
-    )
-    body = "".join(
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{head}</h2>{text}</section>\n'
-        for name, (head, text) in sections.items()
-    )
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}: {escape(methods)}</title>
-<style>
-{(_HERE / "page.css").read_text()}</style>
-</head>
-<body>
-<a class="skip" href="#content">Skip to the content</a>
-<header>
-<h1>{escape(title)}</h1>
-<p>Image classifiers that were trained to withstand images changed on purpose to mislead them, some
-of them made smaller on the way. How well do they do? Compared: {escape(methods)}.</p>
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-</header>
-<main id="content">
-{body}</main>
-<dialog id="enlarged" aria-label="Figure"><form method="dialog"><button>Close</button></form>
-<div class="place"></div></dialog>
-<script>
-{(_HERE / "page.js").read_text()}</script>
-</body>
-</html>
-"""
+    return templates.environment("anpvs_tf.reporting").get_template("page.html").render(held)
 
 
-def _summary(groups: list[Group], table: Table) -> str:
+def _summary(groups: list[Group], table: Table) -> list[str]:
     runs = runs_of(groups)
     seeds = sorted({run.settings.seed for run in runs})
     methods = len({group.method for group in groups})
@@ -135,111 +113,48 @@ def _summary(groups: list[Group], table: Table) -> str:
                 for row in best
             )
             lines.append(f"{extreme} {column.about}: {names}.")
-        elif any(cell.unreliable for cell in tables.leading(column, table.rows)):
+        elif any(cell.unreliable for cell in leading(column, table.rows)):
             lines.append(f"{extreme} {column.about}: undecided, the best figure is unreliable.")
-    return items([escape(line) for line in lines])
+    return lines
 
 
-def _terms(groups: list[Group]) -> str:
-    terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in _TERMS.items())
-    methods = "".join(
-        f"<dt><code>{escape(name)}</code></dt><dd>{escape(METHODS[name].summary)}"
-        f"{'' if METHODS[name].source == '-' else f' ({escape(METHODS[name].source)})'}</dd>"
-        for name in dict.fromkeys(group.method for group in groups)
-    )
-    return f"<dl>{terms}</dl><h3>Methods of training</h3><dl>{methods}</dl>"
+def _terms(tables: list[Table]) -> dict[str, str]:
+    """The terms that occur in the tables, with what they mean."""
+    columns = {column.key for table in tables for column in table.columns}
+    cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
+    absent = {term for term, key in _TERMS_OF_COLUMNS.items() if key not in columns}
+    absent |= set() if any(cell.best for cell in cells) else {"Bold"}
+    absent |= set() if any(cell.unreliable for cell in cells) else {"†"}
+    return {term: meaning for term, meaning in _TERMS.items() if term not in absent}
 
 
-# ---- Tables ----
+def _head(column: Column) -> str:
+    """The head of a column, which breaks between words only."""
+    text = formats.head(column).replace("-", "\N{NON-BREAKING HYPHEN}")
+    for kept in (", %", " = ", " steps"):
+        text = text.replace(kept, kept.replace(" ", "\N{NO-BREAK SPACE}"))
+    return text
 
 
-def _table(table: Table) -> str:
-    heads = sortable_head("method") + sortable_head("n", "how many seeds", "descending")
-    for column in table.columns:
-        first = "ascending" if column.better is min else "descending"
-        heads += sortable_head(formats.head(column), column.about, first)
-    bodies = "".join(_row(table, row) for row in table.rows)
-    notes = [*map(escape, table.notes), f"Files: tables/{table.name}.md, .csv, .tex"]
-    return scrolling(
-        table.title,
-        f'<table id="{table.name}"><caption>{escape(table.title)}</caption>'
-        f"<thead><tr>{heads}</tr></thead>{bodies}</table>",
-    ) + items(notes, "notes")
+def _first_order(column: Column) -> str:
+    """The order of the first click on a column's head, which puts the best on top."""
+    return "ascending" if column.better is min else "descending"
 
 
-def _row(table: Table, row: Row) -> str:
-    label = escape(row.label)
-    cells = f'<th scope="row" data-value="{label}">{label}</th>'
-    cells += f'<td data-value="{len(row.seeds)}">{len(row.seeds)}</td>'
-    for column in table.columns:
-        cell = row.cells.get(column.key)
-        if cell is None:
-            cells += f"<td>{formats.NOTHING}</td>"
-            continue
-        mean = formats.number(column, cell.mean)
-        text = f"<strong>{mean}</strong>" if cell.best else mean
-        if cell.unreliable:
-            text += ' <span class="unreliable" title="unreliable">†</span>'
-        if cell.deviation is not None:
-            text += f' <span class="spread">± {formats.number(column, cell.deviation)}</span>'
-        if n := formats.runs_text(row, cell):
-            text += f' <span class="n">({n})</span>'
-        cells += f'<td data-value="{cell.mean:.8g}">{text}</td>'
-    found = (
-        f"<tbody><tr>{cells}</tr>"
-        f'<tr class="more"><td colspan="{2 + len(table.columns)}"><details>'
-        f"<summary>single runs and commands of {label}</summary>"
-        f"{_single_runs(table, row)}</details></td></tr></tbody>"
-    )
-    if row.published:
-        name = escape(f"{row.method}, published")
-        known = "".join(
-            f'<td data-value="{row.published[c.key]:g}">'
-            f"{formats.published_number(c, row.published[c.key])}</td>"
-            if c.key in row.published
-            else f"<td>{formats.NOTHING}</td>"
-            for c in table.columns
-        )
-        found += (
-            f'<tbody class="published"><tr><th scope="row" data-value="{name}">{name}</th>'
-            f'<td data-value="5">5</td>{known}</tr></tbody>'
-        )
-    return found
-
-
-def _single_runs(table: Table, row: Row) -> str:
-    """Every figure of every run behind the command that makes it."""
+def _single_runs(table: Table, row: Row) -> list[tuple[int, str, str]]:
+    """(seed, figures, the command that makes them) of every run of a row, by seed."""
     found: dict[tuple[int, str], list[str]] = {}
     for column in table.columns:
         cell = row.cells.get(column.key)
         if cell is None:
             continue
         for value, seed, command in zip(cell.values, cell.seeds, cell.commands, strict=True):
+            if round(value, column.unit.digits) == column.unpruned:
+                continue
             shown = f"{column.head} {formats.with_unit(column, value)}"
             found.setdefault((seed, command), []).append(shown)
-    return items(
-        [
-            f"seed {seed}: {escape(', '.join(values))}<br><code>{escape(command)}</code>"
-            for (seed, command), values in sorted(found.items(), key=lambda item: item[0][0])
-        ]
-    )
-
-
-# ---- Figures ----
-
-
-def _figure(figure: Figure) -> str:
-    picture = figure.picture
-    lines = items([f"<code>{escape(one)}</code>" for one in picture.commands])
-    return (
-        f'<figure id="{picture.name}"><h3>{escape(picture.title)}</h3>'
-        f'<button type="button" class="enlarge" aria-label="Enlarge: {escape(picture.title)}">'
-        f'<picture><source media="screen and (prefers-color-scheme: dark)" srcset="{figure.dark}">'
-        f'<img src="{figure.light}" width="{figure.width}" alt="{escape(picture.alt)}"></picture>'
-        f"</button><figcaption>{escape(picture.caption)} Files: figures/{picture.name}.png, .svg"
-        f"<details><summary>commands behind this figure</summary>{lines}</details>"
-        "</figcaption></figure>\n"
-    )
+    by_seed = sorted(found.items(), key=lambda item: item[0][0])
+    return [(seed, ", ".join(figures), command) for (seed, command), figures in by_seed]
 
 
 def _count(number: int, noun: str) -> str:

@@ -67,39 +67,19 @@ def write(
         print(f"left out: {one.path}: {one.reason}")
     shown_command = commands.shell(list(command))
     found = tables.build(groups)
-    drawn = [*training_figures.build(groups), *robustness_figures.build(groups)]
     absent = _absent(groups, found, examples)
+    drawn = [*training_figures.build(groups), *robustness_figures.build(groups)]
     if examples:
         settings = runs[0].settings
         split = loading.load_test(settings.source, data_dir, download, settings.stream)
-        probes = []
-        for group in most_robust(groups)[:MOST_NETWORKS]:
-            progress = Progress(f"network of {group.runs[0].path}: image", 0)
-            try:
-                probes.append(probing.probe(group, split, examples, _counting(progress)))
-            except UsageError as error:
-                absent.append(f"Figures of the network of {group.label}: {error}")
-            progress.done()
+        probes, missing = _probes(groups, split, examples)
         drawn += network_figures.build(probes, shown_command)
-        if others := most_robust(groups)[MOST_NETWORKS:]:
-            names = ", ".join(group.method for group in others)
-            absent.append(
-                f"Figures of the networks of {names}: {MOST_NETWORKS} stand side by side; report "
-                "on fewer runs to see others"
-            )
+        absent += missing
 
     with _beside(out) as directory:
-        for name in ("tables", "figures"):
-            (directory / name).mkdir()
-        for table in found:
-            for ending, text in _as_files(table).items():
-                (directory / "tables" / f"{table.name}.{ending}").write_text(text)
-        figures = []
-        progress = Progress("figure", len(drawn))
-        for i, picture in enumerate(drawn):
-            progress.update(i, picture.name)
-            figures.append(_draw(picture, directory / "figures"))
-        progress.done(f"{len(found)} tables, {len(drawn)} figures")
+        _write_tables(found, directory / "tables")
+        figures = _write_figures(drawn, directory / "figures")
+        print(f"{len(found)} tables, {len(figures)} figures")
         text = page.render(groups, skipped, found, figures, absent, shown_command)
         (directory / PAGE).write_text(text)
         manifest = {
@@ -110,6 +90,46 @@ def write(
         }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return found
+
+
+def _probes(
+    groups: list[Group], split: loading.Split, examples: int
+) -> tuple[list[probing.Probe], list[str]]:
+    """Looks at the networks that have figures; says which have none and why."""
+    probes, missing = [], []
+    chosen = most_robust(groups)
+    for group in chosen[:MOST_NETWORKS]:
+        progress = Progress(f"network of {group.runs[0].path}: image", 0)
+        try:
+            probes.append(probing.probe(group, split, examples, _counting(progress)))
+        except UsageError as error:
+            missing.append(f"Figures of the network of {group.label}: {error}")
+        progress.done()
+    if others := chosen[MOST_NETWORKS:]:
+        names = ", ".join(group.method for group in others)
+        missing.append(
+            f"Figures of the networks of {names}: {MOST_NETWORKS} stand side by side; report "
+            "on fewer runs to see others"
+        )
+    return probes, missing
+
+
+def _write_tables(found: list[tables.Table], directory: pathlib.Path) -> None:
+    directory.mkdir()
+    for table in found:
+        for ending, render in formats.BY_ENDING.items():
+            (directory / f"{table.name}.{ending}").write_text(render(table))
+
+
+def _write_figures(drawn: list[style.Picture], directory: pathlib.Path) -> list[page.Figure]:
+    directory.mkdir()
+    progress = Progress("figure", len(drawn))
+    figures = []
+    for picture in drawn:
+        figures.append(_draw(picture, directory))
+        progress.update(len(figures), picture.name)
+    progress.done()
+    return figures
 
 
 def check_free(out: pathlib.Path) -> None:
@@ -159,14 +179,6 @@ def _absent(groups: list[Group], found: list[tables.Table], examples: int) -> li
     if not examples:
         absent.append("Figures of the networks themselves: --examples=0 left them out")
     return absent
-
-
-def _as_files(table: tables.Table) -> dict[str, str]:
-    return {
-        "md": formats.markdown(table),
-        "csv": formats.comma_separated(table),
-        "tex": formats.latex(table),
-    }
 
 
 def _draw(picture: style.Picture, directory: pathlib.Path) -> page.Figure:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 
 from anpvs_tf.common.errors import UsageError, one_line
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements
 from anpvs_tf.reporting.grouping import Run, read, run_paths
 from anpvs_tf.runs.directory import RunDirectory
@@ -63,7 +64,7 @@ def _unfinished(directory: RunDirectory) -> str:
 
 def _figures(run: Run) -> list[str]:
     auto = measurements.strongest_named(run, ("autoattack", "autoattack-rand"), "robust_accuracy")
-    sparsity = measurements.sparsity(run)
+    sparsity = measurements.sparsity(run) if METHODS[run.settings.method].prunes else None
     shares = [
         run.trained["clean_accuracy"],
         run.trained["robust_accuracy"],

@@ -109,11 +109,11 @@ def _sweep_table(
         Column(
             head.replace(" = ", "").replace(" ", "_").replace("ε", "epsilon"),
             head,
-            f"accuracy under {measurements.attack_text(attack)}, "
-            f"ε = {radius.as_text(attack.epsilon)}",
             SHARE,
             max,
             lambda run, attack=attack: measurements.under_attack(run, attack),
+            f"accuracy under {measurements.attack_text(attack)}, "
+            f"ε = {radius.as_text(attack.epsilon)}",
         )
         for head, attack in points.items()
     )
@@ -153,7 +153,7 @@ def _table(
                 tuple(group.seeds),
                 {key: cell for key, cell in cells.items() if cell is not None},
                 {c.key: known[c.key] for c in columns if c.key in known},
-                any("at_chance" in run.trained for run in group.runs),
+                any(run.at_chance for run in group.runs),
             )
         )
     alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1

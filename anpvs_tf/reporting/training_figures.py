@@ -7,11 +7,13 @@ import textwrap
 from matplotlib import colormaps, colors, ticker
 from matplotlib.lines import Line2D
 
-from anpvs_tf.reporting import commands, costs, measurements, published
+from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.reporting import commands, costs, measurements, pareto, published
 from anpvs_tf.reporting.grouping import Group, Run, most_robust, runs_of
 from anpvs_tf.reporting.style import (
     DASHES,
     Picture,
+    Stroke,
     Strokes,
     Theme,
     curve,
@@ -55,59 +57,40 @@ def build(groups: list[Group]) -> list[Picture]:
     return [picture for picture in found if picture is not None]
 
 
-def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one equals or exceeds in both coordinates, by the first."""
-    best, kept = -float("inf"), []
-    for point in sorted(set(points), key=lambda point: (-point[0], -point[1])):
-        if point[1] > best:
-            best = point[1]
-            kept.append(point)
-    return kept[::-1]
-
-
 # ---- Figure 3 ----
 
 
-def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
-    """Accuracy against sparsity, a point a run, with the Pareto front."""
+def trade_off(groups: list[Group], strokes: Strokes) -> Picture | None:
+    """Accuracy against sparsity, a point a run, with the Pareto front; None if no run prunes."""
+    runs = runs_of(groups)
+    if not any(measurements.sparsity(run).value for run in runs):
+        return None
     kinds = {
-        "clean accuracy": measurements.trained("clean_accuracy"),
-        "accuracy under PGD": measurements.white_box,
+        "clean accuracy": ("clean_accuracy", measurements.trained("clean_accuracy")),
+        "accuracy under PGD": ("white_accuracy", measurements.white_box),
     }
-    alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
-    keys = {"clean accuracy": "clean_accuracy", "accuracy under PGD": "white_accuracy"}
+    alike = len({measurements.conditions(run) for run in runs}) == 1
+    fronts = {
+        title: pareto.line(_trade_offs(runs, look_up))
+        for title, (_, look_up) in kinds.items()
+        if alike or title == "clean accuracy"
+    }
+    fronts = {title: line for title, line in fronts.items() if len(line) > 1}
+    known = {group.label: published.figures(group.settings) for group in groups}
+    known = {label: found for label, found in known.items() if "sparsity" in found}
 
     def draw(theme: Theme):
         figure, axes = panels(2, 4.2, 3.5)
-        paper = False
-        for axis, (title, look_up) in zip(axes, kinds.items(), strict=True):
-            points = []
+        for axis, (title, (key, look_up)) in zip(axes, kinds.items(), strict=True):
             for group in groups:
-                stroke = strokes[group]
                 for run in group.runs:
-                    measured = look_up(run)
-                    if measured is None:
-                        continue
-                    point = measurements.sparsity(run).value, measured.value
-                    points.append(point)
-                    axis.plot(
-                        *point,
-                        stroke.marker,
-                        color=stroke.of(theme),
-                        markersize=7,
-                        markeredgecolor=stroke.of(theme)
-                        if measured.unreliable
-                        else theme.background,
-                        markerfacecolor=theme.background if measured.unreliable else None,
-                        zorder=4 if measured.unreliable else 3,
-                    )
-                known = published.figures(group.settings)
-                if keys[title] in known and "sparsity" in known:
-                    paper = True
-                    place = known["sparsity"] / 100, known[keys[title]] / 100
-                    axis.plot(*place, "*", color=stroke.of(theme), markersize=12)
-            line = front(points) if alike or title == "clean accuracy" else []
-            if len(line) > 1:
+                    if measured := look_up(run):
+                        place = measurements.sparsity(run).value, measured.value
+                        _point(axis, place, strokes[group], theme, measured.unreliable)
+                if key in (found := known.get(group.label, {})):
+                    place = found["sparsity"] / 100, found[key] / 100
+                    axis.plot(*place, "*", color=strokes[group].of(theme), markersize=12)
+            if line := fronts.get(title):
                 axis.plot(*zip(*line, strict=True), color=theme.text, lw=1, alpha=0.6, zorder=2)
             axis.set(title=title, xlabel="sparsity", ylabel="accuracy")
             axis.set_xlim(-0.04, 1.04)
@@ -115,10 +98,11 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
             for one in (axis.xaxis, axis.yaxis):
                 percent(one)
         shown = handles(groups, strokes, theme, line=False)
-        shown.append(Line2D([], [], color=theme.text, lw=1, alpha=0.6, label="Pareto front"))
-        if paper:
+        if fronts:
+            shown.append(Line2D([], [], color=theme.text, lw=1, alpha=0.6, label="Pareto front"))
+        if known:
             shown.append(marker(theme.text, "*", "published"))
-        if any(m and m.unreliable for m in map(measurements.white_box, runs_of(groups))):
+        if any(found and found.unreliable for found in map(measurements.white_box, runs)):
             shown.append(marker(theme.text, "o", "unreliable", hollow=True))
         legend(figure, shown)
         return figure
@@ -134,7 +118,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
         "Scatter plots of clean accuracy and accuracy under PGD against sparsity: "
         + "; ".join(
             f"{group.label}: sparsity {_mean(group, measurements.sparsity):.0%}, clean "
-            f"{_mean(group, kinds['clean accuracy']):.0%}"
+            f"{_mean(group, kinds['clean accuracy'][1]):.0%}"
             for group in groups
         ),
         draw,
@@ -142,46 +126,68 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture:
     )
 
 
+def _trade_offs(runs: list[Run], look_up: measurements.Lookup) -> list[tuple[float, float]]:
+    """(sparsity, accuracy) of the runs that have both; a network at chance is on no front."""
+    return [
+        (measurements.sparsity(run).value, found.value)
+        for run in runs
+        if not run.at_chance and (found := look_up(run)) is not None
+    ]
+
+
+def _point(
+    axis, place: tuple[float, float], stroke: Stroke, theme: Theme, unreliable: bool
+) -> None:
+    """A run as a marker, hollow if its figure is unreliable."""
+    color = stroke.of(theme)
+    fill, edge = (theme.background, color) if unreliable else (color, theme.background)
+    style = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
+    axis.plot(*place, stroke.marker, **style, zorder=4 if unreliable else 3)
+
+
 def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Robust accuracy against what a network costs: a curve each of dense and pruned networks."""
-    runs = runs_of(groups)
-    if not any(costs.of(run) for run in runs):
+    """Robust accuracy against what a network costs: a curve each of dense and pruned networks.
+
+    None if all networks cost the same.
+    """
+    points = [
+        _Cost(group, run, costs.of(run), found)
+        for group in groups
+        for run in group.runs
+        if costs.of(run) and (found := measurements.white_box(run)) is not None
+    ]
+    if len({tuple(one.costs.values()) for one in points}) < 2:
         return None
-    alike = len({measurements.conditions(run) for run in runs}) == 1
-    families = {"dense": "--", "pruned": "-"}
+    alike = len({measurements.conditions(run) for run in runs_of(groups)}) == 1
+    # The cheapest first; the front keeps what no cheaper network equals.
+    fronts = {
+        (kind, pruned): pareto.line([(-x, y) for x, y in _coordinates(points, kind, pruned)])
+        for kind in costs.KINDS
+        for pruned in _FAMILIES
+        if alike
+    }
+    fronts = {key: line for key, line in fronts.items() if len(line) > 1}
 
     def draw(theme: Theme):
         figure, axes = panels(2, 4.2, 3.5)
-        for axis, (key, title) in zip(axes, costs.KINDS.items(), strict=True):
-            points: dict[str, list[tuple[float, float]]] = {name: [] for name in families}
-            for group in groups:
-                for run in group.runs:
-                    measured = measurements.white_box(run)
-                    if key not in costs.of(run) or measured is None:
-                        continue
-                    point = costs.of(run)[key], measured.value
-                    points["pruned" if costs.prunes(run) else "dense"].append(point)
-                    color = strokes[group].of(theme)
-                    hollow = theme.background if measured.unreliable else color
-                    style = {"color": color, "markersize": 7, "markerfacecolor": hollow}
-                    axis.plot(*point, strokes[group].marker, **style, zorder=3)
-            for name, dashes in families.items():
-                # The cheapest first; the front keeps what no cheaper network equals.
-                line = front([(-x, y) for x, y in points[name]]) if alike else []
-                if len(line) > 1:
+        for axis, (kind, title) in zip(axes, costs.KINDS.items(), strict=True):
+            for one in points:
+                if kind in one.costs:
+                    place = one.costs[kind], one.accuracy.value
+                    _point(axis, place, strokes[one.group], theme, one.accuracy.unreliable)
+            for pruned, (_, dashes) in _FAMILIES.items():
+                if line := fronts.get((kind, pruned)):
                     xs, ys = zip(*((-x, y) for x, y in line), strict=True)
                     axis.plot(xs, ys, color=theme.text, ls=dashes, lw=1, alpha=0.6, zorder=2)
             axis.set(title=f"against {title}", xlabel=title, ylabel="accuracy under PGD")
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
-            axis.xaxis.set_major_formatter(ticker.EngFormatter())
-            axis.xaxis.set_minor_locator(ticker.NullLocator())
-            axis.margins(0.08)
+            _cost_scale(axis, [one.costs[kind] for one in points if kind in one.costs])
             percent(axis.yaxis)
-        shown = handles(groups, strokes, theme, line=False)
+        drawn = [group for group in groups if any(one.group is group for one in points)]
+        shown = handles(drawn, strokes, theme, line=False)
         shown += [
             Line2D([], [], color=theme.text, ls=dashes, lw=1, alpha=0.6, label=f"{name}: front")
-            for name, dashes in families.items()
+            for pruned, (name, dashes) in _FAMILIES.items()
+            if any(key[1] == pruned for key in fronts)
         ]
         legend(figure, shown)
         return figure
@@ -206,6 +212,43 @@ def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cost:
+    """A run in the figure of costs."""
+
+    group: Group
+    run: Run
+    costs: dict[str, int]
+    accuracy: measurements.Measurement
+
+
+# By whether a run prunes: the name and the dashes of its front.
+_FAMILIES = {False: ("dense", "--"), True: ("pruned", "-")}
+
+
+def _coordinates(points: list[_Cost], kind: str, pruned: bool) -> list[tuple[float, float]]:
+    """(cost, accuracy) of one family's runs; a network at chance is on no front."""
+    return [
+        (one.costs[kind], one.accuracy.value)
+        for one in points
+        if kind in one.costs
+        and METHODS[one.run.settings.method].prunes == pruned
+        and not one.run.at_chance
+    ]
+
+
+def _cost_scale(axis, found: list[int]) -> None:
+    """A logarithmic axis of costs, or a linear one where they are close together."""
+    if found and max(found) > 3 * min(found):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axis.xaxis.set_major_formatter(ticker.EngFormatter())
+    axis.margins(0.08)
+
+
 def _mean(group: Group, look_up: measurements.Lookup) -> float:
     return statistics.fmean(look_up(run).value for run in group.runs)
 
@@ -216,6 +259,8 @@ def _mean(group: Group, look_up: measurements.Lookup) -> float:
 def training(groups: list[Group], strokes: Strokes) -> Picture | None:
     """Validation accuracy, vulnerability and sparsity after each epoch."""
     columns = [name for name in _WATCHED if any(name in run.metrics[0] for run in _with(groups))]
+    if not any(row.get("sparsity") for run in _with(groups) for row in run.metrics):
+        columns = [name for name in columns if name != "sparsity"]
     if not columns:
         return None
     return Picture(
@@ -256,7 +301,7 @@ def loss_terms(groups: list[Group], strokes: Strokes) -> Picture | None:
 
 
 def _over_epochs(groups: list[Group], strokes: Strokes, titles: dict[str, str], theme: Theme):
-    figure, axes = panels(len(titles), 3.3, 2.7, across=4 if len(titles) in (4, 7, 8) else 3)
+    figure, axes = panels(len(titles), 3.3, 2.7, _across(len(titles)))
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for group in groups:
             curves = [
@@ -272,21 +317,24 @@ def _over_epochs(groups: list[Group], strokes: Strokes, titles: dict[str, str], 
     return figure
 
 
+def _across(count: int) -> int:
+    """How many panels stand in a row, so that the last row is not almost empty."""
+    return 4 if count in (4, 7, 8) else 3
+
+
 def active_features(groups: list[Group]) -> Picture | None:
     """What is pruned where: the share of each layer's features that is active."""
-    chosen = [
-        group
-        for group in groups
-        if any(run.metrics and _layers(run) for run in group.runs)
-    ]  # fmt: skip
+    chosen = [group for group in groups if any(map(_pruned, group.runs))]
     if not chosen:
         return None
     several = len(chosen) > _MOST_PANELS
     chosen = most_robust(chosen) if several else chosen
 
     def draw(theme: Theme):
-        names = list(dict.fromkeys(n for group in chosen for n in _layers(group.runs[0])))
-        figure, axes = panels(len(chosen), 3.6, 3.0, across=3)
+        # The most layers first: they say where those stand that not all networks have.
+        held = sorted((_layers(group.runs[0]) for group in chosen), key=len, reverse=True)
+        names = list(dict.fromkeys(name for layers in held for name in layers))
+        figure, axes = panels(len(chosen), 3.3, 2.9, _across(len(chosen)))
         for axis, group in zip(axes, chosen, strict=True):
             for i, name in enumerate(names):
                 curves = []
@@ -353,6 +401,11 @@ class _LayerStroke:
 
 def _layers(run: Run) -> dict[str, list[int]]:
     return run.trained.get("active_features") or {}
+
+
+def _pruned(run: Run) -> bool:
+    """Whether there is something to see: metrics, and a layer that lost features."""
+    return bool(run.metrics) and any(active < size for active, size in _layers(run).values())
 
 
 # ---- Parts ----

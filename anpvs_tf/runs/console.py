@@ -5,7 +5,7 @@ from typing import Any
 from anpvs_tf.attacks import radius
 from anpvs_tf.common.progress import duration
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.runs.records import attack_text
+from anpvs_tf.runs.records import attack_text, pruned
 from anpvs_tf.runs.settings import Settings
 
 
@@ -53,11 +53,12 @@ def plan(settings: Settings, images: int, start: str) -> str:
 
 def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any]) -> str:
     """The line that stays on the screen after an epoch."""
+    sparsity = f"sparsity {row['sparsity']:.1%}  " if METHODS[settings.method].prunes else ""
     return (
         f"epoch {row['epoch']}/{settings.epochs}  loss {row['loss']:.3f}  "
         f"validation: clean {row['validation_clean_accuracy']:.1%}  "
         f"PGD {row['validation_robust_accuracy']:.1%}  "
-        f"V {row['validation_vulnerability']:.4f}  sparsity {row['sparsity']:.1%}  "
+        f"V {row['validation_vulnerability']:.4f}  {sparsity}"
         f"{duration(timing['seconds'])}  {timing['images_per_second']:.0f} images/s"
     )
 
@@ -128,14 +129,10 @@ def result_table(record: dict[str, Any]) -> str:
         ),
         ("vulnerability", f"{record['vulnerability']:.4f}"),
     ]
-    pruned = [
-        f"{record[key]:.2%} of {what}"
-        for key, what in (("sparsity", "features"), ("weight_sparsity", "weights"))
-        if record[key]
-    ]
-    if features or pruned:
-        lines.append(("sparsity", ", ".join(pruned) or "nothing is pruned"))
-    if features:
+    shares = pruned(record)
+    if shares or METHODS[record["method"]].prunes:
+        lines.append(("sparsity", ", ".join(shares) or "nothing is pruned"))
+    if shares:
         lines.append(("active features", features))
     lines += _efficiency_lines(record["efficiency"])
     spent = (duration(record["timing"][f"{what}_seconds"]) for what in ("training", "evaluation"))
@@ -150,30 +147,27 @@ def result_table(record: dict[str, Any]) -> str:
 
 
 def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the deployed network costs; beside the unpruned one if it is smaller."""
+    """What the deployed network costs; beside the unpruned one where it costs less."""
     compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
-    after, before = saved["parameters"]
-    if after == before:
-        latency = ", ".join(f"{1e3 * s:.2f} ms a batch of {n}" for n, s in dense["latency"].items())
-        return [
-            ("parameters", f"{before:,}"),
-            ("SavedModel", f"{dense['saved_model_bytes']:,} bytes"),
-            ("latency", latency),
-        ]
-    lines = [
-        ("FLOPs", f"1 / {saved['flops_reduction']:.2f} of the unpruned network's"),
-        ("feature maps", f"{saved['feature_map_memory']:.1%} of the unpruned network's memory"),
-        ("parameters", f"{after:,} of {before:,}"),
-        ("SavedModel", f"{compact['saved_model_bytes']:,} of {dense['saved_model_bytes']:,} bytes"),
-    ]
+    if saved["parameters"][0] == saved["parameters"][1]:
+        compact = dense  # The same network, measured twice.
+    flops, maps = f"{saved['flops_reduction']:.2f}", f"{saved['feature_map_memory']:.1%}"
+    lines = []
+    if flops != "1.00":
+        lines.append(("FLOPs", f"1 / {flops} of the unpruned network's"))
+    if maps != "100.0%":
+        lines.append(("feature maps", f"{maps} of the unpruned network's memory"))
+    size = _of("{:,}", compact["saved_model_bytes"], dense["saved_model_bytes"])
+    lines += [("parameters", _of("{:,}", *saved["parameters"])), ("SavedModel", f"{size} bytes")]
     for size in compact["latency"]:
         milliseconds = (1e3 * m["latency"][size] for m in (compact, dense))
         peak = (m["peak_memory"][size] / 2**20 for m in (compact, dense))
-        lines.append(
-            (
-                f"batch of {size}",
-                "{:.2f} of {:.2f} ms, ".format(*milliseconds)
-                + "{:.2f} of {:.2f} MiB at the peak".format(*peak),
-            )
-        )
+        text = f"{_of('{:.2f}', *milliseconds)} ms, {_of('{:.2f}', *peak)} MiB at the peak"
+        lines.append((f"batch of {size}", text))
     return lines
+
+
+def _of(form: str, after: float, before: float) -> str:
+    """Writes "5 of 10" for both numbers; the first alone if they are the same within a percent."""
+    texts = [form.format(value) for value in (after, before)]
+    return " of ".join(texts) if abs(after - before) > 0.01 * before else texts[0]

@@ -53,6 +53,13 @@ def attack_text(attack: dict[str, Any]) -> str:
     return f"{attack['name']} ({', '.join(parts)})" if parts else attack["name"]
 
 
+def pruned(record: dict[str, Any]) -> list[str]:
+    """Says which shares are pruned, as ["77.25% of features"]; none that rounds to 0."""
+    shares = {"sparsity": "features", "weight_sparsity": "weights"}
+    texts = [f"{record.get(key, 0.0):.2%} of {what}" for key, what in shares.items()]
+    return [text for text in texts if not text.startswith("0.00%")]
+
+
 def of_training(record: dict[str, Any]) -> bool:
     """Whether bin/train.py wrote this record; else bin/evaluate.py did."""
     return "efficiency" in record

@@ -1,26 +1,22 @@
 """The model card: what a user of an exported model has to know."""
 
+import re
 from typing import Any
 
 import keras
+from markupsafe import Markup
 
 from anpvs_tf.attacks import radius
+from anpvs_tf.common import templates
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import directory, records
 from anpvs_tf.serving.verification import Report
 
 
-def _doubt(record: dict[str, Any]) -> str:
-    """Why a figure is not to be relied on, after it; nothing if it is."""
-    if record.get("reliable", True):
-        return ""
-    return f" (unreliable: {'; '.join(record.get('unreliable_because', ['see its checks']))})"
-
-
 def text(
     run: directory.RunDirectory, frozen: keras.Model, format: str, version: int, report: Report
 ) -> str:
-    """A model card in Markdown.
+    """Renders a model card in Markdown, by `templates/model_card.md`.
 
     Args:
         run: the finished run.
@@ -28,85 +24,66 @@ def text(
         format, version: as in `exporting.export`.
         report: the check of the export against the training network.
     """
-    settings, results = run.settings(), run.results()
-    height, width, channels = frozen.inputs[0].shape[1:]
+    results = run.results()
     first = results[0]
-    others = " Raw uint8 pixels and PNG or JPEG files go to the other signatures."
-    threat = first["threat_model"]
-    found = [
-        f"| {records.attack_text(r['attack'])} "
-        f"| {r['threat_model']['norm']} {radius.as_text(r['threat_model']['epsilon'])} "
-        f"| {r['examples']} | {r['clean_accuracy']:.2%} | {r['robust_accuracy']:.2%}"
-        f"{_doubt(r)} |"
-        for r in results
-        # An ensemble of posterior draws is not what is exported.
-        if r["robust_accuracy"] is not None and "posterior_draws" not in r
-    ]
-    checked = [
-        f"| {name} | {a.accuracy:.2%} | {a.equal_classes} of {report.examples} "
-        f"| {a.difference:.1e} |"
-        for name, a in report.exported.items()
-    ]
-    lines = [
-        f"# {settings.network} for {settings.dataset}, trained by {settings.method}",
-        "",
-        f"Version {version}, {format}, made {directory.now()}.",
-        "",
-        "## Use",
-        "",
-        f"Classifies images of {height} x {width} pixels and {channels} channel(s), float32 in "
-        f"[0, 1], into {frozen.output.shape[-1]} classes. Outputs: `logits`, `probabilities`, "
-        f"`classes`, batch first.{others if format == 'saved_model' else ''}",
-        "",
-        "## Data",
-        "",
-        f"`{settings.dataset}`; the training split without the validation examples"
-        + (f", the first {settings.train_examples} of it" if settings.train_examples else "")
-        + ". The test set took no part in training.",
-        "",
-        "## Method",
-        "",
-        f"`{settings.method}`, {settings.epochs} epochs, batch {settings.batch_size}, seed "
-        f"{settings.seed} (Madaan, Shin, Hwang: Adversarial Neural Pruning with Latent "
-        "Vulnerability Suppression, ICML 2020). Batch normalisation and gates are folded into "
-        "the kernels; pruned features are gone from the weights.",
-        f"Sparsity of the gated features {first['sparsity']:.1%}; "
-        f"{frozen.count_params():,} parameters; {efficiency.flops(frozen):,} FLOPs an image.",
-        "",
-        "## Threat model",
-        "",
-        f"An adversary who knows the model and may change each pixel: {threat['norm']} ball of "
-        f"radius {radius.as_text(threat['epsilon'])} in pixel units of [0, 1].",
-        "",
-        "## Measured",
-        "",
-        f"On the {first['split']} set:",
-        "",
-        "| attack | threat model | images | clean accuracy | robust accuracy |",
-        "|---|---|---|---|---|",
-        *found,
-        "",
-        f"The export against the training network (accuracy {report.accuracy:.2%} on "
-        f"{report.examples} test images):",
-        "",
-        "| signature or file | accuracy | equal classes | largest difference of a logit |",
-        "|---|---|---|---|",
-        *checked,
-        "",
-        "The difference is relative to the largest logit.",
-        "",
-        "## Limits",
-        "",
-        "- Robust accuracy is what the attacks above left; a stronger attack can leave less. "
-        "Unreliable: a self-check failed, or another attack above found more.",
-        "- Nothing is claimed about other norms, larger radii, or changes such as rotation, blur "
-        "and compression.",
-        "- The probabilities are not calibrated, and an image of no class gets one all the same.",
-        "- Images of another size are refused, not resized.",
-        "",
-        "## Versions",
-        "",
-        ", ".join(f"{name} {number}" for name, number in directory.versions().items()),
-        "",
-    ]
-    return "\n".join(lines)
+    height, width, channels = frozen.inputs[0].shape[1:]
+    held: dict[str, Any] = {
+        "settings": run.settings(),
+        "version": version,
+        "format": format,
+        "date": directory.now(),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "classes": frozen.output.shape[-1],
+        "pruned": records.pruned(first),
+        "parameters": frozen.count_params(),
+        "flops": efficiency.flops(frozen),
+        "norm": first["threat_model"]["norm"],
+        "radius": radius.as_text(first["threat_model"]["epsilon"]),
+        "split": first["split"],
+        "measured": [_measured(record) for record in results if _is_of_the_export(record)],
+        "accuracy": f"{report.accuracy:.2%}",
+        "examples": report.examples,
+        "checked": [
+            (
+                name,
+                f"{found.accuracy:.2%}",
+                f"{found.equal_classes} of {report.examples}",
+                f"{found.difference:.1e}",
+            )
+            for name, found in report.exported.items()
+        ],
+        "versions": directory.versions(),
+    }
+    environment = templates.environment("anpvs_tf.serving")
+    environment.filters["code"] = code
+    return environment.get_template("model_card.md").render(held)
+
+
+def code(text: str) -> Markup:
+    """Makes a code span of Markdown, in which nothing has a meaning, whatever the text holds."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return Markup(f"{fence}{space}{text}{space}{fence}")
+
+
+def _is_of_the_export(record: dict[str, Any]) -> bool:
+    # An ensemble of posterior draws is not what is exported.
+    return record["robust_accuracy"] is not None and "posterior_draws" not in record
+
+
+def _measured(record: dict[str, Any]) -> tuple[str, ...]:
+    """A record as cells: attack, threat model, images, clean accuracy, robust accuracy."""
+    threat = record["threat_model"]
+    doubt = ""
+    if not record.get("reliable", True):
+        doubt = f" (unreliable: {'; '.join(record.get('unreliable_because', ['see its checks']))})"
+    return (
+        records.attack_text(record["attack"]),
+        f"{threat['norm']} {radius.as_text(threat['epsilon'])}",
+        str(record["examples"]),
+        f"{record['clean_accuracy']:.2%}",
+        f"{record['robust_accuracy']:.2%}{doubt}",
+    )

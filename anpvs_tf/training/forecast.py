@@ -1,9 +1,8 @@
 """Says once, after the first minute, when a run will end."""
 
-import datetime
 import time
 
-from anpvs_tf.common.progress import duration
+from anpvs_tf.common.progress import ahead
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.settings import Settings
 
@@ -60,6 +59,4 @@ class Forecast:
         if self.said or spent < AFTER_SECONDS or progress <= 0:
             return None
         self.said = True
-        left = spent * (self.work - done) / progress
-        end = datetime.datetime.now() + datetime.timedelta(seconds=left)
-        return f"about {duration(left)} to go, until {end:%a %H:%M} (by the first minute)"
+        return f"{ahead(spent * (self.work - done) / progress)} (by the first minute)"

@@ -7,6 +7,7 @@ their grid search does not find its place again.
 
 import itertools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -71,6 +72,15 @@ class Lasting:
             self._retry_queue.append(trial.trial_id)
             self.save()
 
+    def planned(self) -> list[int]:
+        """Lists the work of each trial of the whole sweep, as `work` has it."""
+        return [1] * self.max_trials
+
+
+def work(trial: Trial) -> int:
+    """Measures the work of a trial: its epochs where hyperband decides on them, else 1."""
+    return trial.hyperparameters.values.get("tuner/epochs", 1)
+
 
 class Random(Lasting, keras_tuner.oracles.RandomSearchOracle):
     pass
@@ -85,7 +95,13 @@ class Bayesian(Lasting, keras_tuner.oracles.BayesianOptimizationOracle):
 
 
 class Hyperband(Lasting, keras_tuner.oracles.HyperbandOracle):
-    pass
+    def planned(self) -> list[int]:
+        return [
+            self._get_epochs(bracket, number)
+            for bracket in range(self._get_num_brackets())
+            for number in range(self._get_num_rounds(bracket))
+            for _ in range(self._get_size(bracket, number))
+        ]
 
 
 class Grid(Lasting, keras_tuner.Oracle):
@@ -99,6 +115,10 @@ class Grid(Lasting, keras_tuner.Oracle):
             return {"status": TrialStatus.STOPPED}
         names = [one.name for one in space]
         return {"status": TrialStatus.RUNNING, "values": dict(zip(names, values, strict=True))}
+
+    def planned(self) -> list[int]:
+        combinations = math.prod(len(one.values) for one in self.hyperparameters.space)
+        return [1] * min(combinations, self.max_trials or combinations)
 
 
 # By the names of `names.TUNERS`.

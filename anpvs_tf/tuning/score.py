@@ -100,10 +100,8 @@ def parse(text: str) -> Score:
 def check_recorded(objective: Score, methods: set[str]) -> None:
     """Raises UsageError if a method's runs have nothing to say of the objective."""
     for name in sorted(methods):
-        method = METHODS[name]
-        prunes = method.gate is not None or method.weight_pruning
-        if "sparsity" in objective.figures and not prunes:
-            able = [row.name for row in METHODS.values() if row.gate or row.weight_pruning]
+        if "sparsity" in objective.figures and not METHODS[name].prunes:
+            able = [row.name for row in METHODS.values() if row.prunes]
             raise UsageError(
                 f"--objective={objective.text} needs sparsity, but --method={name} prunes nothing; "
                 f"methods that do: {', '.join(able)}"

@@ -26,6 +26,7 @@ from anpvs_tf.common.files import write_atomically
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.tuning import oracles, score, table
+from anpvs_tf.tuning.remaining import Remaining
 from anpvs_tf.tuning.role import CHIEF_SECONDS, Role, own_role
 from anpvs_tf.tuning.sweep import Sweep, wait_until
 
@@ -75,6 +76,8 @@ class RunTuner(BaseTuner):
         )
         # By this file keras-tuner knows that there is something to reload.
         self.save()
+        # A worker's oracle is the chief's, which says it.
+        self.remaining = None if own_role().name == "worker" else Remaining(self.oracle)
 
     def pre_create_trial(self) -> None:
         if self.idle:  # The oracle had no trial when it was last asked.
@@ -111,10 +114,11 @@ class RunTuner(BaseTuner):
 
     def on_trial_end(self, trial: Trial) -> None:
         super().on_trial_end(trial)
-        if own_role().name == "alone":
-            table.write(self.sweep)
         if trial.status == TrialStatus.COMPLETED:
             print(f"{self.sweep.run_of(trial.trial_id).path.name} is done", flush=True)
+        if own_role().name == "alone":
+            table.write(self.sweep)
+            print(self.remaining.text(), flush=True)
 
 
 def run(sweep: Sweep) -> None:
@@ -186,10 +190,9 @@ def _lead(sweep: Sweep, tuner: RunTuner, own: Role) -> None:
             if not _place_of(sweep, tuner_id).in_use():
                 print(f"{tuner_id} is gone; its trial goes to the next worker", file=sys.stderr)
                 oracle.release(tuner_id)
-        states = [trial.status for trial in list(oracle.trials.values())]
-        if (now := len(states) - states.count(TrialStatus.RUNNING)) != ended:
+        if (now := tuner.remaining.ended()) != ended:
             ended = now
-            print(f"{ended} trials done", flush=True)
+            print(tuner.remaining.text(), flush=True)
             table.write(sweep)
     time.sleep(1.0)  # The last answer is on its way.
 

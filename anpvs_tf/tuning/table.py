@@ -6,6 +6,8 @@ import shlex
 from typing import Any
 
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.reporting import pareto
+from anpvs_tf.reporting.grouping import shown
 from anpvs_tf.runs import records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.tuning import score
@@ -31,7 +33,7 @@ def values(sweep: Sweep, drawn: dict[str, Any]) -> dict[str, Any]:
 
 def values_text(sweep: Sweep, drawn: dict[str, Any]) -> str:
     """The swept settings of a trial as flags."""
-    return " ".join(f"--{name}={_short(value)}" for name, value in values(sweep, drawn).items())
+    return " ".join(f"--{name}={shown(value)}" for name, value in values(sweep, drawn).items())
 
 
 def trials(sweep: Sweep) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
     learned = [row for row in done if not row["at_chance"]]
     for row in done:
         row["front"] = False
-    for row, best in zip(learned, front([_merits(row) for row in learned]), strict=True):
+    for row, best in zip(learned, pareto.front([_merits(row) for row in learned]), strict=True):
         row["front"] = best
     return rows
 
@@ -83,18 +85,6 @@ def _figures(run: RunDirectory) -> dict[str, float]:
 
 def _merits(row: dict[str, Any]) -> tuple[float, ...]:
     return tuple(row[name] if more else -row[name] for name, more in FRONT.items())
-
-
-def front(points: list[tuple[float, ...]]) -> list[bool]:
-    """For each point, whether no other equals or exceeds it everywhere and exceeds it somewhere."""
-
-    def beaten(point):
-        return any(
-            other != point and all(o >= p for o, p in zip(other, point, strict=True))
-            for other in points
-        )
-
-    return [not beaten(point) for point in points]
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -123,39 +113,37 @@ def text(sweep: Sweep) -> str:
     if not rows:
         return f"{sweep.path} holds no trial yet"
     names = list(rows[0]["values"])
-    head = ["trial", *names, "clean", "robust", "sparsity", "ms", "score", "front", "state"]
-    lines = [head]
+    figures = ["clean", "robust"]
+    if any(row.get("sparsity") for row in rows):
+        figures.append("sparsity")
+    lines = [["trial", *names, *figures, "ms", "score", "front", "state"]]
     for row in rows:
-        line = [row["name"], *(_short(row["values"][name]) for name in names)]
+        line = [row["name"], *(shown(row["values"][name]) for name in names)]
         if row["state"] == "done":
-            line += [f"{row[name]:.1%}" for name in ("clean", "robust", "sparsity")]
+            line += [f"{row[name]:.1%}" for name in figures]
             line += [f"{1e3 * row['latency']:.2f}", f"{row['score']:.4f}"]
             state = "done, but clean accuracy is not above chance" if row["at_chance"] else "done"
             line += ["*" if row["front"] else "", state]
         else:
-            line += [""] * 6 + [": ".join(filter(None, [row["state"], row.get("reason")]))]
+            state = ": ".join(filter(None, [row["state"], row.get("reason")]))
+            line += [*[""] * (len(figures) + 3), state]
         lines.append(line)
     widths = [max(map(len, column)) for column in list(zip(*lines, strict=True))[:-1]]
-    shown = [
+    printed = [
         "  ".join([*(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=False)), line[-1]])
         for line in lines
     ]
-    shown += [
-        "clean, robust, sparsity: on the validation split; ms: one image, compact network; "
-        f"score: {sweep.definition.objective}; front *: no other trial is as good in all four"
+    printed += [
+        f"{', '.join(figures)}: on the validation split; ms: one image, compact network; score: "
+        f"{sweep.definition.objective}; front *: no other trial is as good in "
+        f"{', '.join(figures)} and ms"
     ]
     best = chosen(rows)
     if best is None:
-        return "\n".join([*shown, "No trial is done whose network is above chance"])
+        return "\n".join([*printed, "No trial is done whose network is above chance"])
     kept = "" if best["feasible"] else f" (no trial keeps {sweep.definition.objective}; nearest)"
     path = sweep.path / best["name"]
     export = ["python", "bin/export.py", f"--run_dir={path}", f"--export_base=exports/{path.name}"]
     return "\n".join(
-        [*shown, f"Best score: {best['name']}{kept}; to export it:", shlex.join(export)]
+        [*printed, f"Best score: {best['name']}{kept}; to export it:", shlex.join(export)]
     )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

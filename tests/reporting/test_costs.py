@@ -1,12 +1,21 @@
 """What networks cost, the dense network of equal cost, ensembles, and the list of runs."""
 
 import json
+import re
 
 import fake_runs
 import pytest
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.reporting import costs, grouping, measurements, run_list, tables
+from anpvs_tf.reporting import (
+    costs,
+    grouping,
+    measurements,
+    run_list,
+    style,
+    tables,
+    training_figures,
+)
 from anpvs_tf.reporting.grouping import collect
 
 
@@ -38,6 +47,20 @@ def test_the_nearest_dense_network_within_a_tenth_is_named(tmp_path):
     assert "60.00%" in note and "FLOPs (480 against 500)" in note and "50.00%" in note
 
 
+def test_networks_of_one_cost_have_no_figure_of_costs(tmp_path):
+    make(tmp_path / "a", "at", 1000, 100, robust=0.5)
+    make(tmp_path / "b", "at_vs", 1000, 100, robust=0.6)
+    groups = groups_in(tmp_path)
+    assert training_figures.cost(groups, style.Strokes(groups)) is None
+    make(tmp_path / "c", "anpvs", 100, 10, robust=0.4)
+    make(tmp_path / "d", "anpvs", 300, 20, robust=0.45, beta=0.1)
+    groups = groups_in(tmp_path)
+    axes = training_figures.cost(groups, style.Strokes(groups)).draw(style.LIGHT).axes
+    lines = {one.get_linestyle(): one.get_xydata().tolist() for one in axes[0].lines}
+    assert lines["-"] == [[300, 0.45], [100, 0.4]] and "--" not in lines
+    assert axes[0].get_xscale() == "log"
+
+
 def test_it_is_said_when_no_dense_network_costs_as_much(tmp_path):
     make(tmp_path / "pruned", "anpvs", 500, 40)
     make(tmp_path / "dense", "at", 1000, 100)
@@ -62,14 +85,20 @@ def test_the_list_has_a_line_for_each_run_in_each_state(tmp_path):
     fake_runs.make(tmp_path / "damaged", "anp").results_path.write_text("[{")
     broken = fake_runs.make(tmp_path / "line\nbreak", "at")
     broken.config_path.write_text(json.dumps([]))
-    listed = run_list.text([str(tmp_path)]).splitlines()
-    head, *lines = listed
+    working = fake_runs.make(tmp_path / "working", "anpvs")
+    working.results_path.unlink()
+    with working.owned():
+        head, *lines = run_list.text([str(tmp_path)]).splitlines()
     assert head.split()[:4] == ["run", "dataset", "method", "seed"]
-    assert len(lines) == 4
-    line = {name: next(one for one in lines if name in one) for name in ("done", "stopped")}
+    assert len(lines) == 5
+    names = ("done", "stopped", "working")
+    line = {name: next(one for one in lines if f"/{name}" in one) for name in names}
     for part in ("digits", "at", "3", "finished", "97.0 %", "60.0 %", "55.0 %"):
         assert part in line["done"]
+    assert re.search(r"55\.0 % +- ", line["done"])  # Nothing of sparsity.
     assert "interrupted at epoch 3" in line["stopped"]
+    assert " running " in line["working"]
+    assert "interrupted at epoch 3" in run_list.text([str(working.path)])
     assert sum("damaged" in one.replace("/damaged", "") for one in lines) == 2
     with pytest.raises(UsageError, match="does not exist"):
         run_list.text([str(tmp_path / "absent")])

@@ -1,5 +1,6 @@
 """The report as a whole: its files, its page, and the page in a browser."""
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -13,7 +14,14 @@ import pytest
 from documents import ROOT
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.reporting import page, robustness_figures, style, training_figures
+from anpvs_tf.reporting import (
+    grouping,
+    page,
+    robustness_figures,
+    style,
+    tables,
+    training_figures,
+)
 from anpvs_tf.reporting.report import write
 
 COMMAND = ["bin/report.py", "runs", "--out=report"]
@@ -72,8 +80,8 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        tag = self.open[-1] if self.open else ""
-        self.texts[tag] = self.texts.get(tag, "") + data
+        for tag in {*self.open[-1:], *({"code"} & set(self.open))}:
+            self.texts[tag] = self.texts.get(tag, "") + data
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +149,52 @@ def test_the_page_says_what_a_reader_needs(report, parsed):
     ):
         assert command in parsed.texts["code"]
     assert "71.00" not in parsed.texts["td"] and "70.50" in parsed.texts["td"]
+    for term in ("Clean accuracy", "Memory", "†"):
+        assert term in parsed.texts["dt"]
+    assert "Black box" not in parsed.texts["dt"]  # No column has it.
     assert "chance" in parsed.texts["span"] and "†" in parsed.texts["span"]
     for name in ("standard", "at", "anpvs"):
         assert name in parsed.texts["code"]
     assert "AutoAttack: python bin/evaluate.py" in parsed.texts["li"]
+
+
+HOSTILE = """"><script>alert('x')<b class='&amp;'>{{ 7 * 7 }}"""
+
+
+def test_names_are_text_whatever_they_hold(tmp_path):
+    run = fake_runs.make(tmp_path / HOSTILE, "at", eval_attack_steps=2)
+    fake_runs.evaluate(run, accuracy=0.4, epsilon=0.05, reliable=False)
+    fake_runs.evaluate(run, accuracy=0.2, epsilon=0.3, reliable=True)
+    held = run.results()
+    held[1]["checks"][0] |= dict.fromkeys(("name", "meaning", "found"), HOSTILE)
+    run.write_results(held)
+    ((one,), _) = grouping.collect([str(run.path)])
+    trained = one.trained | {"versions": {HOSTILE: HOSTILE}}
+    settings = dataclasses.replace(one.settings, dataset=HOSTILE)
+    command = ["bin/train.py", HOSTILE]
+    one = dataclasses.replace(one, trained=trained, settings=settings, command=command)
+    group = grouping.Group(HOSTILE, (one,))
+    (table, *_) = tables.build([group])
+    rows = [dataclasses.replace(row, published={"clean_accuracy": 1.0}) for row in table.rows]
+    table = dataclasses.replace(table, title=HOSTILE, rows=rows, notes=(HOSTILE,))
+    picture = style.Picture(*["name"], *[HOSTILE] * 3, draw=None, commands=(HOSTILE,))
+    text = page.render(
+        [group],
+        [grouping.Skipped(HOSTILE, HOSTILE)],
+        [table],
+        [page.Figure(picture, "data:,", "data:,", 10)],
+        [HOSTILE],
+        HOSTILE,
+    )
+    (tmp_path / "page.html").write_text(text)
+    found = Page(tmp_path / "page.html")
+    assert found.open == [] and "b" not in found.texts
+    assert "alert" not in found.texts["script"] and "7 * 7" in found.texts["code"]
+    assert found.images[0]["alt"] == HOSTILE
+    for tag in ("title", "h1", "caption", "h3", "code", "li", "span", "summary", "th", "td"):
+        assert HOSTILE in found.texts[tag] or HOSTILE.replace("/", "\u2044") in found.texts[tag], (
+            tag
+        )
 
 
 def test_the_same_runs_give_the_same_bytes_and_replace_an_earlier_report(runs, report, tmp_path):
@@ -303,6 +353,12 @@ def test_enlarges_a_figure_and_gives_the_focus_back(report, chromium):
 def test_fits_a_narrow_window(report, chromium):
     chromium.open(report / "report.html", width=390)
     assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
+    heights = "[...document.querySelectorAll('#runs + .scroll tbody tr')].map(r => r.offsetHeight)"
+    assert 0 < max(chromium.evaluate(heights)) < 150
+    widths = "[...document.querySelectorAll('button.enlarge')].map(b => b.offsetWidth)"
+    assert max(chromium.evaluate(widths)) <= chromium.evaluate(
+        "document.querySelector('main').clientWidth"
+    )
 
 
 def test_a_figure_drawn_twice_is_the_same_file(report):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from anpvs_tf.data.loading import Split
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attacked_model
-from anpvs_tf.reporting import grouping, probing, style, training_figures
+from anpvs_tf.reporting import grouping, pareto, probing, style, training_figures
 from anpvs_tf.reporting.grouping import Group, collect, most_robust
 
 EPSILON = 0.1
@@ -123,10 +123,10 @@ def test_the_pictured_images_are_the_first_of_each_class():
 
 def test_the_pareto_front_is_what_nothing_dominates():
     points = [(0.0, 0.9), (0.5, 0.8), (0.5, 0.85), (0.4, 0.7), (0.9, 0.2), (0.9, 0.2), (0.0, 0.1)]
-    expected = sorted(
-        {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
-    )
-    assert training_figures.front(points) == expected == [(0.0, 0.9), (0.5, 0.85), (0.9, 0.2)]
+    assert pareto.front(points) == [True, False, True, False, True, True, False]
+    assert pareto.line(points) == [(0.0, 0.9), (0.5, 0.85), (0.9, 0.2)]
+    assert pareto.front([(1, 1, 0), (0, 1, 1), (0, 1, 0), (1, 0, 0)]) == [True, True, False, False]
+    assert pareto.front([]) == pareto.line([]) == []
 
 
 def linear(color):
@@ -191,6 +191,34 @@ def test_steps_that_were_left_out_have_a_panel_where_there_are_any(tmp_path, ski
     picture = training_figures.loss_terms(groups, style.Strokes(groups))
     assert ("steps left out" in picture.alt) == bool(skipped)
     assert "nonfinite" not in picture.alt
+
+
+def test_figures_of_pruning_need_a_network_that_is_pruned(tmp_path):
+    fake_runs.make(tmp_path / "at", "at")
+    unpruned = {one.name for one in training_figures.build(groups_in(tmp_path))}
+    assert unpruned == {"training", "loss_terms"}
+    fake_runs.make(tmp_path / "anpvs", "anpvs")
+    (figure,) = [
+        one for one in training_figures.build(groups_in(tmp_path)) if one.name == "active_features"
+    ]
+    assert "anpvs: conv1 10 of 20" in figure.alt and "at:" not in figure.alt
+
+
+def test_a_network_at_chance_is_on_no_front(tmp_path):
+    fake_runs.make(tmp_path / "a", "at", clean=0.9, robust=0.6)
+    fake_runs.make(tmp_path / "b", "anpvs", clean=0.8, robust=0.5, sparsity=0.5)
+    fake_runs.make(tmp_path / "c", "anp", clean=0.1, robust=0.1, sparsity=0.9, at_chance="it is")
+    groups = groups_in(tmp_path)
+    axes = training_figures.trade_off(groups, style.Strokes(groups)).draw(style.LIGHT).axes
+    lines = [one for axis in axes for one in axis.lines if one.get_linestyle() == "-"]
+    assert [one.get_xydata().tolist() for one in lines] == [
+        [[0.0, 0.9], [0.5, 0.8]],
+        [[0.0, 0.6], [0.5, 0.5]],
+    ]
+
+
+def groups_in(path):
+    return grouping.groups(collect([str(path)])[0])
 
 
 def test_runs_that_were_attacked_differently_are_on_no_common_front(tmp_path):

@@ -126,6 +126,16 @@ def test_a_stochastic_network_without_a_robust_accuracy_has_none(tmp_path):
     assert "white_accuracy" not in {column.key for column in table.columns}
 
 
+def test_columns_of_pruning_need_a_network_that_is_pruned(tmp_path):
+    pruning = {"memory", "flops_reduction", "sparsity"}
+    fake_runs.make(tmp_path / "at", "at", robust=0.5)
+    fake_runs.make(tmp_path / "standard", "standard", robust=0.1)
+    found = {column.key for column in table1(tmp_path).columns}
+    assert not found & pruning and "white_accuracy" in found
+    fake_runs.make(tmp_path / "anpvs", "anpvs", robust=0.4)
+    assert {column.key for column in table1(tmp_path).columns} == found | pruning
+
+
 def test_published_figures_stand_once_beside_each_method(tmp_path):
     for beta in (1.0, 2.0):
         fake_runs.make(tmp_path / f"{beta}", "anpvs", dataset="mnist", beta=beta)

@@ -1,8 +1,12 @@
 """Export of a tiny trained run, and what the exported signatures answer and refuse."""
 
+import dataclasses
 import subprocess
 import sys
+import types
+from xml.etree import ElementTree
 
+import markdown_it
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +17,7 @@ from anpvs_tf.data.loading import Split, load
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory, resolution
-from anpvs_tf.serving import exporting, verification
+from anpvs_tf.serving import exporting, model_card, verification
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
 
@@ -131,6 +135,23 @@ def test_model_card(exported, run):
     assert f"{exported.compact_network.count_params():,} parameters" in card
     for heading in ("Data", "Method", "Threat model", "Measured", "Limits"):
         assert f"## {heading}\n" in card
+
+
+def text_of(markdown):
+    """(text, {tags}) of Markdown as a browser shows it."""
+    html = markdown_it.MarkdownIt().enable("table").render(markdown)
+    root = ElementTree.fromstring(f"<div>{html}</div>")
+    return "".join(root.itertext()), {one.tag for one in root.iter()}
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a `b` **c** | [d](//e)", "f\n# g"])
+def test_a_name_in_the_model_card_is_text_whatever_it_holds(name, exported, run):
+    settings = dataclasses.replace(run.settings(), dataset=f"folder:/{name}")
+    renamed = types.SimpleNamespace(settings=lambda: settings, results=run.results)
+    card = model_card.text(renamed, exported.compact_network, "tflite", 1, exported.report)
+    shown, tags = text_of(card)
+    assert shown.count(f"folder:/{' '.join(name.split())}") == 2
+    assert tags == text_of((exported.path / "README.md").read_text())[1]
 
 
 FUNCTION_LIBRARY = "library"  # The field of a GraphDef that holds its functions.

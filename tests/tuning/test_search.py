@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+import types
 
 import pytest
 
@@ -15,7 +16,7 @@ from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError
 from anpvs_tf.data import loading
 from anpvs_tf.runs import directory
 from anpvs_tf.training import trainer
-from anpvs_tf.tuning import role, score, search, table
+from anpvs_tf.tuning import oracles, remaining, role, score, search, table
 from anpvs_tf.tuning.sweep import Definition, Sweep
 
 BETA = {"beta": "0.5:16:log"}
@@ -127,6 +128,40 @@ def test_a_sweep_that_dies_before_any_write_ends_like_one_that_does_not(
         assert {times[name] for name in done} <= {0, 1}
         assert max(times.values()) <= 2
     assert step > 15
+
+
+def test_the_planned_trials_are_those_that_come(tmp_path, untrained):
+    sweeps = SWEEPS | {
+        "first of a grid": Definition({"beta": "1|2|3"}, tuner="grid", trials=2),
+        "hyperband": Definition({"beta": "1:2", "epochs": "9"}, tuner="hyperband"),
+    }
+    for name, definition in sweeps.items():
+        sweep = Sweep(tmp_path / name, definition)
+        search.run(sweep)
+        oracle = search._tuner(sweep).oracle
+        found = [oracles.work(trial) for trial in oracle.trials.values()]
+        assert sorted(found) == sorted(oracle.planned()), name
+
+
+def test_the_time_left_is_by_the_trials_that_ended_here(monkeypatch):
+    def trial(status, epochs):
+        values = {"tuner/epochs": epochs}
+        return types.SimpleNamespace(
+            status=status, hyperparameters=types.SimpleNamespace(values=values)
+        )
+
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(remaining, "time", clock)
+    trials = {"0": trial("COMPLETED", 5), "1": trial("RUNNING", 10)}
+    oracle = types.SimpleNamespace(trials=trials, planned=lambda: [5, 10, 3, 12])
+    left = remaining.Remaining(oracle)
+    clock.now += 1000
+    assert left.text() == "1 of 4 trials"  # How long that took is not known here.
+    trials["1"].status = "FAILED"
+    # 1,000 seconds for ten epochs; 15 are left.
+    assert left.text().startswith("2 of 4 trials, about 25:00 to go, until ")
+    trials |= {"2": trial("COMPLETED", 3), "3": trial("COMPLETED", 12)}
+    assert left.text() == "4 of 4 trials" and left.ended() == 4
 
 
 def test_more_trials_go_on_and_other_definitions_are_refused(tmp_path, untrained):

@@ -6,7 +6,7 @@ import pytest
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.tuning import score, space, sweep, table
+from anpvs_tf.tuning import score, space, sweep
 from anpvs_tf.tuning.sweep import Definition, Sweep
 
 BETA = {"beta": "0.5:16:log"}
@@ -135,12 +135,6 @@ def test_a_score_is_that_of_the_epoch_that_was_kept(tmp_path):
     # The test set says otherwise, and an evaluation came first.
     run.write_results([{"robust_accuracy": 1.0}, {"efficiency": {}, "epoch": 2}])
     assert score.validation_figures(run) == figures(0.5, 0.2, 0.2, 0.1)
-
-
-def test_the_front_is_what_nothing_beats():
-    points = [(1, 1), (2, 0), (0, 2), (0.5, 0.5), (1, 0.5), (1, 1)]
-    assert table.front(points) == [True, True, True, False, False, True]
-    assert table.front([]) == []
 
 
 def test_a_shorter_trial_is_the_same_recipe():
