@@ -24,6 +24,12 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) 
     return tf.reduce_mean(losses)
 
 
+def accuracy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Share of right predictions, float32; labels int [batch], logits [batch, classes]."""
+    hits = tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels)
+    return tf.reduce_mean(tf.cast(hits, tf.float32))
+
+
 def prediction_shift(clean: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
     """KL(softmax(clean) || softmax(adversarial)) in nats, mean over the batch.
 

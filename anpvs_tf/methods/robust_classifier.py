@@ -1,30 +1,44 @@
 """One training step (Algorithm 1): craft, then update weights and gates together."""
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.methods import batch_statistics, losses
+from anpvs_tf.methods import batch_statistics, batches, losses
 from anpvs_tf.methods.adversary import Crafting
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable, updating
-from anpvs_tf.methods.registry import Method
+from anpvs_tf.methods.registry import METHODS, Method
 from anpvs_tf.methods.sparsity_target import SparsityTarget
 from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.pruning.admm import WeightPruning
 
 
+# Steps of the validation attack, at least.
+VALIDATION_STEPS = 10
+ACCURACIES = ("clean_accuracy", "robust_accuracy")
+
+
+@keras.saving.register_keras_serializable("anpvs_tf")
 class RobustClassifier(keras.Model):
     """A network with the training step of a method.
 
-    Usable with Keras's `compile` and `fit`, and by the training loop of this
-    package, which calls `train_step` itself. Compile with one optimizer
-    (`GroupedAdam` gives gates a rate of their own); the loss is the method's.
+    Usable with Keras's `compile`, `fit`, `evaluate` and callbacks, and by the training loop of
+    this package, which calls `update` itself. Compile with one optimizer
+    (`GroupedAdam` gives gates a rate of their own); the loss is the method's. Kernel and bias
+    regularizers of the network's layers are added to the weights' loss.
+
+    `fit` reports the method's terms. `evaluate` and `validation_data` add the accuracies
+    "clean_accuracy" and "robust_accuracy", the latter under PGD within the objective's epsilon,
+    of at least `VALIDATION_STEPS` steps whatever attack trains.
 
     Args:
         network: a functional model: images [batch, H, W, C] in [0, 1] -> a dict of
@@ -70,8 +84,13 @@ class RobustClassifier(keras.Model):
         terms += ["kl"] if self.learned_gates or method.bayesian else []
         terms += ["pruning_penalty"] if pruning else []
         terms += ["beta", "pruned"] if self.target else []
+        terms += ["regularization"] if self._regularized() else []
         terms += ["weight_decay", "train_accuracy", "nonfinite"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
+        tested = [name for name in terms if name not in ("train_accuracy", "nonfinite")]
+        tested += ["clean_accuracy", "robust_accuracy"]
+        self.test_trackers = {name: keras.metrics.Mean(name) for name in tested}
+        self.built = True  # The network is; Keras's own check looks for a call with data.
 
     @property
     def learned_gates(self) -> list[Gate]:
@@ -80,7 +99,7 @@ class RobustClassifier(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return list(self.trackers.values())
+        return [*self.trackers.values(), *self.test_trackers.values()]
 
     def compile(self, optimizer="adam", **kwargs) -> None:
         """Keras's `compile`; if the optimizer averages weights, statistics are averaged too."""
@@ -194,6 +213,8 @@ class RobustClassifier(keras.Model):
             terms["kl"] = tf.add_n([layer.kl() for layer in bayesian.layers_of(self.network)])
         if self.pruning is not None:
             terms["pruning_penalty"] = self.pruning.penalty()
+        if regularized := self._regularized():
+            terms["regularization"] = tf.add_n([v.regularizer(v) for v in regularized])
         weight_loss = fit + self._of_weights_alone(terms)
         if self.method.vulnerability:
             names = [name for name in outputs if name != "logits"]
@@ -213,8 +234,7 @@ class RobustClassifier(keras.Model):
             gate_loss = attacked + self.weighted_kl() / objective.train_examples
         if self.target is not None:
             terms |= {"beta": self.target.beta(), "pruned": self.target.pruned()}
-        hits = tf.equal(tf.argmax(logits[-1], axis=1, output_type=labels.dtype), labels)
-        terms["train_accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
+        terms["train_accuracy"] = losses.accuracy(labels, logits[-1])
         return weight_loss, gate_loss, terms
 
     def _of_weights_alone(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -224,17 +244,101 @@ class RobustClassifier(keras.Model):
             total += self.objective.kl_scale * terms["kl"] / self.objective.train_examples
         if self.pruning is not None:
             total += terms["pruning_penalty"]
-        return total
+        return total + terms["regularization"] if "regularization" in terms else total
+
+    def _regularized(self) -> list[keras.Variable]:
+        """The variables that a user gave a regularizer."""
+        return [v for v in self.network.trainable_variables if v.regularizer is not None]
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as Keras's `fit`; images outside [0, 1] are refused before (`check_first`)."""
+        batches.check_first(x)
+        validation = kwargs.get("validation_data")
+        if validation is not None:
+            batches.check_first(validation)
+        return super().fit(x, y, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Evaluates as Keras's `evaluate`; images outside [0, 1] are refused before."""
+        batches.check_first(x)
+        return super().evaluate(x, y, **kwargs)
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Keras's training step: `update`, and the means of its terms over the epoch so far."""
+        """Runs Keras's training step: `update`; returns its terms' means over the epoch so far."""
         for name, value in self.update(data).items():
             self.trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self.trackers.items()}
 
+    def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Runs Keras's validation step: the same terms in inference, and the two accuracies."""
+        images, labels = batches.unpacked(data, self._classes())
+        objective = self.objective
+        steps = max(objective.attack_steps, VALIDATION_STEPS)
+        weights = self.crafting.frozen.fold()
+        adversarial = pgd(
+            lambda x: self.crafting.frozen.apply(weights, x),
+            images,
+            labels,
+            randomness.seed_of(self.run_seed, "validation", 0),
+            epsilon=objective.epsilon,
+            step_size=2.5 * objective.epsilon / steps,
+            steps=steps,
+            norm=objective.norm,
+        )
+        both = self.network(tf.concat([images, adversarial], axis=0), training=False)
+        halves = {name: tf.split(value, 2) for name, value in both.items()}
+        outputs = both
+        if not self.method.adversarial:
+            outputs = {name: clean for name, (clean, _) in halves.items()}
+        terms = self.loss_terms(outputs, labels)[2]
+        for name, logits in zip(ACCURACIES, halves["logits"], strict=True):
+            terms[name] = losses.accuracy(labels, logits)
+        for name, tracker in self.test_trackers.items():
+            tracker.update_state(terms[name], tf.shape(images)[0])
+        return {name: tracker.result() for name, tracker in self.test_trackers.items()}
+
+    def _classes(self) -> int:
+        return self.network.output["logits"].shape[-1]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what Keras needs to save the classifier whole.
+
+        Raises:
+            UsageError: a method whose state a `.keras` file would not hold.
+        """
+        if self.pruning is not None or self.target is not None:
+            raise UsageError(
+                "a classifier that prunes weights or steers to a target has state that a .keras "
+                "file does not hold: use save_weights_only=True, or save classifier.network"
+            )
+        return {
+            "network": keras.saving.serialize_keras_object(self.network),
+            "method": self.method.name,
+            "objective": dataclasses.asdict(self.objective),
+            "seed": self.run_seed,
+            "shares": self.shares,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RobustClassifier":
+        """Makes the classifier that `get_config` describes."""
+        objective = dict(config["objective"])
+        objective["target_steps"] = tuple(objective["target_steps"])
+        return cls(
+            keras.saving.deserialize_keras_object(config["network"]),
+            METHODS[config["method"]],
+            Objective(**objective),
+            config["seed"],
+            config["shares"],
+        )
+
     def update(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One update on a batch of (images, labels); returns the loss terms of that batch."""
-        images, labels = data
+        """Updates the network on a batch of (images, labels); returns the batch's loss terms.
+
+        Raises:
+            UsageError: images or labels of another kind (`batches.unpacked`).
+        """
+        images, labels = batches.unpacked(data, self._classes())
         replica = tf.distribute.get_replica_context()
         # The number of replicas decides nothing: noise goes by the place in the global batch.
         place = (replica.replica_id_in_sync_group, replica.num_replicas_in_sync)
@@ -308,7 +412,11 @@ class RobustClassifier(keras.Model):
     ) -> dict[str, tf.Tensor]:
         """The network in training, with other values in place of some variables."""
         if not replaced and update_statistics:
-            return self.network(images, training=True)
+            outputs = self.network(images, training=True)
+            known = (Gate, bayesian.BayesianLayer)
+            own = [layer for layer in self.network.layers if not isinstance(layer, known)]
+            batches.check_no_losses_in_calls(own)
+            return outputs
         with keras.StatelessScope(replaced) as scope:
             outputs = self.network(images, training=True)
         for variable in self.network.non_trainable_variables if update_statistics else []:
