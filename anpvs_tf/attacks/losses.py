@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from anpvs_tf.attacks.settings import AttackSettings
+
 LogitsFn = Callable[[tf.Tensor], tf.Tensor | dict[str, tf.Tensor]]
 
 # Keeps a quotient finite where the logits that scale it are equal.
@@ -186,7 +188,7 @@ def attack_loss(
     images: tf.Tensor,
     labels: tf.Tensor,
     targets: tf.Tensor | None = None,
-    gamma: float = 1.0,
+    gamma: float = AttackSettings.gamma,
 ) -> AttackLoss:
     """What to maximise for these examples.
 
