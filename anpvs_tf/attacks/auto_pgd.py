@@ -75,7 +75,7 @@ def apgd(
     Returns:
         Images, float32, inside the ball and [0, 1]: the first iterate that fooled
         the model, or else the one of the highest loss. What the model gets wrong
-        unperturbed is returned as it is. Of a `composition.expectation` always the
+        unperturbed is returned as it is. Of a `stochastic.expectation` always the
         iterate of the highest mean loss, as a draw that is fooled proves nothing.
     """
     threat_model.check_threat_model(epsilon, norm)

@@ -2,7 +2,7 @@
 
 Losses see the outputs of a function images -> logits [batch, classes], or
 logits [draws, batch, classes] of a stochastic model (see
-`composition.expectation`), or a dict of "logits" and latent features; they are
+`stochastic.expectation`), or a dict of "logits" and latent features; they are
 means over draws.
 """
 
