@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry, threat_model
-from anpvs_tf.attacks.settings import AttackSettings
+from anpvs_tf.attacks.settings import EVALUATION_BATCH, AttackSettings
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
@@ -170,7 +170,7 @@ def define(flags: program.Flags) -> None:
         choices=tuple(COMPONENTS),
         repeated=True,
     )
-    flags.add(MEASURED, int, "queries", 5000, "of Square", lower_bound=1)
+    flags.add(MEASURED, int, "queries", AttackSettings.queries, "of Square", lower_bound=1)
     flags.add(MEASURED, int, "seed", 0, "of all random draws", lower_bound=0)
 
 
@@ -199,7 +199,13 @@ def main(values: Any) -> None:
     for component in values.components:
         timing.progress(f"{component} ...")
         found = compare(
-            component, subject, model, split, settings, seed=values.seed, batch_size=250
+            component,
+            subject,
+            model,
+            split,
+            settings,
+            seed=values.seed,
+            batch_size=EVALUATION_BATCH,
         )
         timing.print_rows([row(found)])
 

@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry
-from anpvs_tf.attacks.settings import AttackSettings, resolve
+from anpvs_tf.attacks.settings import EVALUATION_BATCH, PGD_STEPS, AttackSettings, resolve
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
@@ -47,7 +47,6 @@ from benchmarks.agreement import COMPONENTS
 from benchmarks.timing import Variant
 
 OURS = "anpvs_tf"
-PGD_STEPS = 40
 MEMORY_EXAMPLES = (200, 2000)
 MEMORY_BATCH = 100
 
@@ -128,6 +127,7 @@ def variants(
             seed=0,
             batch_size=batch_size,
             queries=settings.queries,
+            targets=settings.targets,
         )
     return made + [
         Variant((attack, name), Timed(other, subject, split)) for name, other in others.items()
@@ -214,8 +214,10 @@ def define(flags: program.Flags) -> None:
     flags.add(MEASURED, str, "run_dir", None, "a finished LeNet run of bin/train.py")
     flags.add(MEASURED, int, "examples", 200, "of the test set, from its start", lower_bound=1)
     flags.add(MEASURED, int, "repeats", 3, "timed rounds", lower_bound=1)
-    flags.add(MEASURED, int, "batch_size", 250, "images attacked at a time", lower_bound=1)
-    flags.add(MEASURED, int, "queries", 5000, "of Square", lower_bound=1)
+    flags.add(
+        MEASURED, int, "batch_size", EVALUATION_BATCH, "images attacked at a time", lower_bound=1
+    )
+    flags.add(MEASURED, int, "queries", AttackSettings.queries, "of Square", lower_bound=1)
     flags.add(MEASURED, int, "threads", os.cpu_count(), "of TensorFlow and PyTorch", lower_bound=1)
     flags.add(
         MEASURED,

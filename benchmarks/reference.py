@@ -89,7 +89,7 @@ def _standard(model, epsilon: float, norm: str, seed: int):
 
 
 def autoattack(
-    model, component: str | None, *, epsilon, norm, seed, batch_size, queries=5000, targets=9
+    model, component: str | None, *, epsilon, norm, seed, batch_size, queries, targets
 ) -> Attack:
     """The reference AutoAttack, standard version, or one component of it.
 

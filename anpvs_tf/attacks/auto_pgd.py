@@ -9,6 +9,7 @@ import tensorflow as tf
 from anpvs_tf.attacks import active_examples, threat_model
 from anpvs_tf.attacks import losses as attacks_losses
 from anpvs_tf.attacks.losses import LogitsFn, evaluate, logits_of
+from anpvs_tf.attacks.settings import STEPS, AttackSettings
 
 
 class _State(NamedTuple):
@@ -50,9 +51,9 @@ def apgd(
     epsilon: float,
     norm: str = "linf",
     loss: str = "ce",
-    steps: int = 100,
+    steps: int = STEPS,
     targets: tf.Tensor | None = None,
-    gamma: float = 1.0,
+    gamma: float = AttackSettings.gamma,
     momentum: float = 0.75,
     rho: float = 0.75,
 ) -> tf.Tensor:
@@ -74,7 +75,7 @@ def apgd(
     Returns:
         Images, float32, inside the ball and [0, 1]: the first iterate that fooled
         the model, or else the one of the highest loss. What the model gets wrong
-        unperturbed is returned as it is. Of a `composition.expectation` always the
+        unperturbed is returned as it is. Of a `stochastic.expectation` always the
         iterate of the highest mean loss, as a draw that is fooled proves nothing.
     """
     threat_model.check_threat_model(epsilon, norm)

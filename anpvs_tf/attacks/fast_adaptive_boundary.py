@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from anpvs_tf.attacks import active_examples, losses, threat_model
+from anpvs_tf.attacks.settings import STEPS
 
 # Iterations between two looks at which examples are left.
 _PERIOD = 10
@@ -79,7 +80,7 @@ def fab(
     targets: tf.Tensor,
     epsilon: float,
     norm: str = "linf",
-    steps: int = 100,
+    steps: int = STEPS,
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,

@@ -2,7 +2,7 @@
 
 Losses see the outputs of a function images -> logits [batch, classes], or
 logits [draws, batch, classes] of a stochastic model (see
-`composition.expectation`), or a dict of "logits" and latent features; they are
+`stochastic.expectation`), or a dict of "logits" and latent features; they are
 means over draws.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from anpvs_tf.attacks.settings import AttackSettings
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor | dict[str, tf.Tensor]]
 
@@ -186,7 +188,7 @@ def attack_loss(
     images: tf.Tensor,
     labels: tf.Tensor,
     targets: tf.Tensor | None = None,
-    gamma: float = 1.0,
+    gamma: float = AttackSettings.gamma,
 ) -> AttackLoss:
     """What to maximise for these examples.
 

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from anpvs_tf.attacks import losses, threat_model
+from anpvs_tf.attacks.settings import AttackSettings
 
 
 def pgd(
@@ -19,7 +20,7 @@ def pgd(
     start: tf.Tensor | None = None,
     loss: str = "ce",
     targets: tf.Tensor | None = None,
-    gamma: float = 1.0,
+    gamma: float = AttackSettings.gamma,
 ) -> tf.Tensor:
     """Maximises a loss inside a ball around each image; returns the last iterate.
 

@@ -1,19 +1,20 @@
 """The attacks by name, each a list of stages; AutoAttack (Croce & Hein 2020) is one of them.
 
-A stage is one restart or one target class of one attack. Who runs the stages one
-after another over a data set need only give a stage what the earlier ones have
-not broken.
+A stage is one restart or one target class of one attack. A later stage need only get
+what the earlier ones have not broken.
 """
 
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import composition, entry, losses
+from anpvs_tf.attacks import active_examples, entry, losses, stochastic
 from anpvs_tf.attacks.auto_pgd import apgd
 from anpvs_tf.attacks.fast_adaptive_boundary import fab
 from anpvs_tf.attacks.fast_gradient_sign import fgsm
+from anpvs_tf.attacks.image_range import check_pixels
 from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.attacks.settings import AttackSettings, resolve
 from anpvs_tf.attacks.square_attack import square
@@ -37,6 +38,14 @@ class Stage:
     run: Callable[[losses.LogitsFn, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+def wrong_classes(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Every wrong class, the most likely first: int32 [batch, classes - 1]."""
+    classes = logits.shape[-1]
+    own = tf.one_hot(labels, classes, on_value=True, off_value=False)
+    others = tf.where(own, tf.constant(float("-inf")), logits)
+    return tf.math.top_k(others, classes - 1).indices
+
+
 def _compiled(attack, settings: AttackSettings, targeted: bool, **own):
     """A compiled (logits_fn, images, labels, seed, rank) -> adversarial images.
 
@@ -47,11 +56,11 @@ def _compiled(attack, settings: AttackSettings, targeted: bool, **own):
     @entry.compiled
     def run(logits_fn, images, labels, seed, rank):
         if settings.draws is not None and settings.draws > 1:
-            logits_fn = composition.expectation(logits_fn, settings.draws)
+            logits_fn = stochastic.expectation(logits_fn, settings.draws)
         aim = {}
         if targeted:
             logits = losses.logits_of(logits_fn, images)
-            aim["targets"] = composition.wrong_classes(logits, labels)[:, rank]
+            aim["targets"] = wrong_classes(logits, labels)[:, rank]
         return attack(
             logits_fn,
             images,
@@ -163,3 +172,45 @@ def stages(attack: str, settings: AttackSettings) -> list[Stage]:
     """
     settings = resolve(attack, settings)
     return ATTACKS[attack](settings)
+
+
+def worst_case(
+    stages: list[Stage],
+    logits_fn: losses.LogitsFn,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """Attacks stage by stage what no earlier stage has broken.
+
+    Args:
+        stages: as of `stages`.
+        logits_fn, images, labels, seed: as of `pgd`.
+
+    Returns:
+        [batch, ...]: of each example, an image that fools the model, or else that of the largest
+        margin. What the model gets wrong unperturbed is returned as it is.
+
+    Raises:
+        UsageError: images outside [0, 1].
+    """
+    check_pixels(images)
+    worst, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+    if not len(worst):
+        return worst
+    logits = losses.logits_of(logits_fn, worst)
+    largest = losses.margins_of(logits, labels)
+    left = np.flatnonzero(~losses.fooled(logits, labels).numpy())
+    for stage in stages:
+        if not len(left):
+            break
+        own = tf.gather(labels, left)
+        attacked = stage.run(logits_fn, tf.gather(images, left), own, seed)
+        logits = losses.logits_of(logits_fn, attacked)
+        margins, wrong = losses.margins_of(logits, own), losses.fooled(logits, own)
+        before, most = tf.gather(worst, left), tf.gather(largest, left)
+        better = wrong | (margins > most)
+        worst = active_examples.put(worst, left, active_examples.select(better, attacked, before))
+        largest = active_examples.put(largest, left, tf.where(better, margins, most))
+        left = left[~wrong.numpy()]
+    return worst

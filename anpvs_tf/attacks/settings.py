@@ -8,6 +8,27 @@ MOST, MOST_RESTARTS = 2**31 - 1, 10_000
 
 NORMS = ("linf", "l2")
 
+# Images evaluated at a time.
+EVALUATION_BATCH = 250
+
+# The defaults that depend on the attack: steps of PGD and of the others, draws of a stochastic
+# model for AutoAttack's version for such models and for the others.
+PGD_STEPS, STEPS = 40, 100
+RAND_DRAWS, DRAWS = 20, 1
+# The steps of PGD go so many radii together.
+RADII = 2.5
+
+# bin/evaluate.py's flags, by the settings that they set.
+FLAGS = {
+    "steps": "attack_steps",
+    "step_size": "step_size",
+    "restarts": "restarts",
+    "draws": "eot",
+    "targets": "targets",
+    "queries": "queries",
+    "gamma": "gamma",
+}
+
 _PGD = ("steps", "step_size", "restarts", "draws")
 _APGD = ("steps", "restarts", "draws")
 
@@ -44,21 +65,26 @@ def check_threat_model(epsilon: object, norm: str) -> None:
         raise ValueError(f"epsilon must be positive and finite; received {epsilon!r}")
 
 
+def usual_step_size(epsilon: float, steps: int) -> float:
+    """Returns the length of a step of PGD that goes with a radius and a number of steps."""
+    return RADII * epsilon / steps
+
+
 @dataclasses.dataclass(frozen=True)
 class AttackSettings:
-    """What stages are made for. None stands for the attack's own default.
+    """Holds the settings that stages are made for. None stands for the attack's own default.
 
     The defaults are AutoAttack's where it has an opinion.
 
     epsilon: radius of the ball, in pixel units.
     norm: "linf" or "l2".
     classes: of the model; no attack has more targets than there are wrong classes.
-    steps: gradient steps; 40 for PGD, 100 for the others.
-    step_size: of PGD; 2.5 * epsilon / steps.
+    steps: gradient steps; `PGD_STEPS` or `STEPS`.
+    step_size: of PGD; `usual_step_size`.
     restarts: of what has a random start or random search.
     targets: the most likely wrong classes, aimed at one after another.
-    draws: expectation over so many draws of a stochastic model; 1, or 20 for
-        "autoattack-rand".
+    draws: expectation over so many draws of a stochastic model; `DRAWS`, or `RAND_DRAWS`
+        for "autoattack-rand".
     queries: of Square.
     noise_draws: of random noise.
     gamma: weight of the vulnerability in "pgd-latent".
@@ -98,12 +124,12 @@ def resolve(attack: str, settings: AttackSettings) -> AttackSettings:
     if attack not in USES:
         raise ValueError(f"attack must be one of {tuple(USES)}; received {attack!r}")
     uses = USES[attack]
-    steps = settings.steps or (40 if "step_size" in uses else 100)
+    steps = settings.steps or (PGD_STEPS if "step_size" in uses else STEPS)
     return dataclasses.replace(
         settings,
         steps=steps if "steps" in uses else None,
-        step_size=(settings.step_size or 2.5 * settings.epsilon / steps)
+        step_size=(settings.step_size or usual_step_size(settings.epsilon, steps))
         if "step_size" in uses
         else None,
-        draws=settings.draws or (20 if attack == "autoattack-rand" else 1),
+        draws=settings.draws or (RAND_DRAWS if attack == "autoattack-rand" else DRAWS),
     )

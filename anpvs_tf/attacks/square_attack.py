@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import active_examples, losses, threat_model
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import randomness
 
 # Queries between two looks at which examples are left.
@@ -128,7 +129,7 @@ def square(
     *,
     epsilon: float,
     norm: str = "linf",
-    queries: int = 5000,
+    queries: int = AttackSettings.queries,
     p_init: float = 0.8,
     rescale: bool = True,
 ) -> tf.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks import registry
-from anpvs_tf.attacks.settings import AttackSettings, resolve
+from anpvs_tf.attacks.settings import EVALUATION_BATCH, AttackSettings, resolve
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source
 from anpvs_tf.data.splits import Split
@@ -38,7 +38,7 @@ def evaluate(
     epsilon: float,
     norm: str = "linf",
     attack: str = "autoattack",
-    batch_size: int = 250,
+    batch_size: int = EVALUATION_BATCH,
     seed: int = 0,
     **settings: float,
 ) -> Robustness:

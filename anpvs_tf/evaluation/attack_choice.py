@@ -89,7 +89,7 @@ def chosen_attacks(
         for attack in choice.attacks:
             own = {}
             # The published step reaches the published epsilon; other radii and step counts
-            # take 2.5 epsilon / steps.
+            # take the attack's own.
             as_usual = norm == usual["norm"] and epsilon == usual["epsilon"] and not choice.steps
             if "step_size" in uses(attack) and as_usual:
                 own = {"steps": usual["eval_attack_steps"], "step_size": usual["eval_step_size"]}

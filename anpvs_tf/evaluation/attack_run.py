@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.attacks import composition, threat_model
+from anpvs_tf.attacks import stochastic, threat_model
 from anpvs_tf.attacks.losses import logits_of
 from anpvs_tf.attacks.registry import Stage
 from anpvs_tf.common import randomness
@@ -151,7 +151,7 @@ class AttackRun:
     def _mean_logits(self, images):
         logits_fn = self.subject.logits
         if self.draws > 1:
-            logits_fn = composition.expectation(logits_fn, self.draws)
+            logits_fn = stochastic.expectation(logits_fn, self.draws)
         return logits_of(logits_fn, images)
 
     def _moved(self, images, adversarial):

@@ -17,7 +17,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from anpvs_tf.attacks import radius
-from anpvs_tf.attacks.settings import NORMS, AttackSettings
+from anpvs_tf.attacks.settings import (
+    DRAWS,
+    EVALUATION_BATCH,
+    FLAGS,
+    NORMS,
+    RADII,
+    RAND_DRAWS,
+    STEPS,
+    AttackSettings,
+)
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.common.program import Flags
@@ -28,26 +37,16 @@ from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolution import defaults, parsed_size
 
-BATCH_SIZE = 250
 FEWEST_CHECKED = 50
 EXPERTS = "For experts"
-# The settings of attacks, by the flags that set them.
-SETTINGS = {
-    "attack_steps": "steps",
-    "step_size": "step_size",
-    "restarts": "restarts",
-    "eot": "draws",
-    "targets": "targets",
-    "queries": "queries",
-    "gamma": "gamma",
-}
+# The settings that attacks of one command may take differently.
+OF_EACH = ("steps", "step_size")
 # The flags that only a model of the user's needs.
 OF_MODEL = ("dataset", "image_size", "channels", "input_range", "out_dir")
 
 
 def define(flags: Flags) -> None:
     model, attack, data = "The model, one of", "The attack", "The examples"
-    usual = {field.name: field.default for field in dataclasses.fields(AttackSettings)}
     flags.add(model, str, "run_dir", None, "a finished run of bin/train.py")
     flags.add(
         model,
@@ -83,7 +82,9 @@ def define(flags: Flags) -> None:
         attack, str, "norm", None, f"of the ball ({', '.join(NORMS)}). Default: as the epsilons"
     )
     flags.add(attack, str, "threat_model", None, "--norm and --epsilons by name, like linf-8/255")
-    flags.add(attack, int, "restarts", usual["restarts"], "runs of an attack with a random start")
+    flags.add(
+        attack, int, "restarts", AttackSettings.restarts, "runs of an attack with a random start"
+    )
     flags.add(attack, int, "seed", 0, "of the attacks")
     flags.add(
         attack,
@@ -96,7 +97,7 @@ def define(flags: Flags) -> None:
     flags.add(
         data, int, "examples", None, "evaluate on the first only. Default: the whole test set"
     )
-    flags.add(data, int, "batch_size", BATCH_SIZE, "examples attacked at a time")
+    flags.add(data, int, "batch_size", EVALUATION_BATCH, "examples attacked at a time")
     flags.add(data, int, "check_examples", 200, "examples for the self-checks; 0 leaves them out")
     shared_flags.add_data(flags, data)
     flags.add(
@@ -104,15 +105,15 @@ def define(flags: Flags) -> None:
         tuple,
         "attack_steps",
         None,
-        "gradient steps. Default: pgd the dataset's, others 100",
+        f"gradient steps. Default: pgd the dataset's, others {STEPS}",
     )
     flags.add(
         EXPERTS,
         float,
         "step_size",
         None,
-        "length of a step of pgd, in pixel units. Default: the run's or dataset's, or 2.5 epsilon "
-        "/ steps",
+        "length of a step of pgd, in pixel units. Default: the run's or dataset's, or "
+        f"{RADII:g} epsilon / steps",
         parse=radius.parse,
     )
     flags.add(
@@ -120,21 +121,24 @@ def define(flags: Flags) -> None:
         int,
         "eot",
         None,
-        "draws of a stochastic model that gradients average over. Default: 1; autoattack-rand: 20",
+        f"draws of a stochastic model that gradients average over. Default: {DRAWS}; "
+        f"autoattack-rand: {RAND_DRAWS}",
     )
     flags.add(
         EXPERTS,
         int,
         "targets",
-        usual["targets"],
+        AttackSettings.targets,
         "classes that targeted attacks aim at, one after another",
     )
-    flags.add(EXPERTS, int, "queries", usual["queries"], "of the model, for each image, of square")
+    flags.add(
+        EXPERTS, int, "queries", AttackSettings.queries, "of the model, for each image, of square"
+    )
     flags.add(
         EXPERTS,
         float,
         "gamma",
-        usual["gamma"],
+        AttackSettings.gamma,
         "weight of the latent displacement in pgd-latent",
     )
     flags.add(
@@ -173,7 +177,7 @@ def _check(values: Any) -> None:
         raise UsageError(f"--seed must lie in [0, 2^31); got {values.seed}")
     if (attack_choice.TRANSFER in values.attack) != bool(values.source_run):
         raise UsageError("--attack=transfer and --source_run need each other")
-    for flag, setting in SETTINGS.items():
+    for setting, flag in FLAGS.items():
         used = [name for name in attack_choice.ATTACKS if setting in attack_choice.uses(name)]
         if values[flag].present and not set(used) & set(values.attack):
             raise UsageError(f"--{flag} is used by {', '.join(used)} only")
@@ -202,13 +206,7 @@ def choice_of(values: Any) -> attack_choice.Choice:
         norm,
         _numbers("attack_steps", values.attack_steps, int),
         values.step_size,
-        {
-            "restarts": values.restarts,
-            "targets": values.targets,
-            "draws": values.eot,
-            "queries": values.queries,
-            "gamma": values.gamma,
-        },
+        {name: values[flag].value for name, flag in FLAGS.items() if name not in OF_EACH},
     )
 
 

@@ -101,7 +101,7 @@ def sampled_logits(
     """Frozen networks drawn from the posterior, to be attacked together.
 
     Losses and gradients of attacks are means over the draws, decisions fall on the mean
-    softmax, as with `attacks.composition.expectation`; but the draws stay the same.
+    softmax, as with `attacks.stochastic.expectation`; but the draws stay the same.
 
     Args:
         network: functional, of layers that `FrozenNetwork` supports, some Bayesian.

@@ -5,19 +5,12 @@ import pathlib
 import shlex
 from typing import Any
 
+from anpvs_tf.attacks.settings import DRAWS, FLAGS, AttackSettings, usual_step_size
 from anpvs_tf.reporting.grouping import Run
 from anpvs_tf.runs import records
 
-# What an attack depends on, as records hold it: bin/evaluate.py's flag, its default.
-_FLAGS: dict[str, tuple[str, Any]] = {
-    "steps": ("attack_steps", None),
-    "step_size": ("step_size", None),
-    "restarts": ("restarts", 1),
-    "draws": ("eot", 1),
-    "targets": ("targets", 9),
-    "queries": ("queries", 5000),
-    "gamma": ("gamma", 1.0),
-}
+# The settings of attacks that bin/evaluate.py takes by itself; None for those of the dataset.
+_USUAL = {name: getattr(AttackSettings, name) for name in FLAGS} | {"draws": DRAWS}
 
 
 def shell(command: list[str]) -> str:
@@ -46,13 +39,13 @@ def evaluation(run: Run, record: dict[str, Any]) -> str:
     flags["epsilons"] = str(threat["epsilon"])
     if threat["norm"] != run.settings.norm:
         flags["norm"] = threat["norm"]
-    for name, (flag, usual) in _FLAGS.items():
+    for name, flag in FLAGS.items():
         values = {part[name] for part in parts if name in part}
         # Attacks of one command that differ took their defaults.
-        if len(values) == 1 and usual not in values:
+        if len(values) == 1 and _USUAL[name] not in values:
             flags[flag] = str(values.pop())
     if "attack_steps" in flags and "step_size" in flags:
-        usual = 2.5 * threat["epsilon"] / int(flags["attack_steps"])
+        usual = usual_step_size(threat["epsilon"], int(flags["attack_steps"]))
         if math.isclose(float(flags["step_size"]), usual):
             del flags["step_size"]
     if record["examples"] != run.trained["examples"] or run.settings.eval_examples:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from anpvs_tf.attacks.settings import RADII, usual_step_size
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands
 from anpvs_tf.reporting.grouping import Run
@@ -78,8 +79,8 @@ def attack_text(attack: Attack, varied: str = "") -> str:
         text += f", ensemble of {held['posterior_draws']} posterior draws"
     if size is None:
         return text
-    usual = math.isclose(size, 2.5 * attack.epsilon / attack.values["steps"])
-    return f"{text}, step {'2.5 ε / steps' if usual else f'{size:g}'}"
+    usual = math.isclose(size, usual_step_size(attack.epsilon, attack.values["steps"]))
+    return f"{text}, step {f'{RADII:g} ε / steps' if usual else f'{size:g}'}"
 
 
 def in_words(attacks: dict[str, Attack], varied: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from anpvs_tf.attacks import radius
+from anpvs_tf.attacks.settings import usual_step_size
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source, check_name
 from anpvs_tf.data.sources import describe as describe_source
@@ -188,12 +189,12 @@ def check_used(method: str, given: Iterable[str]) -> None:
 
 
 def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
-    """The defaults of a threat model that is not the dataset's: steps go 2.5 radii in all."""
+    """The defaults of a threat model that is not the dataset's."""
     epsilon = given.get("epsilon", BY_NORM[values["norm"]][_like(source_of(values))])
     return {
         "epsilon": epsilon,
-        "step_size": 2.5 * epsilon / values["attack_steps"],
-        "eval_step_size": 2.5 * epsilon / values["eval_attack_steps"],
+        "step_size": usual_step_size(epsilon, values["attack_steps"]),
+        "eval_step_size": usual_step_size(epsilon, values["eval_attack_steps"]),
     }
 
 

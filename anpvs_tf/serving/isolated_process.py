@@ -1,6 +1,6 @@
 """Runs an exported model where this package cannot be imported.
 
-  python -I isolated.py MODEL_DIRECTORY IMAGES.npy OUTPUTS.npz
+  python -I isolated.py MODEL_DIRECTORY IMAGES.npy OUTPUTS.npz BATCH_SIZE
 
 IMAGES: uint8 [examples, H, W, C]. OUTPUTS: "<signature or file>/<output>" for all
 examples in order. Empty and single batches are tried as well. Not imported by the
@@ -14,8 +14,6 @@ import sys
 sys.modules["anpvs_tf"] = None  # An import of the package fails, even where it is installed.
 
 import numpy as np
-
-BATCH = 250
 
 
 def saved_model_functions(path: pathlib.Path) -> dict:
@@ -58,17 +56,18 @@ def tflite_functions(path: pathlib.Path) -> dict:
     }
 
 
-def main(model: str, images_path: str, outputs_path: str) -> None:
+def main(model: str, images_path: str, outputs_path: str, batch_size: str) -> None:
     path, images = pathlib.Path(model), np.load(images_path)
     saved_model = (path / "saved_model.pb").exists()
+    size = int(batch_size)
     functions = saved_model_functions(path) if saved_model else tflite_functions(path)
     found = {}
     for name, function in functions.items():
-        batches = [function(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
-        for size in (0, 1) if saved_model else (1,):  # LiteRT has no empty tensors.
-            for output, value in function(images[:size]).items():
-                if value.shape != (size, *batches[0][output].shape[1:]):
-                    sys.exit(f"{name}: {output} has shape {value.shape} at batch size {size}")
+        batches = [function(images[i : i + size]) for i in range(0, len(images), size)]
+        for few in (0, 1) if saved_model else (1,):  # LiteRT has no empty tensors.
+            for output, value in function(images[:few]).items():
+                if value.shape != (few, *batches[0][output].shape[1:]):
+                    sys.exit(f"{name}: {output} has shape {value.shape} at batch size {few}")
         for output in batches[0]:
             values = np.concatenate([batch[output] for batch in batches])
             # Strings come as Python objects, which would need pickle.

@@ -9,6 +9,7 @@ import tempfile
 import keras
 import numpy as np
 
+from anpvs_tf.attacks.settings import EVALUATION_BATCH
 from anpvs_tf.common.errors import TrainingError
 from anpvs_tf.data import loading, pipelines
 
@@ -59,7 +60,7 @@ def verify(
     expected = np.concatenate(
         [
             network(images, training=False)["logits"].numpy()
-            for images, _ in pipelines.evaluation_batches(test, 250)
+            for images, _ in pipelines.evaluation_batches(test, EVALUATION_BATCH)
         ]
     )
     classes = expected.argmax(axis=-1)
@@ -94,7 +95,7 @@ def _run_isolated(path: pathlib.Path, images: np.ndarray) -> dict[str, np.ndarra
         np.save(sent, images)
         # -I: neither the working directory nor PYTHONPATH can bring the package in.
         done = subprocess.run(
-            [sys.executable, "-I", str(program), str(path), sent, received],
+            [sys.executable, "-I", program, path, sent, received, str(EVALUATION_BATCH)],
             capture_output=True,
             text=True,
             check=False,

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf.attacks.settings import EVALUATION_BATCH
 from anpvs_tf.common import interruption
 from anpvs_tf.common.devices import Devices, local
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError
@@ -42,7 +43,6 @@ from anpvs_tf.training.best_weights import Best
 from anpvs_tf.training.checkpoints import Checkpoints, Position
 
 VALIDATION_EXAMPLES = 1_000
-EVALUATION_BATCH = 250
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""Restarts, targets, expectation, and attacks as lists of stages."""
+"""Attacks as lists of stages, restarts and targets among them, and expectation."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf.attacks import apgd, composition, fab, pgd, random_noise
-from anpvs_tf.attacks.registry import ATTACKS, stages
+from anpvs_tf.attacks import apgd, pgd
+from anpvs_tf.attacks.registry import ATTACKS, Stage, stages, worst_case
 from anpvs_tf.attacks.settings import AttackSettings
+from anpvs_tf.attacks.stochastic import expectation
 from anpvs_tf.common import randomness
 
 SEED = randomness.seed_of(0)
@@ -26,32 +27,29 @@ def robust(attacked, labels=LABELS, logits_fn=linear):
     return (tf.argmax(logits_fn(attacked), axis=1) == labels).numpy()
 
 
-def recorded(attack, seen):
-    """`attack`, run eagerly, which appends its arguments to a list."""
-
-    def recording(logits_fn, images, labels, seed, **settings):
-        seen.append({"images": images.numpy(), "seed": seed.numpy(), **settings})
-        return attack(logits_fn, images, labels, seed, **settings)
-
-    return recording
+def noises(restarts, epsilon):
+    return stages("noise", AttackSettings(epsilon, classes=4, restarts=restarts, noise_draws=1))
 
 
-def test_a_restart_sees_what_is_left_and_gives_what_it_gives_alone():
-    seen = []
-    wrapped = composition.restarts(recorded(random_noise, seen), 5)
-    found = wrapped(linear, IMAGES, LABELS, SEED, epsilon=0.15).numpy()
-    assert [len(call["images"]) for call in seen] == sorted(
-        [len(call["images"]) for call in seen], reverse=True
-    )
-    assert len(seen[0]["images"]) > len(seen[-1]["images"]) > 0
+def recorded(stage, seen):
+    """A stage that appends the images that it gets to a list."""
+
+    def run(logits_fn, images, labels, seed):
+        seen.append(images.numpy())
+        return stage.run(logits_fn, images, labels, seed)
+
+    return Stage(stage.name, run)
+
+
+def test_a_stage_gets_what_is_left_and_gives_what_it_gives_alone():
+    seen, made = [], noises(5, 0.15)
+    found = worst_case([recorded(s, seen) for s in made], linear, IMAGES, LABELS, SEED).numpy()
+    assert len(seen[0]) == 16 > len(seen[-1])
 
     left, broken = np.arange(16), IMAGES.copy()
-    for i, call in enumerate(seen):
-        np.testing.assert_array_equal(call["images"], IMAGES[left])
-        np.testing.assert_array_equal(call["seed"], randomness.fold(SEED, i))
-        attacked = random_noise(
-            linear, IMAGES[left], LABELS[left], randomness.fold(SEED, i), epsilon=0.15
-        ).numpy()
+    for images, stage in zip(seen, made, strict=True):
+        np.testing.assert_array_equal(images, IMAGES[left])
+        attacked = stage.run(linear, IMAGES[left], LABELS[left], SEED).numpy()
         broken[left] = attacked
         left = left[robust(attacked, LABELS[left])]
     assert len(left) > 0
@@ -60,64 +58,48 @@ def test_a_restart_sees_what_is_left_and_gives_what_it_gives_alone():
     np.testing.assert_allclose(found[done], broken[done], atol=1e-6)
 
 
-def test_restarts_keep_the_largest_margin_of_what_stays_robust():
+def test_of_what_stays_robust_the_largest_margin_is_kept():
     def margin(images):
         logits = linear(images).numpy()
         own = logits[np.arange(16), LABELS]
         logits[np.arange(16), LABELS] = -np.inf
         return logits.max(axis=1) - own
 
-    wrapped = composition.restarts(random_noise, 8)
-    found = wrapped(linear, IMAGES, LABELS, SEED, epsilon=0.002)
-    draws = [
-        margin(random_noise(linear, IMAGES, LABELS, randomness.fold(SEED, i), epsilon=0.002))
-        for i in range(8)
-    ]
+    made = noises(8, 0.002)
+    found = worst_case(made, linear, IMAGES, LABELS, SEED)
+    draws = [margin(stage.run(linear, IMAGES, LABELS, SEED)) for stage in made]
     assert np.max(draws) < 0  # none is broken: all are in every draw
     np.testing.assert_allclose(margin(found), np.max(draws, axis=0), atol=1e-6)
     assert np.ptp(draws, axis=0).min() > 1e-4
 
 
 def test_targets_are_the_most_likely_wrong_classes_in_turn():
-    seen = []
-
-    def nothing(logits_fn, images, labels, seed, *, targets):
-        return images
-
-    composition.targets(recorded(nothing, seen), 9)(linear, IMAGES, LABELS, SEED)
     order = np.argsort(-linear(IMAGES).numpy(), axis=1)
-    assert len(seen) == 3
-    for rank, call in enumerate(seen):
-        np.testing.assert_array_equal(call["targets"], order[:, rank + 1])
-        np.testing.assert_array_equal(call["seed"], randomness.fold(SEED, rank))
-    seen.clear()
-    composition.targets(recorded(nothing, seen), 2)(linear, IMAGES, LABELS, SEED)
-    assert len(seen) == 2
+    made = stages("apgd-t", AttackSettings(0.02, classes=4, steps=5))
+    assert [stage.name for stage in made] == [f"apgd-t/target{i}" for i in (1, 2, 3)]
+    for rank, stage in enumerate(made):
+        alone = apgd(
+            linear,
+            IMAGES,
+            LABELS,
+            randomness.fold(SEED, stage.name),
+            epsilon=0.02,
+            loss="dlr_targeted",
+            steps=5,
+            targets=order[:, rank + 1],
+        )
+        found = stage.run(linear, IMAGES, LABELS, SEED)
+        np.testing.assert_allclose(found, alone, atol=1e-6)
+    assert len(stages("apgd-t", AttackSettings(0.1, classes=4, targets=2))) == 2
 
 
 def test_nothing_is_attacked_when_nothing_is_left():
     seen = []
-    wrapped = composition.restarts(recorded(random_noise, seen), 3)
+    made = [recorded(stage, seen) for stage in noises(3, 0.1)]
     wrong = (LABELS + 1) % 4
-    np.testing.assert_array_equal(wrapped(linear, IMAGES, wrong, SEED, epsilon=0.1), IMAGES)
+    np.testing.assert_array_equal(worst_case(made, linear, IMAGES, wrong, SEED), IMAGES)
+    assert worst_case(made, None, IMAGES[:0], LABELS[:0], SEED).shape == (0, 2, 2, 3)
     assert not seen
-
-
-def test_composition_inside_a_compiled_function():
-    wrapped = composition.targets(fab, 3)
-    settings = {"epsilon": 0.05, "steps": 20}
-    eager = wrapped(linear, IMAGES, LABELS, SEED, **settings)
-    compiled = tf.function(
-        lambda images, labels: wrapped(linear, images, labels, SEED, **settings),
-        autograph=False,
-        input_signature=[
-            tf.TensorSpec([None, 2, 2, 3], tf.float32),
-            tf.TensorSpec([None], tf.int64),
-        ],
-    )
-    np.testing.assert_allclose(compiled(IMAGES, LABELS), eager, atol=1e-6)
-    assert 0 < robust(eager).sum() < 16
-    assert compiled(IMAGES[:0], LABELS[:0]).shape == (0, 2, 2, 3)
 
 
 def test_expectation_breaks_what_a_single_draw_misses():
@@ -137,7 +119,7 @@ def test_expectation_breaks_what_a_single_draw_misses():
     settings = {"epsilon": 0.3, "step_size": 0.1, "steps": 12, "loss": "margin"}
     single = pgd(noisy, images, labels, SEED, **settings)
     assert robust(single, labels, noisy).all()
-    expected = pgd(composition.expectation(noisy, 300), images, labels, SEED, **settings)
+    expected = pgd(expectation(noisy, 300), images, labels, SEED, **settings)
     assert not robust(expected, labels, noisy).any()
 
 
@@ -147,7 +129,7 @@ def test_expectation_draws_anew_and_keeps_the_structure():
         return {"logits": logits, "latent": tf.cast(images, tf.float16)}
 
     for draws in (1, 4):
-        found = tf.function(composition.expectation(noisy, draws))(IMAGES)
+        found = tf.function(expectation(noisy, draws))(IMAGES)
         assert found["logits"].shape == (draws, 16, 4)
         assert found["latent"].shape == (draws, 16, 2, 2, 3)
         assert found["latent"].dtype == tf.float16
@@ -214,9 +196,8 @@ def test_bad_settings():
     for bad in ({"epsilon": -1.0}, {"norm": "l1"}, {"steps": 0}, {"classes": 1}, {"draws": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             AttackSettings(**{"epsilon": 0.1, **bad})
-    for wrapper in (composition.restarts, composition.targets, composition.expectation):
-        with pytest.raises(ValueError, match="at least 1"):
-            wrapper(pgd, 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        expectation(linear, 0)
 
 
 def test_a_stochastic_model_is_not_called_broken_by_one_lucky_draw():
@@ -233,7 +214,7 @@ def test_a_stochastic_model_is_not_called_broken_by_one_lucky_draw():
         return logits + generator.normal(tf.shape(logits), stddev=20.0)
 
     labels = tf.argmax(mean(tf.constant(images)), axis=1)
-    drawn = composition.expectation(noisy, 8)
+    drawn = expectation(noisy, 8)
     settings = {"epsilon": 0.05, "steps": 20}
     attacked = apgd(drawn, images, labels, randomness.seed_of(0), **settings)
     plain = pgd(drawn, images, labels, randomness.seed_of(0), step_size=0.01, **settings)
