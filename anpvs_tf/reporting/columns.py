@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements, published
 from anpvs_tf.reporting.grouping import Group, Run, runs_of
 from anpvs_tf.reporting.measurements import Lookup, Measurement, trained, white_box
@@ -31,8 +32,9 @@ class Column:
         key: its name in files.
         better: max or min, what the best of the column is.
         about: what it holds, in words.
-        unpruned: what it shows of a network that is not pruned, in its unit; a column that
-            shows nothing else is left out. None if pruning does not decide it.
+        unpruned: what it shows of a network that is not pruned, in its unit; without a method
+            that prunes, a column that shows nothing else is left out. None if pruning does
+            not decide it.
     """
 
     key: str
@@ -86,13 +88,14 @@ _COMPARISON = (
 
 def comparison_columns(groups: list[Group]) -> tuple[Column, ...]:
     """Chooses the columns of Table 1 for which there are figures, ours or published."""
+    prunes = any(METHODS[group.method].prunes for group in groups)
     found = []
     for column in _COMPARISON:
         measured = (column.look_up(run) for run in runs_of(groups))
         known = (published.figures(group.settings).get(column.key) for group in groups)
         values = [one.value * column.unit.scale for one in measured if one is not None]
         values += [value for value in known if value is not None]
-        if any(round(value, column.unit.digits) != column.unpruned for value in values):
+        if any(prunes or round(value, column.unit.digits) != column.unpruned for value in values):
             found.append(column)
     attacks = {measurements.attack_of(run.trained) for run in runs_of(groups)}
     steps = next(iter(attacks)).values.get("steps") if len(attacks) == 1 else None

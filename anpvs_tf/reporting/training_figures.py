@@ -61,9 +61,9 @@ def build(groups: list[Group]) -> list[Picture]:
 
 
 def trade_off(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Accuracy against sparsity, a point a run, with the Pareto front; None if no run prunes."""
+    """Accuracy against sparsity, a point a run, with the Pareto front; None if no method prunes."""
     runs = runs_of(groups)
-    if not any(measurements.sparsity(run).value for run in runs):
+    if not any(METHODS[group.method].prunes for group in groups):
         return None
     kinds = {
         "clean accuracy": ("clean_accuracy", measurements.trained("clean_accuracy")),
@@ -259,7 +259,7 @@ def _mean(group: Group, look_up: measurements.Lookup) -> float:
 def training(groups: list[Group], strokes: Strokes) -> Picture | None:
     """Validation accuracy, vulnerability and sparsity after each epoch."""
     columns = [name for name in _WATCHED if any(name in run.metrics[0] for run in _with(groups))]
-    if not any(row.get("sparsity") for run in _with(groups) for row in run.metrics):
+    if not any(METHODS[group.method].prunes for group in groups):
         columns = [name for name in columns if name != "sparsity"]
     if not columns:
         return None
@@ -324,7 +324,11 @@ def _across(count: int) -> int:
 
 def active_features(groups: list[Group]) -> Picture | None:
     """What is pruned where: the share of each layer's features that is active."""
-    chosen = [group for group in groups if any(map(_pruned, group.runs))]
+    chosen = [
+        group
+        for group in groups
+        if METHODS[group.method].prunes and any(run.metrics and _layers(run) for run in group.runs)
+    ]
     if not chosen:
         return None
     several = len(chosen) > _MOST_PANELS
@@ -401,11 +405,6 @@ class _LayerStroke:
 
 def _layers(run: Run) -> dict[str, list[int]]:
     return run.trained.get("active_features") or {}
-
-
-def _pruned(run: Run) -> bool:
-    """Whether there is something to see: metrics, and a layer that lost features."""
-    return bool(run.metrics) and any(active < size for active, size in _layers(run).values())
 
 
 # ---- Parts ----
