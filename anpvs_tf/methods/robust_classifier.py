@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.attacks.projected_gradient import pgd
+from anpvs_tf.attacks.settings import usual_step_size
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods import batch_statistics, batches, losses
@@ -20,7 +21,6 @@ from anpvs_tf.methods.sparsity_target import SparsityTarget
 from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.pruning.admm import WeightPruning
-
 
 # Steps of the validation attack, at least.
 VALIDATION_STEPS = 10
@@ -104,9 +104,15 @@ class RobustClassifier(keras.Model):
     def compile(self, optimizer="adam", **kwargs) -> None:
         """Keras's `compile`; if the optimizer averages weights, statistics are averaged too."""
         super().compile(optimizer=optimizer, **kwargs)
+        # Now, so that its variables are in this order in every file.
+        self.optimizer.build(self.network.trainable_variables)
         averager = self._averager()
         if averager is not None and averager.average:
             self.averaged_statistics = batch_statistics.Averages(self.network)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded classifier as it was saved; Keras asks for it beside `compile`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def _averager(self) -> GroupedAdam | None:
         optimizer = updating(self.optimizer)
@@ -281,7 +287,7 @@ class RobustClassifier(keras.Model):
             labels,
             randomness.seed_of(self.run_seed, "validation", 0),
             epsilon=objective.epsilon,
-            step_size=2.5 * objective.epsilon / steps,
+            step_size=usual_step_size(objective.epsilon, steps),
             steps=steps,
             norm=objective.norm,
         )
@@ -306,10 +312,12 @@ class RobustClassifier(keras.Model):
         Raises:
             UsageError: a method whose state a `.keras` file would not hold.
         """
-        if self.pruning is not None or self.target is not None:
+        averaged = self.averaged_statistics is not None and self.averaged_statistics.pairs
+        if self.pruning is not None or self.target is not None or averaged:
             raise UsageError(
-                "a classifier that prunes weights or steers to a target has state that a .keras "
-                "file does not hold: use save_weights_only=True, or save classifier.network"
+                "a classifier that prunes weights, steers to a target or averages batch statistics "
+                "has state that a .keras file does not hold: use save_weights_only=True, or save "
+                "classifier.network"
             )
         return {
             "network": keras.saving.serialize_keras_object(self.network),

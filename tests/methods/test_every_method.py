@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("tiny_lenet5")
 SHORT = {
     "dataset": "digits",
     "epochs": 3,
-    "steps_per_epoch": 30,
+    "steps_per_epoch": 40,
+    "batch_size": 32,
+    "learning_rate": 0.005,
     "epsilon": 0.13,
     "step_size": 0.06,
     "attack_steps": 3,
