@@ -54,7 +54,7 @@ MEMORY_BATCH = 100
 class Timed:
     """An attack on all images, and the accuracy that its last call left."""
 
-    def __init__(self, attack: reference.Attack, subject: Subject, split: loading.Split):
+    def __init__(self, attack: reference.ReferenceAttack, subject: Subject, split: loading.Split):
         self.attack = attack
         self.subject = subject
         self.images = pipelines.to_float(split.images).numpy()
@@ -110,7 +110,7 @@ def variants(
     if not reference.installed("torch"):
         return made
     model = reference.torch_copy(FrozenNetwork(subject.network))
-    others: dict[str, reference.Attack] = {}
+    others: dict[str, reference.ReferenceAttack] = {}
     if attack == "pgd":
         resolved = resolve(attack, settings)
         own = {"epsilon": settings.epsilon, "batch_size": batch_size}

@@ -15,7 +15,7 @@ from anpvs_tf.pruning.frozen import FrozenNetwork
 PACKAGE = "pyautoattack"
 
 # (uint8 images [examples, H, W, C] / 255, int64 labels) -> adversarial images of the same shape
-Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]
+ReferenceAttack = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def installed(package: str) -> str | None:
@@ -90,7 +90,7 @@ def _standard(model, epsilon: float, norm: str, seed: int):
 
 def autoattack(
     model, component: str | None, *, epsilon, norm, seed, batch_size, queries, targets
-) -> Attack:
+) -> ReferenceAttack:
     """The reference AutoAttack, standard version, or one component of it.
 
     What it does not break, and what is wrong already, is returned as it is.
@@ -118,7 +118,7 @@ def autoattack(
     return attack
 
 
-def highest_loss(model, *, epsilon, norm, seed, batch_size) -> Attack:
+def highest_loss(model, *, epsilon, norm, seed, batch_size) -> ReferenceAttack:
     """The reference APGD on cross-entropy: the iterates of the highest loss."""
     import torch
 
@@ -132,7 +132,7 @@ def highest_loss(model, *, epsilon, norm, seed, batch_size) -> Attack:
     return _in_batches(batch, batch_size)
 
 
-def pgd(model, *, epsilon, step_size, steps, batch_size) -> Attack:
+def pgd(model, *, epsilon, step_size, steps, batch_size) -> ReferenceAttack:
     """PGD in the l-infinity ball as a PyTorch user would write it."""
     import torch
     from torch.nn import functional
@@ -151,7 +151,7 @@ def pgd(model, *, epsilon, step_size, steps, batch_size) -> Attack:
     return _in_batches(batch, batch_size)
 
 
-def foolbox_pgd(model, *, epsilon, step_size, steps, batch_size) -> Attack:
+def foolbox_pgd(model, *, epsilon, step_size, steps, batch_size) -> ReferenceAttack:
     """The same by Foolbox, on PyTorch."""
     import foolbox
 
@@ -165,7 +165,7 @@ def foolbox_pgd(model, *, epsilon, step_size, steps, batch_size) -> Attack:
     return _in_batches(batch, batch_size)
 
 
-def _in_batches(batch, batch_size: int) -> Attack:
+def _in_batches(batch, batch_size: int) -> ReferenceAttack:
     import torch
 
     def attack(images, labels):

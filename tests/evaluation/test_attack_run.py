@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from anpvs_tf.attacks import registry
 from anpvs_tf.attacks.registry import Stage
+from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.loading import Split
 from anpvs_tf.data.sources import SOURCES
@@ -79,6 +81,22 @@ def test_each_stage_gets_what_is_left_and_all_is_counted(batch_size):
     assert outcome.losses[1] == pytest.approx(np.log1p(np.exp(20 * (x - 0.5))), rel=1e-4)
     # The first stage moves the feature of all eight by 2 * 0.05.
     assert outcome.vulnerability() == {"double": pytest.approx(0.1, abs=1e-6)}
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "square"])
+def test_attacks_in_batches_of_any_size_break_the_same(name):
+    """Also where a batch is wrong as a whole: then the model is called on no empty batch."""
+
+    def never_empty(images):
+        some = tf.debugging.Assert(tf.shape(images)[0] > 0, ["the model was called on no images"])
+        with tf.control_dependencies([some] if some is not None else []):
+            return logits(tf.identity(images))
+
+    stages = registry.stages(name, AttackSettings(0.1, classes=2, steps=10, queries=20))
+    subject = dataclasses.replace(SUBJECT, logits=never_empty)
+    for batch_size in (1, 3, 100):
+        outcome = run_of(stages, batch_size=batch_size, subject=subject).run()
+        np.testing.assert_array_equal(outcome.robust, [0, 1, 0, 0, 0, 0, 1, 0])
 
 
 def test_a_stopped_attack_goes_on_where_it_was(tmp_path):
