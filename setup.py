@@ -56,7 +56,14 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "markdown-it-py>=3", *serving],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "markdown-it-py>=3",
+            "pillow",
+            *serving,
+        ],
         "benchmark": ["torch>=2.4", "jax>=0.10.2,<0.11", "pillow"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.
         "reference": ["torch>=2.4", "pyautoattack==0.2.0"],

@@ -2,7 +2,8 @@
 
 PATH/train and PATH/test with the same classes, optionally PATH/validation (or val);
 or the classes directly in PATH, which is split by the names of the files. Images are
-PNG, JPEG, WebP or GIF (the first frame).
+PNG, JPEG (turned as its EXIF says), WebP, GIF (the first frame) or BMP. Hidden files and those
+that file managers leave behind are no images and do not count.
 """
 
 import dataclasses
@@ -15,11 +16,13 @@ import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.progress import Progress
-from anpvs_tf.data import splits
+from anpvs_tf.data import pictures, splits
 from anpvs_tf.data.splits import Split, StoredSplit
 
 ROLES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+# What file managers leave behind; names in lower case.
+LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 TEST_SHARE = 0.2
 # So many of the files, in their mixed order, tell whether a folder is grey.
 SAMPLE = 100
@@ -56,6 +59,24 @@ class Folder:
     class_names: tuple[str, ...]
     files: dict[str, Files]
     version: str
+
+
+class BadFiles(UsageError):
+    """Files that are no readable images.
+
+    Args:
+        names: of the files, relative to the folders that are the keys.
+    """
+
+    def __init__(self, names: dict[str, list[str]]):
+        self.names = names
+        home = os.path.commonpath(list(names))
+        paths = [os.path.join(root, name) for root, held in names.items() for name in held]
+        found = [f"{os.path.relpath(path, home)} ({_fault(path)})" for path in paths]
+        super().__init__(
+            f"{len(found)} file(s) in folder {home} are no readable PNG, JPEG, WebP, GIF or BMP "
+            f"images: {', '.join(found)}; replace or delete them"
+        )
 
 
 def survey(path: str) -> Folder:
@@ -106,13 +127,33 @@ def survey(path: str) -> Folder:
 def _entries(path: str) -> list[os.DirEntry]:
     try:
         with os.scandir(path) as entries:
-            return sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+            return sorted(filter(_counts, entries), key=lambda e: e.name)
     except OSError as error:
         raise UsageError(f"folder {path} cannot be read: {error.strerror}") from error
 
 
+def _counts(entry: os.DirEntry) -> bool:
+    return not entry.name.startswith(".") and entry.name.lower() not in LEFT_BEHIND
+
+
 def _directories(path: str) -> list[str]:
-    return [entry.name for entry in _entries(path) if entry.is_dir()]
+    names = [entry.name for entry in _entries(path) if _is_directory(entry)]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            raise UsageError(
+                f"class folder {shown} in {path} has a name that is not UTF-8; rename it"
+            ) from None
+    return names
+
+
+def _is_directory(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # A link to itself: reading it will say so.
 
 
 def _survey_classes(root: str, class_names: list[str], digest) -> tuple[tuple[str, ...], Files]:
@@ -133,7 +174,7 @@ def _survey_classes(root: str, class_names: list[str], digest) -> tuple[tuple[st
         if not entries:
             raise UsageError(f"class folder {os.path.join(root, class_name)} is empty; delete it")
         for entry in entries:
-            if entry.is_dir():
+            if _is_directory(entry):
                 raise UsageError(
                     f"class folder {os.path.join(root, class_name)} has a folder in it, "
                     f"{entry.name}; only images were expected"
@@ -176,10 +217,7 @@ def is_grey(folder: Folder) -> bool:
 
 
 def _decoded(path: tf.Tensor) -> tf.Tensor:
-    content = tf.io.read_file(path)
-    # Of a BMP with a palette, TensorFlow takes the indices for grey values.
-    tf.debugging.Assert(tf.strings.substr(content, 0, 2) != b"BM", ["a BMP file"])
-    return tf.ensure_shape(tf.io.decode_image(content, expand_animations=False), [None] * 3)
+    return pictures.decode(tf.io.read_file(path))
 
 
 def stored(files: Files, image_shape: tuple[int, int, int]) -> StoredSplit:
@@ -235,23 +273,19 @@ def _damaged(
 
 
 def _refuse(files: Files, rows: np.ndarray) -> None:
-    """Raises UsageError if there are any damaged rows."""
-    found = []
-    for name in sorted(os.fsdecode(files.names[row]) for row in rows):
-        found.append(f"{name} ({_fault(os.path.join(files.root, name))})")
-    if found:
-        raise UsageError(
-            f"{len(found)} file(s) in folder {files.root} are no readable PNG, JPEG, WebP or GIF "
-            f"images: {', '.join(found)}; replace or delete them"
-        )
+    """Raises BadFiles if there are any damaged rows."""
+    if rows.size:
+        names = sorted(os.fsdecode(files.names[row]) for row in rows)
+        raise BadFiles({files.root: names})
 
 
 def _fault(path: str) -> str:
     try:
         _decoded(os.fsencode(path))
     except tf.errors.OpError as error:
-        if "a BMP file" in error.message:
-            return "BMP"
+        for refused in (pictures.ANIMATED, pictures.PALETTE, pictures.DARK):
+            if refused in error.message:
+                return refused
         # "{{node}} Invalid PNG data, size 7 [Op:DecodeImage]", "{{node}} <path>; Not found [Op..."
         text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL).strip()
         text = text.removeprefix(f"{path}; ")

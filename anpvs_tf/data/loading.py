@@ -116,7 +116,7 @@ def _splits(
         kind, parts = folders, folder.files
     else:
         kind, parts = tfds, tfds.survey(rest or kind, data_dir, download)
-    found, errors = {}, []
+    found, bad = {}, {}
     for role in sorted(wanted & parts.keys()):
         try:
             if stream:
@@ -127,10 +127,10 @@ def _splits(
                 found[role] = kind.in_memory(parts[role], source.image_shape)
             if not len(found[role]):
                 raise UsageError(f"dataset {source.name} has no examples to {role} on")
-        except UsageError as error:
-            errors.append(str(error))
-    if errors:
-        raise UsageError("; ".join(errors))
+        except folders.BadFiles as error:
+            bad |= error.names
+    if bad:
+        raise folders.BadFiles(bad)
     return found
 
 

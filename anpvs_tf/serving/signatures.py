@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.data import pipelines
+from anpvs_tf.data import pictures, pipelines
 
 SIGNATURES = ("serving_default", "serve_uint8", "serve_encoded")
 
@@ -58,7 +58,7 @@ class _Server(tf.Module):
     def _decode(self, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """An image, made to fit, and its true height and width."""
         height, width, channels = self.image_shape
-        pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
+        pixels = pictures.decode(encoded, channels)
         fitted = tf.image.resize_with_crop_or_pad(pixels, height, width)
         return fitted, tf.shape(pixels)[:2]
 

@@ -1,6 +1,7 @@
 """Export of a tiny trained run, and what the exported signatures answer and refuse."""
 
 import dataclasses
+import io
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from documents import ROOT
+from PIL import Image
 
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.data.loading import Split, load
@@ -28,7 +30,7 @@ NAMES = [f"digit {i}" for i in range(10)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, tiny_lenet5):
     """A finished run of a few steps, then half of its features pruned by hand."""
     tiny = {
         "epochs": 1,
@@ -198,6 +200,17 @@ def test_jpeg(signatures, network):
     found = signatures["serve_encoded"](images=encoded[tf.newaxis])
     expected = gated_logits(network, tf.io.decode_jpeg(encoded).numpy()[np.newaxis])
     np.testing.assert_allclose(found["logits"], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_picture_is_classified_as_it_stands(signatures):
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned clockwise.
+    Image.fromarray(TEST.images[0, ..., 0]).save(file, "jpeg", quality=95, exif=exif)
+    (turned,) = signatures["serve_encoded"](images=tf.constant([file.getvalue()]))["logits"]
+    stored = np.rot90(tf.io.decode_jpeg(file.getvalue()).numpy(), -1)[np.newaxis]
+    (expected,) = signatures["serve_uint8"](images=tf.constant(stored))["logits"]
+    np.testing.assert_allclose(turned, expected, rtol=1e-6)
 
 
 def test_labels(network, tmp_path):
