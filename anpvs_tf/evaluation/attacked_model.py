@@ -14,7 +14,7 @@ from anpvs_tf.attacks import losses
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.data.sources import Source
-from anpvs_tf.evaluation import input_ranges
+from anpvs_tf.evaluation import final_activation, input_ranges
 from anpvs_tf.networks import bayesian
 
 # Their layers may be in a model file: importing registers them.
@@ -131,19 +131,19 @@ def of_model(path: str, source: Source, input_range: tuple[float, float] | None 
         raise UsageError(f"--saved_model={path} does not exist")
     try:
         load = _saved_model if pathlib.Path(path).is_dir() else _keras_file
-        call, found, seen = load(path)
+        call, found, seen, ending = load(path)
     except UsageError:
         raise
     except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
         raise UsageError(f"--saved_model={path} cannot be loaded: {one_line(error)}") from error
 
     low, high = input_range or found
-    remark = ""
+    remarks = [ending] if ending else []
     if seen and input_range is None:
-        remark = (
-            f"{path}: black is taken as {low:g}, white as {high:g} ({seen}); --input_range "
-            "says otherwise"
+        remarks.append(
+            f"black is taken as {low:g}, white as {high:g} ({seen}); --input_range says otherwise"
         )
+    remark = f"{path}: {'; '.join(remarks)}" if remarks else ""
 
     def logits(images):
         if (low, high) != (0.0, 1.0):
@@ -184,11 +184,11 @@ def _digest_of_files(path: pathlib.Path) -> str:
     return _digest(file.read_bytes() for file in files)
 
 
-Loaded = tuple[Callable[[tf.Tensor], Any], tuple[float, float], str]
+Loaded = tuple[Callable[[tf.Tensor], Any], tuple[float, float], str, str]
 
 
 def _saved_model(path: str) -> Loaded:
-    """The call of a SavedModel, the range of its pixels, and how that is known."""
+    """The call of a SavedModel, the range of its pixels, how that is known, and ""."""
     loaded = tf.saved_model.load(path)
     if "serving_default" not in loaded.signatures:
         raise UsageError(f"--saved_model={path} has no signature serving_default")
@@ -210,16 +210,18 @@ def _saved_model(path: str) -> Loaded:
 
     call.keeps = loaded  # A signature does not keep its variables alive.
     if spec.dtype.is_floating:
-        return call, (0.0, 1.0), ""
-    return call_integers, (0.0, 255.0), f"it takes {spec.dtype.name}"
+        return call, (0.0, 1.0), "", ""
+    return call_integers, (0.0, 255.0), f"it takes {spec.dtype.name}", ""
 
 
 def _keras_file(path: str) -> Loaded:
-    """The call of a Keras model, the range of its pixels, and how that is known."""
+    """The call of a Keras model, the range of its pixels, how that is known, how it ends."""
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    model, removed = final_activation.without(model)
     found, seen = input_ranges.of_keras(model)
+    ending = f"it is attacked before its {removed}" if removed else ""
     if not input_ranges.takes_integers(model):
-        return lambda images: model(images, training=False), found, seen
+        return lambda images: model(images, training=False), found, seen, ending
     inner = input_ranges.with_float_input(model)
 
     def call(images):
@@ -227,10 +229,17 @@ def _keras_file(path: str) -> Loaded:
         whole = images + tf.stop_gradient(tf.round(images) - images)
         return inner(whole, training=False)
 
-    return call, found, seen
+    return call, found, seen, ending
 
 
 def _logits_of(output: Any, path: str) -> tf.Tensor:
+    if isinstance(output, (list, tuple)):
+        if len(output) != 1:
+            raise UsageError(
+                f"--saved_model={path} returns {len(output)} outputs; one, or a dict with "
+                "'logits', was expected"
+            )
+        (output,) = output
     if isinstance(output, dict):
         if "logits" not in output and len(output) > 1:
             raise UsageError(
