@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from anpvs_tf import __version__
 from anpvs_tf.common.errors import InUse, UsageError, one_line
-from anpvs_tf.common.files import write_atomically, writing
+from anpvs_tf.common.files import check_directory, replace_atomically, write_atomically
 from anpvs_tf.data.sources import file_name
 from anpvs_tf.runs import checksums
 from anpvs_tf.runs.resolution import defaults, validated
@@ -83,16 +83,7 @@ class RunDirectory:
 
     def check_place(self) -> None:
         """Raises UsageError unless the directory can be written, or made."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
-        try:
-            existing = self.path
-            while not existing.exists():
-                existing = existing.parent
-        except OSError as error:
-            raise UsageError(f"run directory {self.path}: {error.strerror}") from error
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
+        check_directory(self.path, f"run directory {self.path}", "--run_dir")
 
     def check(self, settings: Settings, overwrite: bool = False) -> None:
         """Raises UsageError unless a run with these settings can begin or go on here.
@@ -123,7 +114,7 @@ class RunDirectory:
 
     def _empty(self) -> bool:
         """Whether there is nothing but what a process leaves that dies in `begin`."""
-        found = [path for path in self.path.iterdir() if not path.match("config.json*.tmp")]
+        found = [path for path in self.path.iterdir() if not path.match(".tmp-*-config.json")]
         return found in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
 
     def clear(self) -> None:
@@ -147,8 +138,12 @@ class RunDirectory:
 
         Raises:
             InUse: another process works here.
+            UsageError: the directory cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
         handle = os.open(self.path, os.O_RDONLY)
         try:
             try:
@@ -209,6 +204,8 @@ class RunDirectory:
             values = json.loads(self.config_path.read_text())["settings"]
             # A run of an older version lacks what was added since.
             return validated(defaults(source_of(values), method=values["method"]) | values)
+        except UsageError as error:
+            raise UsageError(f"{self.config_path} cannot be used: {error}") from error
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} holds no readable config.json: {one_line(error)}"
@@ -275,10 +272,7 @@ class RunDirectory:
         Raises:
             TrainingError: they could not be written.
         """
-        temporary = self.checkpoints / "unfinished.weights.h5"
-        with writing(self.weights_path, temporary):
-            network.save_weights(temporary)
-            os.replace(temporary, self.weights_path)
+        replace_atomically(self.weights_path, network.save_weights)
 
     def check_finished(self) -> None:
         """Raises UsageError unless a finished run is here."""

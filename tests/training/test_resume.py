@@ -176,3 +176,13 @@ def test_a_config_that_is_none_is_refused(tmp_path, text):
     run.config_path.write_text(text)
     with pytest.raises(UsageError, match="holds no readable config"):
         run.settings()
+
+
+def test_a_config_with_a_setting_out_of_range_says_which(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.begin(resolved(), [])
+    config = json.loads(run.config_path.read_text())
+    config["settings"]["epochs"] = 0
+    run.config_path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"config.json cannot be used: --epochs must be"):
+        run.settings()
