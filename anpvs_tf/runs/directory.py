@@ -16,23 +16,23 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import io
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from anpvs_tf import __version__
-from anpvs_tf.common.errors import InUse, UsageError, one_line
+from anpvs_tf.common import lock
+from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.common.files import check_directory, replace_atomically, write_atomically
 from anpvs_tf.data.sources import file_name
 from anpvs_tf.runs import checksums
-from anpvs_tf.runs.resolution import defaults, validated
-from anpvs_tf.runs.settings import Settings, source_of
+from anpvs_tf.runs.resolution import validated
+from anpvs_tf.runs.result_record import ResultRecord
+from anpvs_tf.runs.settings import Settings
 
 if TYPE_CHECKING:
     import keras
@@ -132,40 +132,13 @@ class RunDirectory:
         for path in (sums, self.metrics_path, self.timings_path, self.config_path):
             path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Makes the directory and holds it against other processes; death lets it go.
-
-        Raises:
-            InUse: another process works here.
-            UsageError: the directory cannot be made.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(
-                    f"another process works in {self.path}; wait for it, or choose another "
-                    "--run_dir"
-                ) from None
-            yield
-        finally:
-            os.close(handle)
+    def owned(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the directory against other processes, as `common.lock.owned`."""
+        return lock.owned(self.path, "--run_dir")
 
     def in_use(self) -> bool:
         """Whether a process holds the directory by `owned`."""
-        if not self.path.is_dir():
-            return False
-        try:
-            with self.owned():
-                return False
-        except InUse:
-            return True
+        return lock.in_use(self.path)
 
     def begin(
         self,
@@ -201,9 +174,7 @@ class RunDirectory:
             UsageError: no readable config.json of this version of the package.
         """
         try:
-            values = json.loads(self.config_path.read_text())["settings"]
-            # A run of an older version lacks what was added since.
-            return validated(defaults(source_of(values), method=values["method"]) | values)
+            return validated(json.loads(self.config_path.read_text())["settings"])
         except UsageError as error:
             raise UsageError(f"{self.config_path} cannot be used: {error}") from error
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -227,7 +198,7 @@ class RunDirectory:
             writer.writerows(table)
             write_atomically(path, text.getvalue())
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[ResultRecord]:
         """The records of results.json; none before the run is finished.
 
         Raises:
@@ -244,7 +215,7 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{self.results_path} cannot be read: {one_line(error)}") from error
 
-    def write_results(self, records: list[dict[str, Any]]) -> None:
+    def write_results(self, records: list[ResultRecord]) -> None:
         """Replaces results.json, which marks the run as finished."""
         text = json.dumps(records, indent=2) + "\n"
         if not self.config_path.exists():  # Evaluations of a model that was not trained here.

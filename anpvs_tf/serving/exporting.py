@@ -77,9 +77,8 @@ def export(
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     _check_packages(format)
+    run.check_finished()
     settings = run.settings()
-    if not run.finished:
-        raise UsageError(f"run {run.path} is not finished; continue it with bin/train.py")
     base = pathlib.Path(export_base)
     version = choose_version(base, version, format)
     network = run.load_network()

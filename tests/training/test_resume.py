@@ -153,7 +153,7 @@ def test_a_second_signal_ends_the_process_at_once():
         ({"decay_at": 3}, "--decay_at must be numbers"),
         ({"decay_at": {"a": 1}}, "--decay_at must be numbers"),
         ({"dataset": "x"}, "unknown dataset 'x'"),
-        ({"dataset": []}, "unhashable"),
+        ({"dataset": []}, "--dataset must be of kind str; got []"),
         ({"method": {}}, "--method must be of kind str; got {}"),
         ({"__class__": 1}, "unknown setting '__class__'"),
     ],
