@@ -109,6 +109,11 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("evaluate", ["--run_dir={run}", "--posterior_draws=2"], "needs a Bayesian run"),
     ("evaluate", ["--saved_model={file}"], "--saved_model needs --dataset"),
     ("evaluate", ["--saved_model={tmp}/no", "--dataset=digits"], "does not exist"),
+    (
+        "evaluate",
+        ["--saved_model={file}", "--dataset=digits", "--out_dir={file}"],
+        "is a file; choose another --out_dir",
+    ),
     ("evaluate", ["--saved_model={file}", "--dataset=digits"], "cannot be loaded"),
     ("evaluate", ["--saved_model={empty}", "--dataset=digits"], "cannot be loaded"),
     ("evaluate", ["--saved_model={file}", "--dataset=nothing"], "unknown dataset"),

@@ -2,8 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.stats
@@ -24,6 +23,7 @@ from anpvs_tf.evaluation.attacked_model import Subject
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import chance, records
 from anpvs_tf.runs.directory import now, versions
+from anpvs_tf.runs.result_record import ResultRecord
 
 
 def file_name(attack: str, settings: AttackSettings, identity: str) -> str:
@@ -31,7 +31,7 @@ def file_name(attack: str, settings: AttackSettings, identity: str) -> str:
     return f"{attack}-{settings.norm}-epsilon{settings.epsilon:g}-{identity[:8]}.npz"
 
 
-def transfer_stages(sources: list[Subject], settings: AttackSettings) -> list[Stage]:
+def transfer_stages(sources: Sequence[Subject], settings: AttackSettings) -> list[Stage]:
     """Black box: PGD crafted on each source, which knows nothing of the model."""
     settings = resolve(TRANSFER, settings)
 
@@ -64,29 +64,37 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What all attacks of an evaluation share.
+
+    Attributes:
+        subject: the model.
+        split: the examples.
+        directory: where the per-example results go; made if absent.
+        seed: of the attacks.
+        batch_size: examples attacked at a time.
+        sources: where transferred examples are crafted.
+        check_examples: run the self-checks on so many examples; 0 leaves them out.
+    """
+
+    subject: Subject
+    split: loading.Split
+    directory: pathlib.Path
+    seed: int
+    batch_size: int
+    sources: Sequence[Subject] = ()
+    check_examples: int = 0
+
+
 def assess(
-    subject: Subject,
-    split: loading.Split,
-    attacks: list[tuple[str, AttackSettings]],
-    *,
-    seed: int,
-    batch_size: int,
-    directory: pathlib.Path,
-    sources: list[Subject] = (),
-    check_examples: int = 0,
-) -> Iterator[dict[str, Any]]:
+    conditions: Conditions, attacks: list[tuple[str, AttackSettings]]
+) -> Iterator[ResultRecord]:
     """Runs the attacks that have not been run yet.
 
     Args:
-        subject: the model.
-        split: the examples.
         attacks: (name, settings) in the order in which they are run; each sees every
             example, so that its own figure does not depend on the others.
-        seed: of the attacks.
-        batch_size: examples attacked at a time.
-        directory: where the per-example results go; made if absent.
-        sources: where transferred examples are crafted.
-        check_examples: run the self-checks on so many examples; 0 leaves them out.
 
     Yields:
         A record for each attack, and for each threat model with more than one attack
@@ -96,79 +104,88 @@ def assess(
         UsageError: the model does not return logits, or a source does not fit.
         AssertionError: an adversarial example left the ball or [0, 1].
     """
-    for source in sources:
+    subject = conditions.subject
+    for source in conditions.sources:
         if source.dataset != subject.dataset:
             raise UsageError(
                 f"--source_run={source.name} was trained on {source.dataset}, the model on "
                 f"{subject.dataset}; choose a source of the same dataset"
             )
-    steady = self_checks.deterministic(subject, pipelines.to_float(split.images[:batch_size]))
-    for epsilon, norm in dict.fromkeys((s.epsilon, s.norm) for _, s in attacks):
-        chosen = [(n, resolve(n, s)) for n, s in attacks if (s.epsilon, s.norm) == (epsilon, norm)]
-        runs_ = [_run(subject, split, *one, seed, batch_size, directory, sources) for one in chosen]
-        outcomes = []
-        for (attack, _), run in zip(chosen, runs_, strict=True):
-            shown = _Shown(
-                f"{attack}, epsilon {radius.as_text(epsilon)}", [stage.name for stage in run.stages]
-            )
-            outcomes.append(run.run(shown.update))
-            shown.done(
-                f"{attack}, epsilon {radius.as_text(epsilon)}: {np.mean(outcomes[-1].robust):.2%}"
-            )
-        checks = None
-        if check_examples:
-            checks = [
-                _above_chance(subject, outcomes[0]),
-                *_check(subject, split.take(check_examples), chosen, outcomes, seed, batch_size),
-            ]
+    first = conditions.split.images[: conditions.batch_size]
+    steady = self_checks.deterministic(subject, pipelines.to_float(first))
+    for threat in dict.fromkeys((s.epsilon, s.norm) for _, s in attacks):
+        chosen = [(n, resolve(n, s)) for n, s in attacks if (s.epsilon, s.norm) == threat]
+        yield from _in_threat_model(conditions, chosen, steady)
+
+
+def _in_threat_model(
+    conditions: Conditions, chosen: list[tuple[str, AttackSettings]], steady: bool
+) -> Iterator[ResultRecord]:
+    """The records of attacks of one epsilon and norm, and that of their worst case."""
+    subject = conditions.subject
+    runs = [_run(conditions, *one) for one in chosen]
+    outcomes = [_outcome(run, *one) for run, one in zip(runs, chosen, strict=True)]
+    checks = None
+    if conditions.check_examples:
+        checks = [_above_chance(subject, outcomes[0]), *_check(conditions, chosen, outcomes)]
+    for (attack, settings), run, outcome in zip(chosen, runs, outcomes, strict=True):
+        record = _record(subject, outcome, outcome.robust, settings, steady, checks)
+        if attack != TRANSFER and (
+            stronger := _stronger(outcome, outcomes, [name for name, _ in chosen])
+        ):
+            # Others here found more: this figure overstates robustness.
+            record["reliable"] = False
+            record["unreliable_because"] = [*record.get("unreliable_because", []), stronger]
+        record["attack"] = description(attack, settings, conditions.sources)
+        record["accuracy_after"] = outcome.accuracy_after()
+        layers = outcome.vulnerability()
+        if layers and attack.startswith(("pgd", TRANSFER)):
+            record["vulnerability"] = float(np.mean(list(layers.values())))
+            record["layer_vulnerability"] = layers
+        record["per_example"] = f"{conditions.directory.name}/{run.path.name}"
+        record["attack_seed"] = conditions.seed
+        yield record
+    if len(chosen) > 1:
+        weakest = min((s for _, s in chosen), key=lambda s: s.draws)
         worst = np.logical_and.reduce([outcome.robust for outcome in outcomes])
-        for (attack, settings), run, outcome in zip(chosen, runs_, outcomes, strict=True):
-            record = _record(subject, outcome, outcome.robust, settings, steady, checks)
-            if attack != TRANSFER and (
-                stronger := _stronger(outcome, outcomes, [name for name, _ in chosen])
-            ):
-                # Others here found more: this figure overstates robustness.
-                record["reliable"] = False
-                record["unreliable_because"] = [*record.get("unreliable_because", []), stronger]
-            record["attack"] = description(attack, settings, sources)
-            record["accuracy_after"] = outcome.accuracy_after()
-            layers = outcome.vulnerability()
-            if layers and attack.startswith(("pgd", TRANSFER)):
-                record["vulnerability"] = float(np.mean(list(layers.values())))
-                record["layer_vulnerability"] = layers
-            record["per_example"] = f"{directory.name}/{run.path.name}"
-            record["attack_seed"] = seed
-            yield record
-        if len(chosen) > 1:
-            weakest = min((s for _, s in chosen), key=lambda s: s.draws)
-            record = _record(subject, outcomes[0], worst, weakest, steady, checks)
-            of = [description(*one, sources) for one in chosen]
-            attack = {"name": records.WORST_CASE, "of": of}
-            yield record | {"attack": attack, "attack_seed": seed}
+        record = _record(subject, outcomes[0], worst, weakest, steady, checks)
+        of = [description(*one, conditions.sources) for one in chosen]
+        attack = {"name": records.WORST_CASE, "of": of}
+        yield record | {"attack": attack, "attack_seed": conditions.seed}
 
 
-def _run(subject, split, attack, settings, seed, batch_size, directory, sources) -> AttackRun:
+def _outcome(run: AttackRun, attack: str, settings: AttackSettings) -> Outcome:
+    """Runs an attack with a progress line."""
+    title = f"{attack}, epsilon {radius.as_text(settings.epsilon)}"
+    shown = _Shown(title, [stage.name for stage in run.stages])
+    outcome = run.run(shown.update)
+    shown.done(f"{title}: {np.mean(outcome.robust):.2%}")
+    return outcome
+
+
+def _run(conditions: Conditions, attack: str, settings: AttackSettings) -> AttackRun:
+    subject, sources = conditions.subject, conditions.sources
     if attack == TRANSFER:
         stages, models = transfer_stages(sources, settings), [subject, *sources]
     else:
         stages, models = registry.stages(attack, settings), [subject]
     what = description(attack, settings) | {
-        "seed": seed,
+        "seed": conditions.seed,
         "norm": settings.norm,
         "epsilon": settings.epsilon,
         "stages": [stage.name for stage in stages],
     }
-    identity = attack_run.fingerprint(models, split, what)
+    identity = attack_run.fingerprint(models, conditions.split, what)
     return AttackRun(
         subject,
-        split,
+        conditions.split,
         stages,
         epsilon=settings.epsilon,
         norm=settings.norm,
-        seed=seed,
-        batch_size=batch_size,
+        seed=conditions.seed,
+        batch_size=conditions.batch_size,
         draws=settings.draws,
-        path=directory / file_name(attack, settings, identity),
+        path=conditions.directory / file_name(attack, settings, identity),
         identity=identity,
         use_latent=attack == "pgd-latent",
     )
@@ -186,8 +203,10 @@ def _above_chance(subject: Subject, outcome: Outcome) -> self_checks.Check:
     )
 
 
-def _check(subject, split, chosen, outcomes, seed, batch_size) -> list[self_checks.Check]:
-    count = len(split)
+def _check(
+    conditions: Conditions, chosen: list[tuple[str, AttackSettings]], outcomes: list[Outcome]
+) -> list[self_checks.Check]:
+    count = min(conditions.check_examples, len(conditions.split))
     with_steps = [settings for attack, settings in chosen if "step_size" in uses(attack)]
     settings = (with_steps or [chosen[0][1]])[0]
     white, black = [], []
@@ -195,13 +214,13 @@ def _check(subject, split, chosen, outcomes, seed, batch_size) -> list[self_chec
         (black if attack == TRANSFER else white).append(outcome.robust[:count])
     shown = _Shown(f"checks, epsilon {radius.as_text(settings.epsilon)}", [])
     checks = self_checks.run(
-        subject,
-        split,
+        conditions.subject,
+        conditions.split.take(count),
         settings,
         np.logical_and.reduce(white) if white else None,
         np.logical_and.reduce(black) if black else None,
-        seed=seed,
-        batch_size=batch_size,
+        seed=conditions.seed,
+        batch_size=conditions.batch_size,
         progress=shown.update,
     )
     shown.done()
@@ -220,12 +239,12 @@ def _stronger(outcome: Outcome, outcomes: list[Outcome], names: list[str]) -> st
     return f"the attacks together break {100 * (own - together):.1f} points more"
 
 
-def _record(subject, outcome, robust, settings, steady, checks) -> dict[str, Any]:
+def _record(subject, outcome, robust, settings, steady, checks) -> ResultRecord:
     correct, count = outcome.correct, len(robust)
     survived = int(np.sum(robust))
     # Of a stochastic model that was attacked in single draws, nothing is known to be robust.
     called = steady or settings.draws > 1
-    record = {
+    record: ResultRecord = {
         "dataset": subject.dataset,
         "split": "test",
         "examples": count,

@@ -8,7 +8,6 @@ stopped attack goes on where it was.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import tensorflow as tf
 from anpvs_tf.attacks import stochastic, threat_model
 from anpvs_tf.attacks.losses import logits_of
 from anpvs_tf.attacks.registry import Stage
-from anpvs_tf.common import randomness
+from anpvs_tf.common import files, randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation.attacked_model import Subject, check_logits
@@ -245,9 +244,9 @@ class AttackRun:
         values = dataclasses.asdict(outcome)
         moved = {f"moved/{name}": total for name, total in values.pop("moved").items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp.npz")
-        np.savez(temporary, identity=self.identity, **values, **moved)
-        os.replace(temporary, self.path)
+        files.replace_atomically(
+            self.path, lambda path: np.savez(path, identity=self.identity, **values, **moved)
+        )
 
     def _read(self) -> Outcome | None:
         if self.path is None or not self.path.exists():

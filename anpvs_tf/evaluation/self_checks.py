@@ -2,6 +2,7 @@
 
 A defence that hides its gradients looks robust to the attacks that need them. It is
 found out by attacks that should be weaker and are not, or stronger and do nothing.
+`measure` runs those attacks; each check then judges the figures, without the model.
 """
 
 import dataclasses
@@ -38,6 +39,52 @@ def deterministic(subject: Subject, images: tf.Tensor) -> bool:
     return bool(np.allclose(first, second, rtol=1e-4, atol=1e-4 * np.abs(first).max(initial=1e-9)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the checks judge: shares of `examples` images, in [0, 1], unless said otherwise.
+
+    Attributes:
+        steps: of PGD, as the evaluation has them; draws: that it averages over.
+        one_step, pgd, double: right after FGSM, after PGD, and after PGD of twice the steps.
+        by_restart: after PGD of `STRONGER_STEPS` times the steps, one start after another.
+        noise, square: right after random noise, and after Square with `QUERIES` queries.
+        everything: right after attacks of radius `whole`, which may paint every image grey.
+        transferred: right after transferred examples; None if there were none.
+        reported: right after all other attacks of the evaluation; None if there were none.
+        vanishing: at which the cross-entropy's gradient is zero.
+        steady: whether two passes of the network agree.
+        deployed: (whether the network that was attacked classifies like the trained one, the
+            largest difference of their logits over the largest logit); None without a trained one.
+    """
+
+    examples: int
+    classes: int
+    steps: int
+    draws: int
+    one_step: float
+    pgd: float
+    double: float
+    by_restart: tuple[float, ...]
+    noise: float
+    square: float
+    whole: float
+    everything: float
+    transferred: float | None
+    reported: float | None
+    vanishing: float
+    steady: bool
+    deployed: tuple[bool, float] | None
+
+    @property
+    def tolerance(self) -> float:
+        return max(TOLERANCE, 1.01 / self.examples)
+
+    @property
+    def white(self) -> float:
+        """After the strongest attack that follows gradients."""
+        return min(self.by_restart)
+
+
 def run(
     subject: Subject,
     split: loading.Split,
@@ -59,14 +106,46 @@ def run(
         transferred: bool, which of them withstood transferred examples; None if
             there were none.
     """
-    draws = settings.draws or 1
+    measured = measure(
+        subject,
+        split,
+        settings,
+        reported,
+        transferred,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return judge(measured)
 
-    def accuracy(attack: str, **changes) -> Outcome:
+
+def judge(measured: Measured) -> list[Check]:
+    """The checks that the figures allow, in the order in which they are shown."""
+    found = (check(measured) for check in _CHECKS)
+    return [check for check in found if check is not None]
+
+
+def measure(
+    subject: Subject,
+    split: loading.Split,
+    settings: AttackSettings,
+    reported: np.ndarray | None,
+    transferred: np.ndarray | None,
+    *,
+    seed: int,
+    batch_size: int,
+    progress: Progress = lambda stage, done, total: None,
+) -> Measured:
+    """Attacks the model as the checks need it. Args: as of `run`."""
+    draws = settings.draws or 1
+    settings = resolve("pgd", settings)
+
+    def attack(name: str, **changes) -> Outcome:
         chosen = dataclasses.replace(settings, **changes)
         return AttackRun(
             subject,
             split,
-            registry.stages(attack, chosen),
+            registry.stages(name, chosen),
             epsilon=chosen.epsilon,
             norm=chosen.norm,
             seed=seed,
@@ -74,90 +153,37 @@ def run(
             draws=draws,
         ).run(lambda stage, *counts: progress(f"check {stage}", *counts))
 
-    settings = resolve("pgd", settings)
-    tolerance = max(TOLERANCE, 1.01 / len(split))
-    double = accuracy("pgd", steps=2 * settings.steps, restarts=1)
-    strong = accuracy("pgd", steps=STRONGER_STEPS * settings.steps, restarts=STRONGER_RESTARTS)
-    by_restart = list(strong.accuracy_after().values())
-    plain = accuracy("pgd", restarts=1)
-    single = float(np.mean(accuracy("fgsm").robust))
-    noise = float(np.mean(accuracy("noise", restarts=1).robust))
-    square = float(np.mean(accuracy("square", queries=QUERIES, restarts=1).robust))
+    def right(name: str, **changes) -> float:
+        return float(np.mean(attack(name, **changes).robust))
+
+    strong = attack("pgd", steps=STRONGER_STEPS * settings.steps, restarts=STRONGER_RESTARTS)
     dimensions = float(np.prod(split.images.shape[1:]))
     whole = 0.5 if settings.norm == "linf" else 0.5 * math.sqrt(dimensions)
-    most = accuracy("pgd", epsilon=whole, steps=100, step_size=whole / 20, restarts=1)
-    most = (
-        most.robust
-        & accuracy("pgd-margin", epsilon=whole, steps=100, step_size=whole / 20, restarts=1).robust
+    most = {"epsilon": whole, "steps": 100, "step_size": whole / 20, "restarts": 1}
+    return Measured(
+        examples=len(split),
+        classes=subject.classes,
+        steps=settings.steps,
+        draws=draws,
+        one_step=right("fgsm"),
+        pgd=right("pgd", restarts=1),
+        double=right("pgd", steps=2 * settings.steps, restarts=1),
+        by_restart=tuple(strong.accuracy_after().values()),
+        noise=right("noise", restarts=1),
+        square=right("square", queries=QUERIES, restarts=1),
+        whole=whole,
+        everything=float(
+            np.mean(attack("pgd", **most).robust & attack("pgd-margin", **most).robust)
+        ),
+        transferred=None if transferred is None else float(np.mean(transferred)),
+        reported=None if reported is None else float(np.mean(reported)),
+        vanishing=_vanishing(subject, split, settings.norm, batch_size),
+        steady=deterministic(subject, pipelines.to_float(split.images[:batch_size])),
+        deployed=None if subject.outputs is None else _deployed(subject, split, batch_size),
     )
-    chance = 1 / subject.classes
-    limit = chance + 3 * math.sqrt(chance * (1 - chance) / len(split))
-    pgd = float(np.mean(plain.robust))
-    white = min(by_restart)
-    black = {f"square, {QUERIES} queries": square}
-    if transferred is not None:
-        black["transfer"] = float(np.mean(transferred))
-    zero = _vanishing(subject, split, settings.norm, batch_size)
-    checks = [
-        Check("ball", True, "an image left the ball or [0, 1]", "asserted on every batch"),
-        Check(
-            "iterations",
-            single >= pgd - tolerance,
-            "many steps should beat one: if not, the gradients mislead",
-            f"one step {single:.1%}, {settings.steps} steps {pgd:.1%}",
-        ),
-        Check(
-            "chance",
-            float(np.mean(most)) <= limit,
-            "an adversary who may paint every image grey should leave chance: gradients are masked",
-            f"epsilon {whole:g}: {np.mean(most):.1%}, chance {chance:.1%}",
-        ),
-        Check(
-            "noise",
-            noise >= white - tolerance,
-            "random noise should be weaker than attacks that follow gradients",
-            f"noise {noise:.1%}, white box {white:.1%}",
-        ),
-        Check(
-            "black box",
-            min(black.values()) >= white - tolerance,
-            "attacks without gradients should be weaker than those with: gradients are masked",
-            f"white box {white:.1%}, "
-            + ", ".join(f"{name} {value:.1%}" for name, value in black.items()),
-        ),
-        Check(
-            "gradients",
-            zero <= VANISHING_SHARE,
-            "where the gradient is zero, cross-entropy attacks are blind",
-            f"zero at {zero:.1%} of the images",
-        ),
-    ]
-    if reported is not None:
-        worst = float(np.mean(reported))
-        curve = f"PGD {settings.steps} steps {pgd:.1%}, {2 * settings.steps} steps "
-        curve += f"{np.mean(double.robust):.1%}, {STRONGER_STEPS * settings.steps} steps with 1 to "
-        curve += f"{STRONGER_RESTARTS} starts " + ", ".join(f"{value:.1%}" for value in by_restart)
-        checks.append(
-            Check(
-                "convergence",
-                white >= worst - tolerance,
-                "more steps and restarts find much more: not converged, attack harder",
-                f"reported {worst:.1%}; {curve}",
-            )
-        )
-    images = pipelines.to_float(split.images[:batch_size])
-    steady = deterministic(subject, images)
-    checks.append(
-        Check(
-            "deterministic",
-            steady or draws > 1,
-            "two passes differ: use --eot, a figure without it is no robust accuracy",
-            ("two passes agree" if steady else "two passes differ") + f", --eot={draws}",
-        )
-    )
-    if subject.outputs is not None:
-        checks.append(_same_network(subject, split, batch_size))
-    return checks
+
+
+# ---- Measuring without an attack ----
 
 
 def _vanishing(subject: Subject, split: loading.Split, norm: str, batch_size: int) -> float:
@@ -174,8 +200,8 @@ def _vanishing(subject: Subject, split: loading.Split, norm: str, batch_size: in
     return float(np.mean(np.concatenate(found)))
 
 
-def _same_network(subject: Subject, split: loading.Split, batch_size: int) -> Check:
-    """The deployed network against the trained one."""
+def _deployed(subject: Subject, split: loading.Split, batch_size: int) -> tuple[bool, float]:
+    """The deployed network against the trained one, as `Measured` has it."""
     differences, equal = [], True
     for images, _ in pipelines.evaluation_batches(split, batch_size):
         deployed, trained = subject.logits(images), subject.outputs(images)["logits"]
@@ -185,10 +211,103 @@ def _same_network(subject: Subject, split: loading.Split, batch_size: int) -> Ch
         clear = top[:, 0] - top[:, 1] > 1e-4 * scale
         same = tf.argmax(deployed, 1) == tf.argmax(trained, 1)
         equal &= bool(tf.reduce_all(same | ~clear))
-    largest = float(np.max(differences))  # NaN stays NaN, and is not small.
+    return equal, float(np.max(differences))  # NaN stays NaN, and is not small.
+
+
+# ---- Judging ----
+
+
+def _ball(_: Measured) -> Check:
+    return Check("ball", True, "an image left the ball or [0, 1]", "asserted on every batch")
+
+
+def _iterations(measured: Measured) -> Check:
+    return Check(
+        "iterations",
+        measured.one_step >= measured.pgd - measured.tolerance,
+        "many steps should beat one: if not, the gradients mislead",
+        f"one step {measured.one_step:.1%}, {measured.steps} steps {measured.pgd:.1%}",
+    )
+
+
+def _chance(measured: Measured) -> Check:
+    chance = 1 / measured.classes
+    limit = chance + 3 * math.sqrt(chance * (1 - chance) / measured.examples)
+    return Check(
+        "chance",
+        measured.everything <= limit,
+        "an adversary who may paint every image grey should leave chance: gradients are masked",
+        f"epsilon {measured.whole:g}: {measured.everything:.1%}, chance {chance:.1%}",
+    )
+
+
+def _noise(measured: Measured) -> Check:
+    return Check(
+        "noise",
+        measured.noise >= measured.white - measured.tolerance,
+        "random noise should be weaker than attacks that follow gradients",
+        f"noise {measured.noise:.1%}, white box {measured.white:.1%}",
+    )
+
+
+def _black_box(measured: Measured) -> Check:
+    black = {f"square, {QUERIES} queries": measured.square}
+    if measured.transferred is not None:
+        black["transfer"] = measured.transferred
+    return Check(
+        "black box",
+        min(black.values()) >= measured.white - measured.tolerance,
+        "attacks without gradients should be weaker than those with: gradients are masked",
+        f"white box {measured.white:.1%}, "
+        + ", ".join(f"{name} {value:.1%}" for name, value in black.items()),
+    )
+
+
+def _gradients(measured: Measured) -> Check:
+    return Check(
+        "gradients",
+        measured.vanishing <= VANISHING_SHARE,
+        "where the gradient is zero, cross-entropy attacks are blind",
+        f"zero at {measured.vanishing:.1%} of the images",
+    )
+
+
+def _convergence(measured: Measured) -> Check | None:
+    if measured.reported is None:
+        return None
+    steps = measured.steps
+    return Check(
+        "convergence",
+        measured.white >= measured.reported - measured.tolerance,
+        "more steps and restarts find much more: not converged, attack harder",
+        f"reported {measured.reported:.1%}; PGD {steps} steps {measured.pgd:.1%}, "
+        f"{2 * steps} steps {measured.double:.1%}, {STRONGER_STEPS * steps} steps with 1 to "
+        f"{STRONGER_RESTARTS} starts " + ", ".join(f"{value:.1%}" for value in measured.by_restart),
+    )
+
+
+def _deterministic(measured: Measured) -> Check:
+    return Check(
+        "deterministic",
+        measured.steady or measured.draws > 1,
+        "two passes differ: use --eot, a figure without it is no robust accuracy",
+        f"two passes {'agree' if measured.steady else 'differ'}, --eot={measured.draws}",
+    )
+
+
+def _frozen(measured: Measured) -> Check | None:
+    if measured.deployed is None:
+        return None
+    equal, largest = measured.deployed
     return Check(
         "frozen",
         equal and largest < 1e-4,
         "what was attacked is not what was trained",
         f"frozen and gated logits differ by at most {largest:.1e} of the largest",
     )
+
+
+_CHECKS = (
+    *(_ball, _iterations, _chance, _noise, _black_box, _gradients),
+    *(_convergence, _deterministic, _frozen),
+)

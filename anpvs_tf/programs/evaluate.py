@@ -13,7 +13,7 @@ finished is not computed twice. Lengths in images (epsilons, step sizes) are in 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from anpvs_tf.attacks import radius
@@ -29,6 +29,7 @@ from anpvs_tf.attacks.settings import (
 )
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.common.files import check_directory
 from anpvs_tf.common.program import Flags
 from anpvs_tf.data.sources import Source, describe
 from anpvs_tf.evaluation import attack_choice
@@ -36,6 +37,7 @@ from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolution import defaults, parsed_size
+from anpvs_tf.runs.result_record import ResultRecord
 
 FEWEST_CHECKED = 50
 EXPERTS = "For experts"
@@ -256,7 +258,7 @@ def _home(values: Any) -> RunDirectory:
         return RunDirectory(values.run_dir)
     beside = pathlib.Path(values.saved_model).absolute()
     home = RunDirectory(values.out_dir or f"{beside}-evaluation")
-    home.check_place()
+    check_directory(home.path, f"directory of the results {home.path}", "--out_dir")
     return home
 
 
@@ -279,28 +281,43 @@ def main(values: Any) -> None:
         subject = attacked_model.of_model(values.saved_model, source, input_range)
     if subject.remark:
         print(subject.remark)
-    sources = [attacked_model.of_run(RunDirectory(path)) for path in values.source_run]
     stream = bool(values.run_dir) and usual["stream"]
     split = loading.load_test(source, values.data_dir, values.download, stream)
     split = split.take(values.examples)
-    check_examples = min(values.check_examples, len(split))
-    if check_examples < FEWEST_CHECKED and values.check_examples:
-        print(f"{len(split)} examples are too few for self-checks; they are left out")
-        check_examples = 0
+    conditions = assessment.Conditions(
+        subject,
+        split,
+        home.path / "evaluation",
+        seed=values.seed,
+        batch_size=min(values.batch_size, len(split)),
+        sources=[attacked_model.of_run(RunDirectory(path)) for path in values.source_run],
+        check_examples=_checked(values.check_examples, len(split)),
+    )
+    print(console.evaluation_table(_recorded(home, assessment.assess(conditions, attacks))))
+    print(f"Results are in {home.path}")
+    if values.run_dir:
+        print(next_steps.text(str(home.path), "report", "export"))
+
+
+def _checked(wanted: int, examples: int) -> int:
+    """How many of the examples the self-checks see; 0 if they are too few."""
+    if wanted and examples < FEWEST_CHECKED:
+        print(f"{examples} examples are too few for self-checks; they are left out")
+        return 0
+    return min(wanted, examples)
+
+
+def _recorded(home: RunDirectory, made: Iterator[ResultRecord]) -> list[ResultRecord]:
+    """The records of an evaluation, each written to results.json as soon as it is made.
+
+    Raises:
+        TrainingError: an attack left the threat model.
+    """
     found = []
     with home.owned():
         held = home.results()
         try:
-            for record in assessment.assess(
-                subject,
-                split,
-                attacks,
-                seed=values.seed,
-                batch_size=min(values.batch_size, len(split)),
-                directory=home.path / "evaluation",
-                sources=sources,
-                check_examples=check_examples,
-            ):
+            for record in made:
                 held = records.merged(held, [record])
                 home.write_results(held)
                 found.append(record)
@@ -308,10 +325,7 @@ def main(values: Any) -> None:
             raise TrainingError(
                 f"{error}; the figures of this attack are wrong, please report it"
             ) from error
-    print(console.evaluation_table(found))
-    print(f"Results are in {home.path}")
-    if values.run_dir:
-        print(next_steps.text(str(home.path), "report", "export"))
+    return found
 
 
 def run() -> None:

@@ -246,8 +246,8 @@ def read(path: pathlib.Path) -> Run:
     if not directory.finished:
         raise UsageError("not finished: it has no results.json; continue it with bin/train.py")
     settings = directory.settings()
+    held = directory.results()
     try:
-        held = directory.results()
         command = json.loads(directory.config_path.read_text()).get("command") or []
         metrics = [
             {name: float(value) for name, value in row.items() if value}

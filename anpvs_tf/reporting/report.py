@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.files import check_directory, staging
 from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading
 from anpvs_tf.reporting import (
@@ -134,16 +135,11 @@ def _write_figures(drawn: list[style.Picture], directory: pathlib.Path) -> list[
 
 def check_free(out: pathlib.Path) -> None:
     """Raises UsageError unless a report can be put at `out`: a new place, or an earlier report."""
-    existing = out
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UsageError(f"--out={out}: {existing} is a file; choose another --out")
-    parent = out.parent if existing == out else existing
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--out={out} cannot be written (at {parent})")
-    if existing != out:
+    what = f"--out={out}"
+    check_directory(out, what, "--out")
+    if not out.exists():
         return
+    check_directory(out.parent, what, "--out")  # A new report takes the place of the old one.
     try:
         own = {*json.loads((out / MANIFEST).read_text())["files"], MANIFEST}
     except (OSError, ValueError, KeyError, TypeError):
@@ -211,13 +207,7 @@ def _files(directory: pathlib.Path) -> set[str]:
 @contextlib.contextmanager
 def _beside(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory beside `out` that takes its place at the end; an error leaves `out` as it is."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise UsageError(f"--out={out} cannot be written: {error.strerror}") from error
-    try:
-        made.chmod(0o755)
+    with staging(out, f"--out={out}", "--out") as made:
         yield made
         check_free(out)
         if out.exists():
@@ -227,5 +217,3 @@ def _beside(out: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(old)
         else:
             os.rename(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

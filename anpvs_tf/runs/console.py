@@ -6,6 +6,7 @@ from anpvs_tf.attacks import radius
 from anpvs_tf.common.progress import duration
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.records import attack_text, pruned
+from anpvs_tf.runs.result_record import ResultRecord
 from anpvs_tf.runs.settings import Settings
 
 
@@ -76,7 +77,7 @@ def target_summary(target: dict[str, Any]) -> str:
     )
 
 
-def evaluation_table(records: list[dict[str, Any]]) -> str:
+def evaluation_table(records: list[ResultRecord]) -> str:
     """Records of bin/evaluate.py as lines: the figures, then every check."""
     lines, shown = [], []
     for record in records:
@@ -113,7 +114,7 @@ def evaluation_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def result_table(record: dict[str, Any]) -> str:
+def result_table(record: ResultRecord) -> str:
     """The record of a training run as the lines that end it."""
     attack, threat = record["attack"], record["threat_model"]
     features = "  ".join(

@@ -16,23 +16,23 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import io
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from anpvs_tf import __version__
-from anpvs_tf.common.errors import InUse, UsageError, one_line
-from anpvs_tf.common.files import write_atomically, writing
+from anpvs_tf.common import lock
+from anpvs_tf.common.errors import UsageError, one_line
+from anpvs_tf.common.files import check_directory, replace_atomically, write_atomically
 from anpvs_tf.data.sources import file_name
 from anpvs_tf.runs import checksums
-from anpvs_tf.runs.resolution import defaults, validated
-from anpvs_tf.runs.settings import Settings, source_of
+from anpvs_tf.runs.resolution import validated
+from anpvs_tf.runs.result_record import ResultRecord
+from anpvs_tf.runs.settings import Settings
 
 if TYPE_CHECKING:
     import keras
@@ -83,16 +83,7 @@ class RunDirectory:
 
     def check_place(self) -> None:
         """Raises UsageError unless the directory can be written, or made."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"run directory {self.path} is a file; choose another --run_dir")
-        try:
-            existing = self.path
-            while not existing.exists():
-                existing = existing.parent
-        except OSError as error:
-            raise UsageError(f"run directory {self.path}: {error.strerror}") from error
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UsageError(f"run directory {self.path} cannot be written (at {existing})")
+        check_directory(self.path, f"run directory {self.path}", "--run_dir")
 
     def check(self, settings: Settings, overwrite: bool = False) -> None:
         """Raises UsageError unless a run with these settings can begin or go on here.
@@ -123,7 +114,7 @@ class RunDirectory:
 
     def _empty(self) -> bool:
         """Whether there is nothing but what a process leaves that dies in `begin`."""
-        found = [path for path in self.path.iterdir() if not path.match("config.json*.tmp")]
+        found = [path for path in self.path.iterdir() if not path.match(".tmp-*-config.json")]
         return found in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
 
     def clear(self) -> None:
@@ -141,36 +132,13 @@ class RunDirectory:
         for path in (sums, self.metrics_path, self.timings_path, self.config_path):
             path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Makes the directory and holds it against other processes; death lets it go.
-
-        Raises:
-            InUse: another process works here.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(
-                    f"another process works in {self.path}; wait for it, or choose another "
-                    "--run_dir"
-                ) from None
-            yield
-        finally:
-            os.close(handle)
+    def owned(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the directory against other processes, as `common.lock.owned`."""
+        return lock.owned(self.path, "--run_dir")
 
     def in_use(self) -> bool:
         """Whether a process holds the directory by `owned`."""
-        if not self.path.is_dir():
-            return False
-        try:
-            with self.owned():
-                return False
-        except InUse:
-            return True
+        return lock.in_use(self.path)
 
     def begin(
         self,
@@ -206,9 +174,9 @@ class RunDirectory:
             UsageError: no readable config.json of this version of the package.
         """
         try:
-            values = json.loads(self.config_path.read_text())["settings"]
-            # A run of an older version lacks what was added since.
-            return validated(defaults(source_of(values), method=values["method"]) | values)
+            return validated(json.loads(self.config_path.read_text())["settings"])
+        except UsageError as error:
+            raise UsageError(f"{self.config_path} cannot be used: {error}") from error
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{self.path} holds no readable config.json: {one_line(error)}"
@@ -230,7 +198,7 @@ class RunDirectory:
             writer.writerows(table)
             write_atomically(path, text.getvalue())
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[ResultRecord]:
         """The records of results.json; none before the run is finished.
 
         Raises:
@@ -247,7 +215,7 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{self.results_path} cannot be read: {one_line(error)}") from error
 
-    def write_results(self, records: list[dict[str, Any]]) -> None:
+    def write_results(self, records: list[ResultRecord]) -> None:
         """Replaces results.json, which marks the run as finished."""
         text = json.dumps(records, indent=2) + "\n"
         if not self.config_path.exists():  # Evaluations of a model that was not trained here.
@@ -275,10 +243,7 @@ class RunDirectory:
         Raises:
             TrainingError: they could not be written.
         """
-        temporary = self.checkpoints / "unfinished.weights.h5"
-        with writing(self.weights_path, temporary):
-            network.save_weights(temporary)
-            os.replace(temporary, self.weights_path)
+        replace_atomically(self.weights_path, network.save_weights)
 
     def check_finished(self) -> None:
         """Raises UsageError unless a finished run is here."""

@@ -5,11 +5,12 @@ from typing import Any
 from anpvs_tf.attacks import radius
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import directory
+from anpvs_tf.runs.result_record import ResultRecord
 
 WORST_CASE = "worst-case"
 
 
-def merged(held: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(held: list[ResultRecord], new: list[ResultRecord]) -> list[ResultRecord]:
     """`held` with `new` behind it; what `new` evaluates anew is replaced."""
 
     def identity(record):
@@ -53,19 +54,19 @@ def attack_text(attack: dict[str, Any]) -> str:
     return f"{attack['name']} ({', '.join(parts)})" if parts else attack["name"]
 
 
-def pruned(record: dict[str, Any]) -> list[str]:
+def pruned(record: ResultRecord) -> list[str]:
     """Says which shares are pruned, as ["77.25% of features"]; none that rounds to 0."""
     shares = {"sparsity": "features", "weight_sparsity": "weights"}
     texts = [f"{record.get(key, 0.0):.2%} of {what}" for key, what in shares.items()]
     return [text for text in texts if not text.startswith("0.00%")]
 
 
-def of_training(record: dict[str, Any]) -> bool:
+def of_training(record: ResultRecord) -> bool:
     """Whether bin/train.py wrote this record; else bin/evaluate.py did."""
     return "efficiency" in record
 
 
-def training_record(run: directory.RunDirectory) -> dict[str, Any]:
+def training_record(run: directory.RunDirectory) -> ResultRecord:
     """What bin/train.py wrote of a finished run.
 
     Raises:

@@ -288,9 +288,7 @@ CHOSEN = {name: field for name, field in FIELDS.items() if "found" not in field.
 
 
 def source_of(values: Mapping[str, Any]) -> Source:
-    """The dataset of a run as its settings describe it; by name, for those of older versions."""
-    if "classes" not in values:
-        return SOURCES[values["dataset"]]
+    """The dataset of a run as its settings describe it."""
     return Source(
         values["dataset"],
         (*values["image_size"], values["channels"]),

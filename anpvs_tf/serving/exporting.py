@@ -12,14 +12,12 @@ renamed, so that a server never sees half a model.
 import dataclasses
 import os
 import pathlib
-import shutil
-import tempfile
 
 import keras
 import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.common.files import write_atomically
+from anpvs_tf.common.files import check_directory, staging, write_atomically
 from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory
@@ -79,9 +77,8 @@ def export(
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     _check_packages(format)
+    run.check_finished()
     settings = run.settings()
-    if not run.finished:
-        raise UsageError(f"run {run.path} is not finished; continue it with bin/train.py")
     base = pathlib.Path(export_base)
     version = choose_version(base, version, format)
     network = run.load_network()
@@ -90,32 +87,19 @@ def export(
     names = settings.class_names
 
     # ---- Write beside, check, rename ----
-    missing = [path for path in (base, *base.parents) if not path.exists()]
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(dir=base, prefix=".unfinished-"))
-    except OSError as error:
-        raise UsageError(f"export base {base} cannot be written: {error.strerror}") from error
     path = base / str(version)
-    try:
-        temporary.chmod(0o755)  # mkdtemp's 0700 would shut out the server's user.
+    with staging(path, f"export base {base}", "--export_base") as beside:
         if format == "saved_model":
-            signatures.write_saved_model(frozen, names, temporary)
-            signatures.write_warmup(temporary, base.resolve().name, test.images[:1])
+            signatures.write_saved_model(frozen, names, beside)
+            signatures.write_warmup(beside, base.resolve().name, test.images[:1])
         else:
-            write_tflite(frozen, temporary)
-        report = verification.verify(network, test, names, temporary)
+            write_tflite(frozen, beside)
+        report = verification.verify(network, test, names, beside)
         card = model_card.text(run, frozen, format, version, report)
-        (temporary / "README.md").write_text(card)
-        try:
-            temporary.rename(path)
-        except OSError as error:  # Somebody else made this version meanwhile.
-            raise UsageError(f"{path} exists; choose another --version") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if missing:
-            shutil.rmtree(missing[-1], ignore_errors=True)
-        raise
+        (beside / "README.md").write_text(card)
+        if path.exists():  # Another export made this version meanwhile.
+            raise UsageError(f"{path} exists; choose another --version")
+        beside.rename(path)
     if format == "saved_model":
         write_server_configs(base)
     return Exported(path, network, frozen, report)
@@ -128,13 +112,7 @@ def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
         UsageError: `base` is no writable directory, the version exists or is
             below 1, or `base` holds versions of another format.
     """
-    if base.exists() and not base.is_dir():
-        raise UsageError(f"export base {base} is a file; choose another --export_base")
-    existing = base.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"export base {base} cannot be written (at {existing})")
+    check_directory(base, f"export base {base}", "--export_base")
     held = [entry for entry in base.iterdir() if entry.name.isdigit()] if base.exists() else []
     for entry in held:
         # A server would try to load every version as a SavedModel.
@@ -158,7 +136,7 @@ def _check_packages(format: str) -> None:
             import tensorflow_serving.apis  # noqa: F401
         else:
             import ai_edge_litert  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(
             f"--format={format} needs the package {error.name}: pip install 'anpvs_tf[serving]'"
         ) from error

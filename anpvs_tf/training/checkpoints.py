@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common.errors import TrainingError, UsageError, one_line
+from anpvs_tf.common.files import flush
 
 KEPT = 2
 # More steps that are left out and training makes no progress.
@@ -153,9 +154,9 @@ class Checkpoints:
             self.checkpoint.write(str(beside / "ckpt"))
             # Without its index a checkpoint is not there: the index comes last.
             for part in sorted(beside.iterdir(), key=lambda path: path.suffix == ".index"):
-                _flush(part)
+                flush(part)
                 os.replace(part, self.directory / part.name.replace("ckpt", f"ckpt-{number}"))
-            _flush(self.directory)
+            flush(self.directory)
         except (OSError, tf.errors.OpError) as error:
             for path in self.directory.glob(f"ckpt-{number}.*"):
                 path.unlink()
@@ -260,12 +261,3 @@ def verify(path: pathlib.Path) -> None:
     reader = tf.train.load_checkpoint(str(path))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
-
-
-def _flush(path: pathlib.Path) -> None:
-    """Returns when a file, or the names in a directory, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,6 +7,7 @@ trials and trains none, and the others ask it. All share the sweep's directory.
 
 import contextlib
 import gc
+import pathlib
 import socket
 import sys
 import threading
@@ -21,6 +22,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import config
 
+from anpvs_tf.common import lock
 from anpvs_tf.common.errors import Interrupted, InUse, TrainingError, UsageError, one_line
 from anpvs_tf.common.files import write_atomically
 from anpvs_tf.runs.directory import RunDirectory
@@ -138,7 +140,7 @@ def run(sweep: Sweep) -> None:
         return
     if own.name == "chief":
         _check_port(own)
-    with RunDirectory(sweep.path).owned():
+    with lock.owned(sweep.path, "--run_dir"):
         sweep.begin()
         tuner = _tuner(sweep)
         if own.name == "chief":
@@ -187,7 +189,7 @@ def _lead(sweep: Sweep, tuner: RunTuner, own: Role) -> None:
     while not (oracle.stopped and not oracle.tuners()):
         wait_until(lambda: False, seconds=1.0)
         for tuner_id in oracle.tuners():
-            if not _place_of(sweep, tuner_id).in_use():
+            if not lock.in_use(_place_of(sweep, tuner_id)):
                 print(f"{tuner_id} is gone; its trial goes to the next worker", file=sys.stderr)
                 oracle.release(tuner_id)
         if (now := tuner.remaining.ended()) != ended:
@@ -200,9 +202,9 @@ def _lead(sweep: Sweep, tuner: RunTuner, own: Role) -> None:
 # ---- Worker ----
 
 
-def _place_of(sweep: Sweep, tuner_id: str) -> RunDirectory:
+def _place_of(sweep: Sweep, tuner_id: str) -> pathlib.Path:
     """Held by a worker as long as it lives."""
-    return RunDirectory(sweep.path / "workers" / tuner_id)
+    return sweep.path / "workers" / tuner_id
 
 
 @contextlib.contextmanager
@@ -211,7 +213,7 @@ def _alive(sweep: Sweep, own: Role) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for attempts_left in reversed(range(5)):
             try:
-                stack.enter_context(place.owned())
+                stack.enter_context(lock.owned(place, "KERASTUNER_TUNER_ID"))
                 break
             except InUse:  # By another worker, or by the chief that looks.
                 if not attempts_left:

@@ -213,7 +213,7 @@ class Sweep:
         chosen = self._chosen(self.space.corners()[0])
         if "dataset" not in self.space.swept:  # What cannot be had would fail every trial.
             loading.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
-        RunDirectory(self.path).check_place()
+        files.check_directory(self.path, f"sweep directory {self.path}", "--run_dir")
         if not self.state_path.exists():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise UsageError(

@@ -14,6 +14,7 @@ from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import assessment, self_checks
 from anpvs_tf.evaluation.attacked_model import Subject
 from anpvs_tf.runs import console, records
+from anpvs_tf.runs.result_record import ResultRecord
 
 MNIST = SOURCES["mnist"]
 RNG = np.random.default_rng(0)
@@ -34,12 +35,11 @@ def attack(name, epsilon=0.02, **settings):
 
 
 def assess(subject, attacks, tmp_path, **more):
-    directory = tmp_path / "evaluation"
-    return list(
-        assessment.assess(
-            subject, SPLIT, attacks, seed=0, batch_size=25, directory=directory, **more
-        )
+    more = {"split": SPLIT, **more}
+    conditions = assessment.Conditions(
+        subject, directory=tmp_path / "evaluation", seed=0, batch_size=25, **more
     )
+    return list(assessment.assess(conditions, attacks))
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (7, 10), (500, 1000), (359, 359)])
@@ -58,6 +58,8 @@ def test_records_and_the_worst_case(tmp_path):
         attack("fgsm", epsilon=0.05),
     ]
     pgd, fgsm, noise, worst, larger = assess(HONEST, attacks, tmp_path)
+    for record in (pgd, fgsm, noise, worst, larger):
+        assert record.keys() <= ResultRecord.__annotations__.keys()
     assert pgd["attack"] == {
         "name": "pgd",
         "steps": 10,
@@ -88,12 +90,11 @@ def test_no_evaluation_replaces_the_file_of_another(tmp_path):
     assess(HONEST, attacks, tmp_path)
     assert len(list((tmp_path / "evaluation").iterdir())) == 5
     # Fewer examples, another model, another source.
-    quick = {"seed": 0, "batch_size": 25, "directory": tmp_path / "evaluation"}
     other = dataclasses.replace(HONEST, digest="other")
-    list(assessment.assess(HONEST, SPLIT.take(10), [attack("fgsm")], **quick))
-    list(assessment.assess(other, SPLIT, [attack("fgsm")], **quick))
+    assess(HONEST, [attack("fgsm")], tmp_path, split=SPLIT.take(10))
+    assess(other, [attack("fgsm")], tmp_path)
     for source in (HONEST, other):
-        list(assessment.assess(HONEST, SPLIT, [attack("transfer")], sources=[source], **quick))
+        assess(HONEST, [attack("transfer")], tmp_path, sources=[source])
     assert len(list((tmp_path / "evaluation").iterdir())) == 9
 
 

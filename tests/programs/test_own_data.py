@@ -1,7 +1,6 @@
 """A run on the user's own images: what it keeps of them, and what it needs them for."""
 
 import dataclasses
-import json
 
 import pytest
 from image_files import noise_image, write
@@ -62,22 +61,6 @@ def test_run_directories_are_named_after_the_data(chosen):
     assert directory.default_name(chosen) == "folder-shapes-lenet5-standard-seed0"
     assert sources.file_name("tfds:imagenette/160px") == "tfds-imagenette-160px"
     assert sources.file_name("mnist") == "mnist"
-
-
-def test_a_run_of_an_older_version_has_its_data_by_name(tmp_path):
-    run = directory.RunDirectory(tmp_path / "run")
-    new = resolution.resolve({"dataset": "cifar10", "method": "standard"})
-    run.begin(new, [])
-    config = json.loads(run.config_path.read_text())
-    for name in (
-        *("image_size", "channels", "augment", "stream"),
-        *("classes", "class_names", "data_version"),
-    ):
-        del config["settings"][name]
-    run.config_path.write_text(json.dumps(config))
-    assert run.settings() == new
-    assert run.settings().source == sources.SOURCES["cifar10"]
-    assert (new.augment, new.classes, new.class_names[0]) == (True, 10, "airplane")
 
 
 def test_the_shape_of_a_named_dataset_is_not_to_be_chosen():

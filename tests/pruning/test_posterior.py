@@ -127,13 +127,16 @@ def test_a_bayesian_run_is_evaluated_as_means_or_as_an_ensemble(network, images,
     # Its records say so, and a card of the export, which is of the means, leaves them out.
     split = loading.load("digits").test.take(10)
     attacks = [("fgsm", AttackSettings(epsilon=0.05))]
-    (record,) = assessment.assess(
-        many, split, attacks, seed=0, batch_size=10, directory=tmp_path / "evaluation"
-    )
+
+    def assess(subject):
+        conditions = assessment.Conditions(
+            subject, split, tmp_path / "evaluation", seed=0, batch_size=10
+        )
+        return assessment.assess(conditions, attacks)
+
+    (record,) = assess(many)
     assert record["posterior_draws"] == 3 and record["model"] == many.name
-    (plain,) = assessment.assess(
-        means, split, attacks, seed=0, batch_size=10, directory=tmp_path / "evaluation"
-    )
+    (plain,) = assess(means)
     assert "posterior_draws" not in plain
     run.write_results([plain, record | {"robust_accuracy": 0.4321}])
     report = verification.Report(examples=1, accuracy=1.0, exported={})

@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_nothing_else(tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_flush", full)
+        patch.setattr(checkpoints, "flush", full)
         with pytest.raises(TrainingError, match=r"No space left.*ckpt-3; make room"):
             saved.save()
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -153,7 +153,7 @@ def test_a_second_signal_ends_the_process_at_once():
         ({"decay_at": 3}, "--decay_at must be numbers"),
         ({"decay_at": {"a": 1}}, "--decay_at must be numbers"),
         ({"dataset": "x"}, "unknown dataset 'x'"),
-        ({"dataset": []}, "unhashable"),
+        ({"dataset": []}, "--dataset must be of kind str; got []"),
         ({"method": {}}, "--method must be of kind str; got {}"),
         ({"__class__": 1}, "unknown setting '__class__'"),
     ],
@@ -175,4 +175,14 @@ def test_a_config_that_is_none_is_refused(tmp_path, text):
     run.begin(resolved(), [])
     run.config_path.write_text(text)
     with pytest.raises(UsageError, match="holds no readable config"):
+        run.settings()
+
+
+def test_a_config_with_a_setting_out_of_range_says_which(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.begin(resolved(), [])
+    config = json.loads(run.config_path.read_text())
+    config["settings"]["epochs"] = 0
+    run.config_path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"config.json cannot be used: --epochs must be"):
         run.settings()
