@@ -28,6 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf.attacks.settings import EVALUATION_BATCH
 from anpvs_tf.common import program, randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
@@ -42,7 +43,7 @@ from anpvs_tf.runs import build, console, directory
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolution import validated, with_precision
 from anpvs_tf.runs.settings import PRECISIONS, Settings
-from anpvs_tf.training import history, overfitting, trainer, warm_start
+from anpvs_tf.training import collapse, history, overfitting, warm_start, work
 from benchmarks import accelerator_run
 
 # What MLIR calls the kinds of numbers.
@@ -327,8 +328,8 @@ def write_export(
             f"--batch_size={settings.batch_size} is more than the {len(data.train)} training "
             f"examples of {settings.dataset}"
         )
-    steps = trainer.steps_of_epoch(settings, data)
-    validation, _ = trainer.evaluated_splits(settings, data)
+    steps = work.steps_of_epoch(settings, data)
+    validation, _ = work.evaluated_splits(settings, data)
 
     classifier = classifier_of(settings, len(data.train), steps, base)
     function, terms = step_function(classifier, settings, data.image_shape)
@@ -337,7 +338,7 @@ def write_export(
     sha = write_data(shared, data, settings, data_dir)
     (out / "step.bin").write_bytes(portable(function))
     evaluate = evaluator_of(build.build_network(settings, "float32"), settings)
-    batch_size = min(trainer.EVALUATION_BATCH, len(validation))
+    batch_size = min(EVALUATION_BATCH, len(validation))
     function = validation_function(evaluate, settings, batch_size, data.image_shape)
     (out / "validate.bin").write_bytes(portable(function))
     order = write_order(shared, settings, len(data.train))
@@ -354,7 +355,7 @@ def write_export(
         "variables": list(state),
         "deployed": places_of_deployed(classifier),
         "gates": [i for i, w in enumerate(evaluate.network.weights) if is_gate_variable(w)],
-        "validation_held": len(data.validation.take(trainer.VALIDATION_EXAMPLES)),
+        "validation_held": len(data.validation.take(work.VALIDATION_EXAMPLES)),
         "validation_examples": len(validation) // batch_size * batch_size,
         "first_selectable_epoch": build.first_selectable_epoch(settings),
         "data": os.path.relpath(shared, out),
@@ -388,7 +389,7 @@ def write_data(
     Raises:
         UsageError: the file holds others.
     """
-    split, validation = data.train, data.validation.take(trainer.VALIDATION_EXAMPLES)
+    split, validation = data.train, data.validation.take(work.VALIDATION_EXAMPLES)
     held = {
         "labels": split.labels.astype(np.int32),
         "validation_images": accelerator_run.packed(validation.images),
@@ -486,7 +487,7 @@ def read_trained(
     if len(rows) < settings.epochs:
         print(f"warning: {len(rows)} of {settings.epochs} epochs were trained", file=sys.stderr)
     data = loading.load(settings.source, data_dir, False, settings.train_examples)
-    validation, test = trainer.evaluated_splits(settings, data)
+    validation, test = work.evaluated_splits(settings, data)
     network = build.build_network(settings, "float32")
     classifier = classifier_of(settings, meta["train_examples"], meta["steps"])
     # Keras numbers names anew in every process: the order and the shapes are compared.
@@ -516,12 +517,12 @@ def read_trained(
             overfitted = overfitted or overfitting.noticed(settings, metrics)
         run.write_metrics(metrics, timings)
 
-        # ---- The result, as at the end of `trainer.train` ----
+        # ---- The result, as `Trainer.finish` ----
         epoch = len(rows)
         if (settings.select == "best" or overfitted) and best:
             epoch = 1 + int(np.nanargmax([row["validation_robust_accuracy"] for row in rows]))
             network.set_weights(best)
-        trainer.check_not_collapsed(network, epoch, run)
+        collapse.check_not_collapsed(network, epoch, run)
         evaluate, began = evaluator_of(network, settings, prune=True), time.monotonic()
         result = evaluate(test, settings.seed)
         spent = time.monotonic() - began
@@ -544,7 +545,7 @@ def evaluator_of(network: keras.Model, settings: Settings, prune: bool = False) 
     attack = PgdAttack(
         settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
     )
-    return Evaluator(network, attack, trainer.EVALUATION_BATCH, prune)
+    return Evaluator(network, attack, EVALUATION_BATCH, prune)
 
 
 def set_gates(network: keras.Model, numbers: np.ndarray) -> None:

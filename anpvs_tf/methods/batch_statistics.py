@@ -55,11 +55,6 @@ class Averages:
         """Everything that a resumed run needs, by name."""
         return {f"average_{v.path.replace('/', '_')}": average for v, average in self.pairs}
 
-    def begin(self) -> None:
-        """Sets the averages to the statistics as they are now."""
-        for variable, average in self.pairs:
-            average.assign(variable)
-
     def advance(self, share: tf.Tensor) -> None:
         """Moves the averages by `share` of the way to the statistics."""
         for variable, average in self.pairs:

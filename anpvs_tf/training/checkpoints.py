@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -171,25 +170,15 @@ class Checkpoints:
         self._sweep()
         self.saved_at = time.monotonic()
 
-    def restore(self, directory: pathlib.Path, number: int, added: Sequence[str] = ()) -> list[str]:
+    def restore(self, directory: pathlib.Path, number: int) -> None:
         """Reads a checkpoint; `directory` is another than that of `save` for some workers.
-
-        Args:
-            added: objects that checkpoints of earlier versions do not have.
-
-        Returns:
-            Those of `added` that this one does not have; they are left as they are.
 
         Raises:
             UsageError: it is not of this run as this version of the package trains it.
         """
         path, wanted = directory / f"ckpt-{number}", self.position.settings
         try:
-            written = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
-            held = {name.split("/")[0] for name in written}
-            absent = [name for name in added if name not in held]
-            objects = {n: o for n, o in self.objects.items() if n not in absent}
-            checkpoint = tf.train.Checkpoint(position=self.position, **objects)
+            checkpoint = tf.train.Checkpoint(position=self.position, **self.objects)
             checkpoint.read(str(path)).assert_existing_objects_matched()
         except (AssertionError, TypeError, *UNREADABLE) as error:
             raise UsageError(
@@ -206,7 +195,6 @@ class Checkpoints:
                 )
         self.position.settings = wanted
         self.saved_at = time.monotonic()
-        return absent
 
     def good(self) -> int | None:
         """The number of the newest checkpoint that can be read; None if there is none at all.

@@ -5,9 +5,12 @@ longer moves and that PGD breaks entirely (Wong et al. 2020; Andriushchenko & Fl
 2020). Nothing in the training losses shows it; the attack on the validation split does.
 """
 
+import sys
 from typing import Any
 
+from anpvs_tf.common.errors import TrainingError
 from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 
 # More steps than that have not been seen to collapse at the usual radii.
@@ -38,3 +41,22 @@ def noticed(settings: Settings, rows: list[dict[str, Any]]) -> bool:
     robust = now["validation_robust_accuracy"]
     rose = now["train_accuracy"] > before["train_accuracy"]
     return rose and robust < min(LEFT * best, best - LOST)
+
+
+def check_good_epoch(epoch: int, best: int, run: RunDirectory) -> None:
+    """Says that training ends because of catastrophic overfitting, and what is kept.
+
+    Raises:
+        TrainingError: there is no epoch to go back to.
+    """
+    found = (
+        f"catastrophic overfitting in epoch {epoch}: accuracy under the training attack rose, "
+        "under the validation attack it fell to less than half"
+    )
+    cure = "more --attack_steps with --train_attack=pgd, or a smaller --learning_rate, prevent it"
+    if not best:
+        raise TrainingError(
+            f"{found}, and no epoch before had the network that was asked for; {cure}; start "
+            f"anew with --overwrite ({run.path} keeps the epochs before)"
+        )
+    print(f"warning: {found}; training ends, epoch {best} is kept; {cure}", file=sys.stderr)

@@ -72,4 +72,4 @@ def test_a_run_ends_with_its_best_epoch(tmp_path, monkeypatch, capsys):
 def test_without_a_good_epoch_the_run_stops(tmp_path):
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(TrainingError, match=r"no epoch before .* prevent it"):
-        trainer.check_good_epoch(3, 0, run)
+        overfitting.check_good_epoch(3, 0, run)

@@ -1,0 +1,46 @@
+"""How a run is carried out: devices, checkpoints, steps that are not finite."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+
+from anpvs_tf.common.devices import Devices, local
+from anpvs_tf.runs.directory import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a run is carried out. It decides nothing of the result, and may change when it goes on.
+
+    Attributes:
+        devices: what to train on.
+        checkpoint_minutes: save within an epoch too, after this time.
+        on_nonfinite: one of `nonfinite.ACTIONS` at a loss or gradient that is not finite: stop,
+            or skip the step.
+        following: the work of what is trained after this run, if that is a warm start.
+    """
+
+    devices: Devices = dataclasses.field(default_factory=local)
+    checkpoint_minutes: float = 15.0
+    on_nonfinite: str = "stop"
+    following: float = 0.0
+
+    @property
+    def skips(self) -> bool:
+        return self.on_nonfinite == "skip"
+
+
+@contextlib.contextmanager
+def home_of(devices: Devices, run: RunDirectory) -> Iterator[RunDirectory]:
+    """Where this worker writes: the chief in `run`, held against other processes.
+
+    The other workers write the same to a temporary directory, because reading a variable
+    may need all workers; it is deleted afterwards.
+    """
+    if devices.is_chief:
+        with run.owned():
+            yield run
+        return
+    with tempfile.TemporaryDirectory(prefix="anpvs_tf") as scratch:
+        yield RunDirectory(scratch)
