@@ -121,6 +121,54 @@ def _tiles(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
     return tf.clip_by_value(images + delta, 0.0, 1.0)
 
 
+def _corner(draws: tf.Tensor, side: tf.Tensor, shape: tf.TensorShape) -> _Window:
+    """The square that two draws from [0, 1) choose in images of `shape`."""
+    ends = tf.constant(shape[1:3].as_list()) - side + 1
+    at = tf.cast(draws * tf.cast(ends, tf.float32), tf.int32)
+    # A draw just below 1 may round up.
+    at = tf.minimum(at, ends - 1)
+    return _Window(at[0], at[1], side)
+
+
+def _propose_linf(best, origin, draws, side, epsilon: float) -> tf.Tensor:
+    """Images with a square of the l-infinity perturbation replaced by the ball's ends."""
+    _, height, width, _ = best.shape
+    window = _corner(draws[:2], side, best.shape)
+    mask = _within(*_offsets(window, height, width), side)[None, :, :, None]
+    low = tf.maximum(origin - epsilon, 0.0)
+    high = tf.minimum(origin + epsilon, 1.0)
+    positive = draws[5:] < 0.5
+    new = tf.where(mask, tf.where(positive, high, low), best)
+    # Where the square is in place already, its negative is tried.
+    same = tf.reduce_all(tf.equal(new, best), axis=[1, 2, 3])
+    opposite = tf.where(mask, tf.where(positive, low, high), best)
+    return active_examples.select(same, opposite, new)
+
+
+def _propose_l2(best, origin, draws, side, epsilon: float) -> tf.Tensor:
+    """Images with the l2 perturbation of one square moved into another."""
+    _, height, width, channels = best.shape
+    delta = best - origin
+    window = _corner(draws[:2], side, best.shape)
+    donor = _corner(draws[2:4], side, best.shape)
+    offsets = _offsets(window, height, width)
+    mask = tf.cast(_within(*offsets, side), tf.float32)[None, :, :, None]
+    donor_mask = _within(*_offsets(donor, height, width), side)
+    donor_mask = tf.cast(donor_mask, tf.float32)[None, :, :, None]
+    # The patch gets what the ball has left and what the two windows hold.
+    spent = threat_model.length(delta, "l2")
+    budget = tf.maximum(epsilon**2 - spent**2, 0.0) / channels
+    budget += _norm_of_channels(delta * tf.maximum(mask, donor_mask)) ** 2
+    old = delta * mask
+    patch = pyramids(offsets[0][:, 0], offsets[1][0], side, draws[4] < 0.5)
+    patch = patch[None, :, :, None] * _signs(draws[5:])
+    patch += tf.math.divide_no_nan(old, _norm_of_channels(old))
+    patch *= tf.math.divide_no_nan(tf.sqrt(budget), _norm_of_channels(patch))
+    delta = delta * (1.0 - tf.maximum(mask, donor_mask)) + patch
+    delta = epsilon * threat_model.steepest(delta, "l2")
+    return tf.clip_by_value(origin + delta, 0.0, 1.0)
+
+
 def square(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
@@ -164,47 +212,7 @@ def square(
         logits = losses.logits_of(logits_fn, candidates)
         return losses.margins_of(logits, own), losses.fooled(logits, own)
 
-    def corner(draws, side):
-        ends = tf.constant([height, width]) - side + 1
-        at = tf.cast(draws * tf.cast(ends, tf.float32), tf.int32)
-        # A draw just below 1 may round up.
-        at = tf.minimum(at, ends - 1)
-        return _Window(at[0], at[1], side)
-
-    def propose_linf(best, origin, draws, side):
-        window = corner(draws[:2], side)
-        mask = _within(*_offsets(window, height, width), side)[None, :, :, None]
-        low = tf.maximum(origin - epsilon, 0.0)
-        high = tf.minimum(origin + epsilon, 1.0)
-        positive = draws[5:] < 0.5
-        new = tf.where(mask, tf.where(positive, high, low), best)
-        # Where the square is in place already, its negative is tried.
-        same = tf.reduce_all(tf.equal(new, best), axis=[1, 2, 3])
-        opposite = tf.where(mask, tf.where(positive, low, high), best)
-        return active_examples.select(same, opposite, new)
-
-    def propose_l2(best, origin, draws, side):
-        delta = best - origin
-        window, donor = corner(draws[:2], side), corner(draws[2:4], side)
-        offsets = _offsets(window, height, width)
-        mask = tf.cast(_within(*offsets, side), tf.float32)[None, :, :, None]
-        donor_mask = _within(*_offsets(donor, height, width), side)
-        donor_mask = tf.cast(donor_mask, tf.float32)[None, :, :, None]
-        # The patch gets what the ball has left and what the two windows hold.
-        spent = threat_model.length(delta, "l2")
-        budget = tf.maximum(epsilon**2 - spent**2, 0.0) / channels
-        budget += _norm_of_channels(delta * tf.maximum(mask, donor_mask)) ** 2
-        old = delta * mask
-        patch = pyramids(offsets[0][:, 0], offsets[1][0], side, draws[4] < 0.5)
-        patch = patch[None, :, :, None] * _signs(draws[5:])
-        patch += tf.math.divide_no_nan(old, _norm_of_channels(old))
-        patch *= tf.math.divide_no_nan(tf.sqrt(budget), _norm_of_channels(patch))
-        delta = delta * (1.0 - tf.maximum(mask, donor_mask)) + patch
-        delta = epsilon * threat_model.steepest(delta, "l2")
-        return tf.clip_by_value(origin + delta, 0.0, 1.0)
-
-    propose = propose_linf if norm == "linf" else propose_l2
-
+    propose = _propose_linf if norm == "linf" else _propose_l2
     left = ~judge(images, labels)[1]
 
     def begin():
@@ -216,7 +224,7 @@ def square(
         return _State(position, start, margins, wrong)
 
     def query(state, origin, own, draws, side):
-        candidates = propose(state.best, origin, draws, side)
+        candidates = propose(state.best, origin, draws, side, epsilon)
         margins, wrong = judge(candidates, own)
         better = ((margins > state.margin) | wrong) & ~state.fooled
         return state._replace(
