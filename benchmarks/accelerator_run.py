@@ -38,7 +38,7 @@ import numpy as np
 BEGAN = time.monotonic()
 # Seconds between two writes of the state.
 SAVE_EVERY = 20.0
-# What is measured on the validation examples.
+# The values that are measured on the validation examples.
 FIGURES = ("clean_accuracy", "robust_accuracy", "vulnerability")
 
 

@@ -168,7 +168,7 @@ def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
     )
     run = attack_run(subject, split, "autoattack", settings, MEMORY_BATCH)
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # What loading took at its highest is forgotten.
+        file.write("5")  # The peak of loading is forgotten.
     before = _resident("VmRSS")
     run.run()
     return before, _resident("VmHWM")

@@ -93,7 +93,7 @@ def autoattack(
 ) -> ReferenceAttack:
     """The reference AutoAttack, standard version, or one component of it.
 
-    What it does not break, and what is wrong already, is returned as it is.
+    Images that it does not break, and those that are wrong already, are returned as they are.
 
     Args:
         model: as of `torch_copy`.

@@ -1,4 +1,4 @@
-"""What the benchmarks share: variants that take turns, ratios, Markdown rows, the machine.
+"""The parts that benchmarks share: variants that take turns, ratios, Markdown rows, the machine.
 
 Variants take turns, a call each (A B C A B C ...), so that whatever else the machine does hits
 all alike. Seconds are medians; ratios are medians over the rounds of the ratio within a round.

@@ -46,7 +46,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a network is timed on; its attack is the published one of the dataset."""
+    """The images that a network is timed on; its attack is the published one of the dataset."""
 
     dataset: str
     batch_size: int

@@ -74,7 +74,7 @@ def apgd(
 
     Returns:
         Images, float32, inside the ball and [0, 1]: the first iterate that fooled
-        the model, or else the one of the highest loss. What the model gets wrong
+        the model, or else the one of the highest loss. An image that the model gets wrong
         unperturbed is returned as it is. Of a `stochastic.expectation` always the
         iterate of the highest mean loss, as a draw that is fooled proves nothing.
     """
@@ -174,7 +174,7 @@ def apgd(
 
     def search():
         first = begin()
-        # What the start has broken goes no further.
+        # Examples that the start has broken go no further.
         result = active_examples.put(images, first.position, first.best)
         first = active_examples.keep(~first.fooled, first)
         return active_examples.run(period, len(ends), first, result)

@@ -1,4 +1,4 @@
-"""What an attack maximises: one number an example, by name.
+"""The losses that an attack maximises, by name: one value an example.
 
 Losses see the outputs of a function images -> logits [batch, classes], or
 logits [draws, batch, classes] of a stochastic model (see
@@ -190,7 +190,7 @@ def attack_loss(
     targets: tf.Tensor | None = None,
     gamma: float = AttackSettings.gamma,
 ) -> AttackLoss:
-    """What to maximise for these examples.
+    """The loss that an attack maximises for these examples.
 
     Args:
         loss: a name in `LOSSES`.

@@ -189,7 +189,7 @@ def worst_case(
 
     Returns:
         [batch, ...]: of each example, an image that fools the model, or else that of the largest
-        margin. What the model gets wrong unperturbed is returned as it is.
+        margin. An image that the model gets wrong unperturbed is returned as it is.
 
     Raises:
         UsageError: images outside [0, 1].

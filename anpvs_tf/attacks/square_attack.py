@@ -199,13 +199,13 @@ def square(
 
     Returns:
         Images, float32, inside the ball and [0, 1]: the first that fooled the
-        model, or else the one of the largest margin. What the model gets wrong
+        model, or else the one of the largest margin. An image that the model gets wrong
         unperturbed is returned as it is.
     """
     threat_model.check_threat_model(epsilon, norm)
     _, height, width, channels = images.shape
     schedule = tf.constant(sides(queries, height, width, p_init, rescale, norm))
-    # What is drawn for one query: two corners, an orientation, a sign a channel.
+    # Draws for one query: two corners, an orientation, a sign a channel.
     kinds = 5 + channels
 
     def judge(candidates, own):
@@ -251,7 +251,7 @@ def square(
 
     def search():
         first = begin()
-        # What the start has broken goes no further.
+        # Examples that the start has broken go no further.
         result = active_examples.put(images, first.position, first.best)
         first = active_examples.keep(~first.fooled, first)
         return active_examples.run(period, queries, first, result)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from anpvs_tf.common.errors import UsageError, WorkerLost, one_line
 from anpvs_tf.common.names import STRATEGIES
 
-# What a collective operation raises when the process at its other end is gone.
+# The errors of a collective operation when the process at its other end is gone.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,

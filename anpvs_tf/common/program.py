@@ -156,7 +156,7 @@ def run(
 ) -> None:
     """Reads the command line and runs `main` on the values of its flags.
 
-    What ends early ends with one line on standard error and the exit code of its error:
+    A program that ends early prints one line on standard error and has the exit code of its error:
     a misuse with 2, a run that had to stop with 1, a signal with 128 and its number.
 
     Args:
@@ -198,7 +198,7 @@ def _outcome(work: Callable[[], None]) -> int:
         Progress.say(f"{error.signal}: {error}", sys.stderr)
         return error.code
     except BrokenPipeError:
-        # Nobody reads on: `bin/train.py --help | head`. What is left goes nowhere.
+        # The reader has gone: `bin/train.py --help | head`. The rest of the output goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

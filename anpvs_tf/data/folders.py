@@ -21,7 +21,7 @@ from anpvs_tf.data.splits import Split, StoredSplit
 
 ROLES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-# What file managers leave behind; names in lower case.
+# The files that file managers leave behind; names in lower case.
 LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 TEST_SHARE = 0.2
 # So many of the files, in their mixed order, tell whether a folder is grey.
@@ -48,7 +48,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What is in a folder.
+    """The content of a folder.
 
     Attributes:
         files: by split; "validation" where the folder has one.

@@ -108,7 +108,7 @@ def _splits(
     kind, _, rest = source.name.partition(":")
     if kind == "folder":
         folder = folders.survey(rest)
-        # Whoever trains wants the very files; whoever evaluates, the classes.
+        # Training needs the same files as when the run began; evaluation needs the same classes.
         if folder.class_names != source.class_names or (
             "train" in wanted and folder.version != source.version
         ):

@@ -1,4 +1,4 @@
-"""What a dataset holds, by its name: found out without loading it."""
+"""The facts about a dataset, by its name, found out without loading it."""
 
 import dataclasses
 import pathlib
@@ -29,7 +29,7 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a network and its settings depend on in a dataset.
+    """The facts about a dataset that a network and its settings depend on.
 
     Attributes:
         name: a key of `SOURCES`, or "folder:PATH" or "tfds:NAME".
@@ -61,7 +61,7 @@ def describe(
     channels: int | None = None,
     data_dir: str | None = None,
 ) -> Source:
-    """What a dataset holds, found out without loading it.
+    """Finds out the facts about a dataset without loading it.
 
     Args:
         name: a key of `SOURCES`, or "folder:PATH" or "tfds:NAME".

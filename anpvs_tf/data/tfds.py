@@ -109,7 +109,7 @@ class Part:
     rows: np.ndarray | None
 
     def features(self, *keys: str) -> Any:
-        """What parses these features, and no others, of a record."""
+        """Returns a parser of these features, and no others, of a record."""
         import tensorflow_datasets as tfds
 
         return tfds.features.FeaturesDict({key: self.builder.info.features[key] for key in keys})

@@ -17,7 +17,7 @@ from anpvs_tf.evaluation.attacked_model import Subject
 
 @dataclasses.dataclass(frozen=True)
 class Robustness:
-    """What an attack left of a classifier's accuracy.
+    """A classifier's accuracy under an attack.
 
     Attributes:
         clean_accuracy: share of the images that are classified right, in [0, 1].

@@ -66,7 +66,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What all attacks of an evaluation share.
+    """The conditions that all attacks of an evaluation share.
 
     Attributes:
         subject: the model.

@@ -1,7 +1,7 @@
 """An attack on every example of a split: stage by stage, in batches, interruptible.
 
 A stage (one restart, one target class) gets what no earlier stage has broken, in
-full batches. What is known of each example is written after every batch, so that a
+full batches. The state of each example is written after every batch, so that a
 stopped attack goes on where it was.
 """
 
@@ -32,7 +32,7 @@ HASHED_AT_ONCE = 1_000
 
 @dataclasses.dataclass
 class Outcome:
-    """What is known of each example after an attack; all arrays have one row an example.
+    """The state of each example after an attack; all arrays have one row an example.
 
     Attributes:
         stages: names of the attack's stages.

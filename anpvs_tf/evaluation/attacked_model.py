@@ -1,4 +1,4 @@
-"""What is evaluated: a run's network as it is deployed, or a model that the user brings."""
+"""The model that is evaluated: a run's network as it is deployed, or a model of the user's."""
 
 import dataclasses
 import hashlib

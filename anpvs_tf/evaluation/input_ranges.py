@@ -1,4 +1,4 @@
-"""What a Keras model of the user's takes for black and white, read off its first layers."""
+"""The values that a user's Keras model takes for black and white, read off its first layers."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ UNIT, BYTES, SYMMETRIC = (0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)
 # pixels come out of it about 1 to 5 apart, and those of [0, 1] would be all the same.
 LARGEST_SPREAD = 25.0
 
-# What may come before that layer and keeps the range.
+# Layers that may come before that layer: they keep the range.
 _KEEPING = (
     keras.layers.InputLayer,
     keras.layers.Resizing,

@@ -41,7 +41,7 @@ def deterministic(subject: Subject, images: tf.Tensor) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the checks judge: shares of `examples` images, in [0, 1], unless said otherwise.
+    """The values that the checks judge: shares of `examples` images, in [0, 1], if not said.
 
     Attributes:
         steps: of PGD, as the evaluation has them; draws: that it averages over.

@@ -12,7 +12,7 @@ TARGETS = ("features", "operations")
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a step minimises and against which adversary.
+    """The objective of a training step and its adversary.
 
     Attributes:
         epsilon, step_size: of the training attack, in pixel units.

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What distinguishes a way to train.
+    """A way to train, by the properties that distinguish it.
 
     Attributes:
         name: the word of the `--method` flag.

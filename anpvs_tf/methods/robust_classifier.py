@@ -134,7 +134,7 @@ class RobustClassifier(keras.Model):
         return self.crafting.refreeze()
 
     def state(self) -> dict[str, tf.Variable]:
-        """What a resumed run needs besides the network and the optimizer, by name."""
+        """Returns the variables that a resumed run needs besides network and optimizer, by name."""
         state = dict(self.crafting.features)
         for part in (self.pruning, self.target, self.averaged_statistics):
             state |= part.state() if part is not None else {}
@@ -444,7 +444,7 @@ class RobustClassifier(keras.Model):
         with tf.GradientTape() as tape, randomness.scope(*scope):
             outputs = self._outputs(images, [], update_statistics=False)
             weight_loss, _, terms = self.loss_terms(outputs, labels)
-            # What does not depend on the images is no part of what the shift maximises.
+            # The shift maximises the terms that depend on the images, and no others.
             ascended = self.optimizer.scale_loss(weight_loss - self._of_weights_alone(terms))
         gradients = tape.gradient(ascended, kernels)
         if self.pruning is not None:

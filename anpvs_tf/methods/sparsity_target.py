@@ -23,7 +23,7 @@ LOWEST, HIGHEST = 1e-3, 1e4
 # But beta grows to so many times its first value at most: a target that is missed is better
 # than a network that the KL divergence has silenced.
 MOST_GROWN = 30.0
-# What is pruned is held, and what comes too close is pressed back, so many times as strongly
+# Pruned features are held, and those that come too close are pressed back, so many times as hard
 # as what is pushed: neither is to give way to a loss whose gradient an optimizer rescales.
 HOLD = 100.0
 
@@ -124,7 +124,7 @@ class SparsityTarget:
         pressing = tf.where(waits | ~((step >= begin) & (step < last)), 0.0, pressing)
         # Not even an optimizer's momentum carries on what has to wait.
         pressing = tf.where(waits & (found.values <= CLOSE), -HOLD * decided, pressing)
-        pressing = tf.where(found.costs > 0, pressing, 0.0)  # What may not be pruned.
+        pressing = tf.where(found.costs > 0, pressing, 0.0)  # These may not be pruned.
         pressures = tf.where(found.is_open, pressing, HOLD * decided)
         return tf.split(tf.stop_gradient(pressures), [gate.features for gate in self.gates])
 
@@ -153,7 +153,7 @@ class SparsityTarget:
         return {gate.name: tf.cast(gate.is_open(), tf.float32) for gate in self.gates}
 
     def _left(self, masks: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """What is left of features or operations, and what each feature answers for."""
+        """Returns the features or operations that are left, and each feature's share of them."""
         if self.objective.target_of == "operations":
             left, costs = open_operations.costs(self.nodes, masks)
             return left, [costs[gate.name] for gate in self.gates]

@@ -32,7 +32,7 @@ def kl_to_prior(mean: tf.Tensor, rho: tf.Tensor, prior_stddev: float) -> tf.Tens
 
 
 class BayesianLayer:
-    """What the layers here add to their Keras parents.
+    """The part that all Bayesian layers add to their Keras parents.
 
     In training every example has weights of its own, a draw from the posterior that
     all its copies in a `randomness.scope` share: the clean and the adversarial image go

@@ -84,7 +84,7 @@ class Gate(keras.layers.Layer):
         raise NotImplementedError
 
     def importance(self) -> tf.Tensor:
-        """What decides pruning, float32 [features], not negative; it ranks a gate's features."""
+        """Returns the value that decides pruning and ranks features, float32 [features], >= 0."""
         raise NotImplementedError
 
     def sample_mask(self, batch_size: int | tf.Tensor) -> tf.Tensor:

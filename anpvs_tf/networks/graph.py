@@ -25,7 +25,7 @@ POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 
-# What a layer does to channels (the last axis), by its type:
+# The kind of each type of layer: how it treats channels (the last axis).
 #   linear       every output channel reads every input channel; its kernel can be narrowed
 #   depthwise    the same for each channel alone, with a kernel
 #   affine       x * scale + shift, with numbers for each channel
@@ -61,7 +61,7 @@ _kind_of_type |= {
     layer_type: next(kind for base, kind in _kind_of_type.items() if issubclass(layer_type, base))
     for layer_type in bayesian.LAYERS
 }
-# What a user's own layer may be: the rest needs to know the layer's attributes.
+# The kinds that a user's own layer may be of: the others need to know the layer's attributes.
 REGISTRABLE = ("identity", "elementwise", "pooling", "merge", "multiply", "whole")
 _MERGING_OPERATORS = {"Add": "merge", "Subtract": "merge", "Multiply": "multiply"}
 
@@ -308,7 +308,7 @@ def _node(call) -> Node:
 
 
 def _kind(call) -> str:
-    """What a call does to channels; "whole" if one of its options is beyond its type's rule."""
+    """Returns the kind of a call; "whole" if one of its options is beyond its type's rule."""
     layer, output = call.operation, call.outputs[0].shape
     inputs = [tensor.shape for tensor in call.input_tensors]
     if isinstance(layer, Gate):

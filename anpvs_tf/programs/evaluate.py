@@ -271,7 +271,7 @@ def main(values: Any) -> None:
     for path in values.source_run:
         RunDirectory(path).check_finished()
 
-    # What follows imports TensorFlow.
+    # These import TensorFlow.
     from anpvs_tf.data import loading
     from anpvs_tf.evaluation import assessment, attacked_model
 

@@ -53,7 +53,7 @@ def main(values: Any) -> None:
     run = RunDirectory(values.run_dir)
     run.check_finished()
 
-    # What follows imports TensorFlow.
+    # These import TensorFlow.
     from anpvs_tf.pruning import efficiency
     from anpvs_tf.serving import exporting
 

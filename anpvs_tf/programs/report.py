@@ -53,14 +53,14 @@ def main(values: Any, paths: list[str]) -> None:
     if absent := [path for path in paths if not os.path.isdir(path)]:
         raise UsageError(f"{', '.join(absent)}: no such directory")
     if values.list:
-        from anpvs_tf.reporting import run_list  # What follows imports TensorFlow.
+        from anpvs_tf.reporting import run_list  # This imports TensorFlow.
 
         print(run_list.text(paths))
         return
     if not values.out:
         raise UsageError("--out is missing: the directory to write; or give --list")
 
-    # What follows imports TensorFlow and Matplotlib.
+    # These import TensorFlow and Matplotlib.
     from anpvs_tf.reporting import formats, report
 
     found = report.write(

@@ -158,7 +158,7 @@ def main(values: Any) -> None:
     run = RunDirectory(values.run_dir or os.path.join(RUNS, directory.default_name(chosen)))
     _check(chosen, run, values.overwrite)
 
-    # What follows imports TensorFlow.
+    # These import TensorFlow.
     from anpvs_tf.common import devices
     from anpvs_tf.training import trainer
 

@@ -184,7 +184,7 @@ class WeightPruning:
 
 
 def _vectors(node: graph.Node, nodes: list[graph.Node]) -> list:
-    """What makes a feature of `node` nonzero besides its kernel."""
+    """Returns the variables besides its kernel that make a feature of `node` nonzero."""
     vectors = [node.layer.bias] if node.layer.use_bias else []
     normalisations = [
         n.layer for n in nodes if isinstance(n.layer, keras.layers.BatchNormalization)

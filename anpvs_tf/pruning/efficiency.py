@@ -134,7 +134,7 @@ def _values(tensor) -> int:
 
 
 def costs(compact: keras.Model, dense: keras.Model) -> dict[str, Any]:
-    """What pruning saves, by formula.
+    """Returns the costs that pruning saves, by formula.
 
     Args:
         compact, dense: `compact.freeze(network)` and `compact.freeze(network, prune=False)`.

@@ -25,7 +25,7 @@ class _Value:
         channels: indices of the original channels, one for each computed one.
         scale, shift: float32 [channels] when called, or None for 1 and 0. A scale
             without a shift comes from gates alone and is not negative.
-        linear: the step that makes `source`, while nobody has read it: further
+        linear: the step that makes `source`, while no other step has read it: further
             affine layers go into its weights.
         places: the height and width, where no channel is computed; `source` then
             tells no more than the batch size.
@@ -223,7 +223,7 @@ class Folding:
         factor = gathered(scale, kept)
         offset = None if shift is None else gathered(shift, kept)
         if value.linear is not None and self._readers.count(node.inputs[0]) == 1:
-            # Nobody else reads the convolution: its own weights take the affine map.
+            # Nothing else reads the convolution: its own weights take the affine map.
             linear = value.linear
             linear.kernel = times(linear.kernel, factor)
             linear.bias = plus(times(linear.bias, factor), offset)

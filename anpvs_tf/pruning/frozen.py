@@ -33,7 +33,7 @@ class FrozenNetwork:
             normalisation, normalisation, rescaling, gates, activations, poolings,
             padding, flatten, dropout, add and concatenate.
         prune: leave out the features that are pruned now: by a gate, or because zero
-            weights make them constant or nobody reads them. Without, every feature
+            weights make them constant or no layer reads them. Without, every feature
             stays and its gate is folded.
         open_gates: {gate's name: bool [features]}, the features that stay, instead of
             those that are open now.

@@ -1,4 +1,4 @@
-"""What a frozen network is made of: steps, whose weights are functions of live variables."""
+"""The steps of a frozen network, whose weights are functions of live variables."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What single layers compute, as functions that freezing folds."""
+"""The functions of single layers, which freezing folds."""
 
 from collections.abc import Callable
 

@@ -2,7 +2,7 @@
 
 A forward walk finds the channels that are constant (a pruned feature is the
 constant 0; what a kernel of zeros makes is its bias; an activation of a constant is a
-constant). A backward walk from the logits finds the channels that somebody needs, by
+constant). A backward walk from the logits finds the channels that a later layer needs, by
 weights that are not zero. Constants are never needed: they go into the biases of their
 consumers.
 """
@@ -51,14 +51,14 @@ Support = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class Channels:
-    """What is known of the channels (last axis) of a tensor.
+    """The state of the channels (last axis) of a tensor.
 
     Attributes:
         constant: bool [channels], the same value for every example and place.
         zero: bool [channels], that value is 0 whatever the weights are that `Support`
             leaves free.
         value: returns the constants, float32 [channels]; other places are arbitrary.
-        needed: bool [channels], somebody computes with it.
+        needed: bool [channels], a later layer computes with it.
     """
 
     constant: np.ndarray

@@ -1,4 +1,4 @@
-"""What networks cost as they are deployed, and the dense network of a pruned one's cost."""
+"""The costs of networks as they are deployed, and the dense network of a pruned one's cost."""
 
 import statistics
 

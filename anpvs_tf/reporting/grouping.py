@@ -24,7 +24,7 @@ _MOST_NAMED = 4
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a report knows of a run.
+    """A run as a report sees it.
 
     Attributes:
         command: the command line that trained it; empty if it was trained from Python.

@@ -1,4 +1,4 @@
-"""What figures need of the networks themselves, computed on saved weights and test images."""
+"""Values of the networks themselves for figures, computed on saved weights and test images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ BATCH_SIZE = 100
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What was found out about one run's network.
+    """Values of one run's network.
 
     The attack is the run's own evaluation attack: PGD from one random start. Pictured are the
     first test images of `PICTURED` classes.

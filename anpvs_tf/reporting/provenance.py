@@ -1,4 +1,4 @@
-"""What the page says of where its figures come from and how far to trust them."""
+"""The sections of the page that say where its values come from and how far to trust them."""
 
 import dataclasses
 from typing import Any

@@ -14,7 +14,7 @@ _COLUMNS = (
     "sparsity",
 )
 
-# What the figures were measured on: network, epsilon of the l-infinity ball.
+# The network and the epsilon of the l-infinity ball that the published values belong to.
 _SETTING = {
     "mnist": ("lenet5", 0.3),
     "cifar10": ("vgg16", 0.03),

@@ -27,7 +27,7 @@ from anpvs_tf.reporting import (
 )
 from anpvs_tf.reporting.grouping import Group, collect, most_robust
 
-# What marks a directory as a report, and says which of its files are the report's own.
+# This file marks a directory as a report, and lists the files that are the report's own.
 MANIFEST = "report.json"
 PAGE = "report.html"
 # Side by side in a figure.
@@ -153,7 +153,7 @@ def check_free(out: pathlib.Path) -> None:
 
 
 def _absent(groups: list[Group], found: list[tables.Table], examples: int) -> list[str]:
-    """What the report lacks, with the command that would bring it."""
+    """Lists the evaluations that the report lacks, with the command that would make them."""
     names = {table.name for table in found}
     columns = {column.key for column in found[0].columns}
     evaluate = "python bin/evaluate.py --run_dir=RUN"

@@ -110,7 +110,7 @@ class Strokes:
         self._keys = list(dict.fromkeys(self.key(group) for group in groups))
 
     def key(self, group: Group) -> str:
-        """What the legend calls the group."""
+        """Returns the group's name in the legend."""
         return group.method if self.by_method else group.label
 
     def __getitem__(self, group: Group) -> Stroke:

@@ -323,7 +323,7 @@ def _across(count: int) -> int:
 
 
 def active_features(groups: list[Group]) -> Picture | None:
-    """What is pruned where: the share of each layer's features that is active."""
+    """Draws where features were pruned: the share of each layer's features that is active."""
     chosen = [
         group
         for group in groups

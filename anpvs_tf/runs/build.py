@@ -1,4 +1,4 @@
-"""What a run trains with, as its settings say."""
+"""The network, the objective and the optimizer of a run, made from its settings."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from anpvs_tf.runs.settings import Settings, layer_betas
 
 
 def objective_of(settings: Settings, train_examples: int, steps: int) -> Objective:
-    """What a step of a run minimises, for epochs of `steps` steps."""
+    """Returns the objective of a run, for epochs of `steps` steps."""
     names = [field.name for field in dataclasses.fields(Objective)]
     own = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
     own |= {

@@ -11,7 +11,7 @@ from anpvs_tf.runs.settings import Settings
 
 
 def plan(settings: Settings, images: int, start: str) -> str:
-    """What a run is going to do, in lines.
+    """Describes a run before it begins, line by line.
 
     Args:
         images: of the training split.
@@ -65,7 +65,7 @@ def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any
 
 
 def target_summary(target: dict[str, Any]) -> str:
-    """What has come of --target_sparsity, in a line."""
+    """Says in a line whether --target_sparsity was reached."""
     text = f"{target['reached']:.1%} of {target['of']} pruned, {target['asked']:.1%} asked for"
     if target["met"]:
         return f"target met: {text}"
@@ -148,7 +148,7 @@ def result_table(record: ResultRecord) -> str:
 
 
 def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the deployed network costs; beside the unpruned one where it costs less."""
+    """Lists the costs of the deployed network, beside the unpruned one's where they are less."""
     compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
     if saved["parameters"][0] == saved["parameters"][1]:
         compact = dense  # The same network, measured twice.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# What holds for every dataset, unless its own row says otherwise. Published values
+# The defaults of every dataset, unless its own row says otherwise. Published values
 # (Madaan et al. 2020) except where a comment says why not.
 COMMON: dict[str, Any] = {
     "method": "anpvs",

@@ -1,4 +1,4 @@
-"""What the programs say of settings and methods when they are asked for help."""
+"""The help of the programs on settings and methods."""
 
 import dataclasses
 import textwrap
@@ -88,7 +88,7 @@ def describe_methods(dataset: str = "digits", recipe: str = "published") -> str:
     return "\n".join(lines)
 
 
-# What an unset value stands for.
+# The meaning of an unset value.
 _UNSET = {
     "base_epochs": "as --epochs",
     "target_sparsity": "none",

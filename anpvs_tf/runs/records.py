@@ -1,4 +1,4 @@
-"""What a run says of itself: epoch rows, result records, the lines on the screen."""
+"""The records of a run: epoch rows and results."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def of_training(record: ResultRecord) -> bool:
 
 
 def training_record(run: directory.RunDirectory) -> ResultRecord:
-    """What bin/train.py wrote of a finished run.
+    """Returns the record that bin/train.py wrote of a finished run.
 
     Raises:
         UsageError: it is not finished, or damaged.

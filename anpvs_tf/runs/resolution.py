@@ -118,7 +118,7 @@ def choose(
 
 
 def validated(values: Mapping[str, Any]) -> Settings:
-    """Settings from a value for each, whoever gave them.
+    """Makes settings from a value for each.
 
     Raises:
         UsageError: a name that is unknown or missing, a value of another kind or out of range.

@@ -261,7 +261,7 @@ class Settings:
 
     @property
     def source(self) -> Source:
-        """What the dataset held when the run began."""
+        """Returns the facts about the dataset from when the run began."""
         return source_of(vars(self))
 
 

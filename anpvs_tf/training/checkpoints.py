@@ -1,7 +1,7 @@
 """Checkpoints of a run: all that decides how it goes on, in TensorFlow's format.
 
 A checkpoint is written beside and renamed, its index last: it is there whole or not at
-all. What a disk does to it later is found by the checksums that TensorFlow keeps of every
+all. Later damage on the disk is found by the checksums that TensorFlow keeps of every
 tensor; then the one before is used.
 """
 
@@ -26,7 +26,7 @@ KEPT = 2
 MOST_SKIPPED_IN_A_ROW = 10
 MOST_SKIPPED = 100
 _UNFINISHED = "unfinished"
-# What reading a damaged checkpoint raises, depending on where the damage is.
+# The errors of reading a damaged checkpoint, depending on where the damage is.
 UNREADABLE = (tf.errors.OpError, OSError, ValueError, RuntimeError, LookupError)
 
 
@@ -132,7 +132,7 @@ class Checkpoints:
         return str(self.path(numbers[-1])) if numbers else None
 
     def kept(self) -> str:
-        """What there is to go on from, in words."""
+        """Names the checkpoint from which the run can resume."""
         newest = self.newest()
         return f"the last good checkpoint is {newest}" if newest else "no checkpoint exists yet"
 

@@ -1,4 +1,4 @@
-"""What to do with a step whose loss or gradient is not finite: stop, or leave it out."""
+"""Steps whose loss or gradient is not finite: training stops, or leaves them out."""
 
 import math
 import pathlib
@@ -11,7 +11,7 @@ from anpvs_tf.training.checkpoints import Checkpoints
 
 
 def culprit(terms: dict[str, float]) -> str | None:
-    """What is not finite, in words; None if all is.
+    """Names the term that is not finite; None if all are.
 
     Args:
         terms: of a step; "nonfinite" says that a loss or gradient was not.

@@ -236,7 +236,7 @@ def _narrow(node: Node, width: int) -> layers.Layer:
 def _places(
     node: Node, shape: tuple, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, ...] | None:
-    """What the small layer keeps of a weight, for channels `rows` in and `columns` out."""
+    """Returns the part of a weight that the small layer keeps, of channels `rows` and `columns`."""
     if node.kind == "whole" or isinstance(node.layer, layers.Normalization):
         return None
     axes = [np.arange(size) for size in shape]
@@ -273,7 +273,7 @@ class Removal:
         """Counts an epoch that has ended.
 
         Args:
-            deployed: the network with the weights that are evaluated. What is pruned in
+            deployed: the network with the weights that are evaluated. Features that are pruned in
                 training must be so there too: an average of weights lags behind.
         """
         for gate, other in zip(gates_of(self.network), gates_of(deployed), strict=True):
@@ -328,7 +328,7 @@ def working_copy(
     removal: Removal,
     classifier_of: Callable[[keras.Model, dict[str, float]], RobustClassifier],
 ) -> tuple[RobustClassifier, list[Pair]]:
-    """What to train instead of the whole network, with everything loaded from it.
+    """Makes the classifier that is trained in place of the whole one, loaded from it.
 
     Args:
         whole: compiled; its optimizer is built.

@@ -37,7 +37,7 @@ class Board:
     Args:
         directory: where.
         settings: of the run.
-        epoch: epochs that are done. What an interrupted process wrote of later ones is
+        epoch: epochs that are done. Events that an interrupted process wrote of later ones are
             taken back, so that each is there once.
     """
 

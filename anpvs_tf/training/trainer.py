@@ -77,7 +77,7 @@ def train(
         return run.results()
     # The network fits the dataset, or raises.
     check_layer_beta(build.build_network(settings, "float32"), layer_betas(settings))
-    # What goes on from a checkpoint needs no base any more.
+    # A run that resumes from a checkpoint needs no base any more.
     base = None if run.begun and not overwrite else warm_start.base_run(settings, run)
     data = loading.load(
         settings.source,
@@ -125,7 +125,7 @@ def train(
 class Trainer:
     """A run while it is trained: `resume`; `run_epoch` and `end_epoch` until `done`; `finish`.
 
-    What is evaluated and saved is always the whole network. What is trained may be a smaller
+    The whole network is evaluated and saved. The network that is trained may be a smaller
     one, which is loaded from the whole network and stored back into it.
 
     Args:
@@ -300,7 +300,7 @@ class Trainer:
 
     def _prepare_update(self, epoch: int) -> None:
         """Makes the classifier and its compiled update, if they are stale."""
-        # What is done at the beginning of an epoch is not done again by a run that resumes in it.
+        # A run that resumes within an epoch does not begin the epoch again.
         begins = self.position.step == 0
         settings, removal = self.settings, self.removal
         shrinks = begins and settings.shrink and removal.advance(settings.shrink_after)

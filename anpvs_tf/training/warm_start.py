@@ -18,7 +18,7 @@ HEAD = "logits"
 def base_settings(settings: Settings) -> Settings:
     """The settings of the run that a run of these settings starts from.
 
-    What does not decide the base's weights takes its default, so that runs that
+    Settings that do not decide the base's weights take their defaults, so that runs that
     differ only there share one base. A base that has a base itself trains for
     `epochs`: it is the same run as if the user had asked for it.
     """

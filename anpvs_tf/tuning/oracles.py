@@ -21,7 +21,7 @@ _TRIAL = "trial.json"
 
 
 class Lasting:
-    """What is the same for all oracles; comes before the oracle in the bases of a class.
+    """The part that all oracles share; it comes before the oracle in the bases of a class.
 
     Attributes:
         stopped: a tuner was told that the sweep is done.

@@ -13,7 +13,7 @@ _VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNE
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What this process does in a sweep.
+    """The part of this process in a sweep.
 
     Attributes:
         name: "alone", "chief" or "worker".

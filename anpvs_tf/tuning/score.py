@@ -1,4 +1,4 @@
-"""What a sweep maximises: a score of a run's figures on the validation split."""
+"""The score that a sweep maximises, of a run's values on the validation split."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs import records
 from anpvs_tf.runs.directory import RunDirectory
 
-# What a score can be made of: names here and columns of metrics.csv.
+# The parts of a score: their names here and their columns of metrics.csv.
 FIGURES = {
     "clean": "validation_clean_accuracy",
     "robust": "validation_robust_accuracy",

@@ -37,7 +37,7 @@ config.DEBUG = False
 
 
 class TrainingRuns(keras_tuner.HyperModel):
-    """What is tuned. What keras-tuner calls a model is here the settings of a run."""
+    """The hypermodel that is tuned. A model of keras-tuner is here the settings of a run."""
 
     def __init__(self, sweep: Sweep):
         super().__init__()
@@ -104,7 +104,7 @@ class RunTuner(BaseTuner):
         except Interrupted as error:
             raise keras_tuner.errors.FatalError from error
         except Exception as error:
-            # What the machine cannot do, other trials could not either.
+            # An error of the machine would meet the other trials too.
             if isinstance(error, OSError) or isinstance(
                 error.__cause__, OSError | tf.errors.OpError
             ):

@@ -1,4 +1,4 @@
-"""What is swept: constants, ranges and choices, as the flags of a sweep say them."""
+"""The space of a sweep: constants, ranges and choices, as the flags say them."""
 
 import dataclasses
 import math

@@ -37,7 +37,7 @@ _EPOCHS = ("kl_warmup_epochs", "kl_ramp_epochs", "epsilon_warmup_epochs", "admm_
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """What makes a sweep: the user's words, which `Sweep` reads.
+    """The definition of a sweep in the user's words, which `Sweep` reads.
 
     Attributes:
         settings: {setting: text of its flag}.
@@ -123,7 +123,7 @@ class Sweep:
         return self.definition.trials or TRIALS
 
     def held(self) -> dict[str, Any]:
-        """What sweep.json says."""
+        """Returns the content of sweep.json."""
         return read_state(self.path)
 
     @property
@@ -211,7 +211,8 @@ class Sweep:
         from anpvs_tf.data import loading
 
         chosen = self._chosen(self.space.corners()[0])
-        if "dataset" not in self.space.swept:  # What cannot be had would fail every trial.
+        # A dataset that cannot be loaded would fail every trial.
+        if "dataset" not in self.space.swept:
             loading.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
         files.check_directory(self.path, f"sweep directory {self.path}", "--run_dir")
         if not self.state_path.exists():
@@ -261,7 +262,7 @@ def shortened(whole: Settings, epochs: int) -> Settings:
 
 
 def read_state(path: pathlib.Path) -> dict[str, Any]:
-    """What a sweep.json says; nothing if there is none.
+    """Reads a sweep.json; returns an empty dict if no file exists.
 
     Raises:
         UsageError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What a sweep found: its trials, the Pareto front, the trial to export."""
+"""The result of a sweep: its trials, the Pareto front, the trial to export."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from anpvs_tf.tuning.sweep import Sweep
 
 # Directory of keras-tuner's files in that of the sweep.
 TUNER = "tuner"
-# What the front is of, and whether more is better.
+# The columns of the front, and whether more is better.
 FRONT = {"clean": True, "robust": True, "sparsity": True, "latency": False}
 _STATES = {"COMPLETED": "done", "FAILED": "failed", "INVALID": "failed", "RUNNING": "unfinished"}
 
