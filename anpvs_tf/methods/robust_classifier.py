@@ -1,6 +1,7 @@
 """One training step (Algorithm 1): craft, then update weights and gates together."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods import batch_statistics, batches, losses
 from anpvs_tf.methods.adversary import Crafting
+from anpvs_tf.methods.finite_steps import FiniteStep
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable, updating
 from anpvs_tf.methods.registry import METHODS, Method
@@ -256,18 +258,17 @@ class RobustClassifier(keras.Model):
         """The variables that a user gave a regularizer."""
         return [v for v in self.network.trainable_variables if v.regularizer is not None]
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains as Keras's `fit`; images outside [0, 1] are refused before (`check_first`)."""
-        batches.check_first(x)
-        validation = kwargs.get("validation_data")
-        if validation is not None:
-            batches.check_first(validation)
-        return super().fit(x, y, **kwargs)
+        given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        batches.check_first(given.get("x"))
+        batches.check_first(given.get("validation_data"))
+        return super().fit(*args, **kwargs)
 
-    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates as Keras's `evaluate`; images outside [0, 1] are refused before."""
         batches.check_first(x)
-        return super().evaluate(x, y, **kwargs)
+        return super().evaluate(x, *args, **kwargs)
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Runs Keras's training step: `update`; returns its terms' means over the epoch so far."""
@@ -340,6 +341,8 @@ class RobustClassifier(keras.Model):
             config["shares"],
         )
 
+    # Nothing here depends on a tensor by Python's `if`; converted, it would warn at each line.
+    @tf.autograph.experimental.do_not_convert
     def update(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Updates the network on a batch of (images, labels); returns the batch's loss terms.
 
@@ -359,10 +362,7 @@ class RobustClassifier(keras.Model):
             images = tf.concat([images, adversarial], axis=0)
 
         step = tf.identity(self.optimizer.iterations)
-        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        skipping = getattr(updating(self.optimizer), "skip_nonfinite", False)
-        statistics = batch_statistics.moving(self.network) if skipping else []
-        kept = [(v, tf.identity(v)) for v in statistics]
+        judged = FiniteStep(self.optimizer, self.network)
         scope = (randomness.fold(seed, "network"), copies, *place)
         replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
         # Gradients are summed over replicas.
@@ -382,31 +382,17 @@ class RobustClassifier(keras.Model):
         del tape
         if self.pruning is not None:
             gradients = self.pruning.mask_gradients(gradients, weights + gate_variables)
-        good = self._all_finite([weight_loss, gate_loss], gradients)
-        terms["nonfinite"] = 1.0 - tf.cast(good, tf.float32)
-        if skipping:
-            # On all replicas or on none; a gradient of NaN tells the optimizer.
-            bad = replica.all_reduce(tf.distribute.ReduceOp.SUM, terms["nonfinite"]) > 0.0
-            gradients = _left_out(bad, gradients, kept)
+        of_step = [loss for loss in (weight_loss, gate_loss) if loss is not None]
+        terms["nonfinite"], gradients = judged.judge(of_step, gradients)
         share = self._averager().average_share() if self.averaged_statistics else None
         self.optimizer.apply(gradients, weights + gate_variables)
-        if skipping and not scaled:  # A scaling optimizer does not count what it leaves out.
-            self.optimizer.iterations.assign_sub(tf.where(bad, 1, 0))
+        counted = judged.applied()  # A step that was left out moves nothing.
         batch_statistics.agree(self.network, replica)
-        # A step that was left out moves nothing.
-        counted = tf.where(bad, 0.0, 1.0) if skipping else 1.0
         if self.averaged_statistics is not None:
             self.averaged_statistics.advance(counted * share)
         if self.target is not None:
             self.target.advance(step, counted)
         return terms
-
-    def _all_finite(self, losses: list[tf.Tensor | None], gradients: list[tf.Tensor]) -> tf.Tensor:
-        values = [loss for loss in losses if loss is not None]
-        # float16's gradients overflow now and then; its optimizer leaves those updates out.
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            values += gradients
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 
     def _kernels(self) -> list[keras.Variable]:
         variables = self.network.trainable_variables
@@ -421,16 +407,20 @@ class RobustClassifier(keras.Model):
         """The network in training, with other values in place of some variables."""
         if not replaced and update_statistics:
             outputs = self.network(images, training=True)
-            known = (Gate, bayesian.BayesianLayer)
-            own = [layer for layer in self.network.layers if not isinstance(layer, known)]
-            batches.check_no_losses_in_calls(own)
+            self._check_no_losses_in_calls()
             return outputs
-        with keras.StatelessScope(replaced) as scope:
+        with keras.StatelessScope(replaced, collect_losses=True) as scope:
             outputs = self.network(images, training=True)
+            self._check_no_losses_in_calls()
         for variable in self.network.non_trainable_variables if update_statistics else []:
             if (value := scope.get_current_value(variable)) is not None:
                 variable.assign(value)
         return outputs
+
+    def _check_no_losses_in_calls(self) -> None:
+        known = (Gate, bayesian.BayesianLayer)
+        own = [layer for layer in self.network.layers if not isinstance(layer, known)]
+        batches.check_no_losses_in_calls(own)
 
     def _perturbed_kernels(
         self, images: tf.Tensor, labels: tf.Tensor, scope: tuple
@@ -460,19 +450,6 @@ class RobustClassifier(keras.Model):
             direction = tf.where(usable, gradient / slope, 0.0)
             shifts.append(tf.stop_gradient(length * direction))
         return list(zip(kernels, shifts, strict=True))
-
-
-def _left_out(
-    bad: tf.Tensor, gradients: list[tf.Tensor], kept: list[tuple[keras.Variable, tf.Tensor]]
-) -> list[tf.Tensor]:
-    """Leaves out a step that is `bad`: returns gradients of NaN, and takes back statistics.
-
-    Args:
-        kept: moving statistics, each with its value before the step.
-    """
-    for variable, value in kept:
-        variable.assign(tf.where(bad, value, variable))
-    return [tf.where(bad, np.nan, gradient) for gradient in gradients]
 
 
 def check_layer_beta(network: keras.Model, layer_beta: Iterable[str]) -> None:

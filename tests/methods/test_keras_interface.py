@@ -1,5 +1,7 @@
 """RobustClassifier as Keras users take it: evaluate, validation, callbacks, their own data."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -112,8 +114,10 @@ def test_a_users_regularizers_are_minimised():
     assert np.sum(kernel.numpy() ** 2) < expected / 20
 
 
-def test_losses_that_are_added_in_calls_are_refused():
+@pytest.mark.parametrize("awp", [0.0, 0.01])
+def test_losses_that_are_added_in_calls_are_refused(awp):
     classifier = classifier_of(activity_regularizer="l1")
+    classifier.objective = dataclasses.replace(classifier.objective, awp=awp)
     with pytest.raises(UsageError, match="layer 'conv' adds a loss when it is called"):
         classifier.update((IMAGES, LABELS))
 
@@ -133,6 +137,7 @@ def test_images_of_another_range_are_refused_before_training(images, message):
         lambda: classifier.fit(images, LABELS, verbose=0),
         lambda: classifier.fit(data, verbose=0),
         lambda: classifier.fit(IMAGES, LABELS, validation_data=(images, LABELS), verbose=0),
+        lambda: classifier.fit(IMAGES, LABELS, 5, 1, 0, None, 0.0, (images, LABELS)),
         lambda: classifier.evaluate(images, LABELS, verbose=0),
     ):
         with pytest.raises(UsageError, match=message):
@@ -168,3 +173,10 @@ def test_labels_and_images_of_other_types_train_alike():
 def test_batches_of_another_kind_are_refused(data, message):
     with pytest.raises(UsageError, match=message):
         classifier_of().update(data)
+
+
+def test_a_users_own_function_around_an_update_is_quiet(capfd, caplog):
+    update = tf.function(classifier_of().update)
+    update((IMAGES, LABELS))
+    said = caplog.text + "".join(capfd.readouterr())
+    assert "AutoGraph" not in said and "WARNING" not in said
