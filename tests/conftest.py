@@ -28,6 +28,8 @@ LONG = {
     "networks/test_architectures.py",
     "networks/test_bayesian.py",
     "networks/test_gates.py",
+    "networks/test_layer_options.py",
+    "networks/test_models_of_users.py",
     "networks/test_gating.py",
     "programs/test_evaluate.py",
     "programs/test_matching.py",

@@ -285,6 +285,10 @@ def _node(call) -> Node:
     kind, reason = _kind(call), None
     if len(call.outputs) != 1:
         reason = f"it has {len(call.outputs)} outputs"
+    elif getattr(layer, "lora_enabled", False):
+        reason = "it has LoRA weights beside its kernel; assign its kernel to a layer without them"
+    elif getattr(layer, "quantization_mode", None):
+        reason = f"its weights are quantized ({layer.quantization_mode}); take the network before"
     elif activation := getattr(layer, "activation", None):
         if not is_elementwise(activation):
             reason = (
