@@ -283,7 +283,7 @@ def _fault(path: str) -> str:
     try:
         _decoded(os.fsencode(path))
     except tf.errors.OpError as error:
-        for refused in (pictures.ANIMATED, pictures.PALETTE, pictures.DARK):
+        for refused in (pictures.ANIMATED, pictures.PALETTE, pictures.OLD, pictures.DARK):
             if refused in error.message:
                 return refused
         # "{{node}} Invalid PNG data, size 7 [Op:DecodeImage]", "{{node}} <path>; Not found [Op..."

@@ -5,6 +5,7 @@ import tensorflow as tf
 # How the refusals below begin, in the words of the one who reads them.
 ANIMATED = "an animated WebP"
 PALETTE = "a BMP with a palette"
+OLD = "a BMP with the short header of OS/2"
 DARK = "a PNG of 16 bits whose values are all below 256"
 
 # EXIF stands in one of the first segments of a JPEG, and none is longer.
@@ -25,7 +26,7 @@ def decode(content: tf.Tensor, channels: int = 0) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: no such image, or one that TensorFlow would misread or
-            die of; the message then has `ANIMATED`, `PALETTE` or `DARK`.
+            die of; the message then has `ANIMATED`, `PALETTE`, `OLD` or `DARK`.
     """
     with tf.control_dependencies(_refusals(content)):
         content = tf.identity(content)
@@ -90,14 +91,15 @@ def _refusals(content: tf.Tensor) -> list[tf.Operation]:
 
     # VP8X is the first chunk of every WebP that is more than one picture; bit 1 says animated.
     animated = has(b"RIFF") & has(b"WEBPVP8X", 8) & (tf.bitwise.bitwise_and(head[20], 2) > 0)
-    # TensorFlow takes the indices of a palette for grey values.
-    palette = has(b"BM") & (head[28] < 24)
+    # TensorFlow takes the indices of a palette for grey values, and any header for a long one.
+    old = has(b"BM") & (head[14] < 40)
+    palette = has(b"BM") & ~old & (head[28] <= 8)
     deep = has(b"\x89PNG") & (head[24] == 16)
 
     def dark() -> tf.Tensor:
         greatest = tf.reduce_max(tf.io.decode_png(content, dtype=tf.uint16))
         return (greatest > 0) & (greatest < 256)
 
-    checks = [(animated, ANIMATED), (palette, PALETTE)]
+    checks = [(animated, ANIMATED), (palette, PALETTE), (old, OLD)]
     checks.append((tf.cond(deep, dark, lambda: False), DARK))
     return [tf.debugging.Assert(~wrong, [what]) for wrong, what in checks]

@@ -4,6 +4,8 @@ import keras
 
 # The class of the largest output is that of the largest input.
 _MONOTONE = ("softmax", "sigmoid")
+# Layers whose activation is the last thing that they do; a recurrent layer's is not.
+_LAST = (keras.layers.Dense, keras.layers.Activation)
 
 
 def without(model: keras.Model) -> tuple[keras.Model, str]:
@@ -24,7 +26,7 @@ def without(model: keras.Model) -> tuple[keras.Model, str]:
     if isinstance(layer, keras.layers.Softmax) and layer.axis in (-1, 1):
         return keras.Model(model.inputs, layer.input), "softmax"
     name = getattr(getattr(layer, "activation", None), "__name__", "")
-    if name not in _MONOTONE:
+    if type(layer) not in _LAST or name not in _MONOTONE:
         return model, ""
     linear = type(layer).from_config(layer.get_config() | {"activation": "linear"})
     bare = keras.Model(model.inputs, linear(layer.input))

@@ -23,6 +23,8 @@ IDENTITY = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, lay
 IDENTITY += (layers.Identity, PairedDropout)
 POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
 GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+# Their calls with training=True are followed by no rule here.
+_OTHERWISE_IN_TRAINING = (*IDENTITY, layers.BatchNormalization)
 ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 
 # The kind of each type of layer: how it treats channels (the last axis).
@@ -285,6 +287,8 @@ def _node(call) -> Node:
     kind, reason = _kind(call), None
     if len(call.outputs) != 1:
         reason = f"it has {len(call.outputs)} outputs"
+    elif isinstance(layer, _OTHERWISE_IN_TRAINING) and call.arguments.kwargs.get("training"):
+        reason = "it is called with training=True, so that it trains and draws in inference too"
     elif getattr(layer, "lora_enabled", False):
         reason = "it has LoRA weights beside its kernel; assign its kernel to a layer without them"
     elif getattr(layer, "quantization_mode", None):

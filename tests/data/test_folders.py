@@ -175,7 +175,7 @@ def test_all_damaged_files_are_named_in_one_error(tmp_path, stream):
     (tmp_path / "train/b/1.png").write_bytes(b"")
     (tmp_path / "train/b/notes.txt").write_text("no image")
     (tmp_path / "test/a/gone.png").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "test/b/old.bmp").write_bytes(b"BM" + bytes(60))
+    (tmp_path / "test/b/old.bmp").write_bytes(b"BM" + bytes(12) + b"\x28" + bytes(60))
     with pytest.raises(UsageError) as error:
         loading.load(f"folder:{tmp_path}", stream=stream)
     message = str(error.value)

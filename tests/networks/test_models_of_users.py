@@ -26,7 +26,7 @@ class Subclassed(keras.Model):
         super().__init__(**kwargs)
         self.inner = layers.Dense(4)
 
-    def call(self, images):
+    def call(self, images, training=None):
         return self.inner(keras.ops.reshape(images, (-1, 108)))
 
 
@@ -95,6 +95,13 @@ def operator(x):
     return layers.Conv2D(4, 1, activation="relu")(x + layers.Conv2D(4, 1)(x))
 
 
+class Recurrent:
+    """A last layer whose activation is not the last thing that it does."""
+
+    def __call__(self, x):
+        return layers.LSTM(4, activation="sigmoid")(layers.Reshape((4, 16))(x))
+
+
 def noisy(x):
     return layers.GaussianNoise(0.5)(features(x))
 
@@ -143,6 +150,16 @@ MODELS = {
         None,
     ),
     "sigmoid in the last layer": (lambda: functional(head=layers.Dense(4, "sigmoid")), None, None),
+    "a recurrent layer that ends in sigmoid": (
+        lambda: functional(head=Recurrent()),
+        "no activation",
+        None,
+    ),
+    "dropout in inference too": (
+        lambda: functional(lambda x: layers.Dropout(0.3)(features(x), training=True)),
+        "training=True",
+        None,
+    ),
     "noise in training": (lambda: functional(noisy), "noise", None),
 }
 
@@ -185,14 +202,15 @@ def test_it_is_evaluated_by_its_logits_or_refused(name, tmp_path):
     assert subject.input_range == (0.0, high)
     images = (np.round(IMAGES * 255) / 255).astype(np.float32)
     takes = "uint8" if name == "integers" else "float32"
-    expected = model((images * high).round().astype(takes) if high > 1 else images)
+    given = (images * high).round().astype(takes) if high > 1 else images
+    expected = model(given, training=False)
     if isinstance(expected, dict):
         expected = expected["logits"] if "logits" in expected else expected["scores"]
     logits = subject.logits(tf.constant(images, tf.float32)).numpy()
     attacked_model.check_logits(subject, logits)
     if "softmax" in name:
         logits = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    elif "sigmoid" in name:
+    elif name.startswith("sigmoid"):
         logits = 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     # It passes a gradient that an attack can use.
