@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 
@@ -66,6 +67,17 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_is_left_behind():
+    """The global seed of one test would make other tests' draws depend on their order."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.eager import context
+
+        if context.global_seed() is not None:
+            sys.modules["tensorflow"].random.set_seed(None)
 
 
 @pytest.fixture(scope="module")
