@@ -213,7 +213,7 @@ def _check(
     for (attack, _), outcome in zip(chosen, outcomes, strict=True):
         (black if attack == TRANSFER else white).append(outcome.robust[:count])
     shown = _Shown(f"checks, epsilon {radius.as_text(settings.epsilon)}", [])
-    checks = self_checks.run(
+    measured = self_checks.measure(
         conditions.subject,
         conditions.split.take(count),
         settings,
@@ -224,7 +224,7 @@ def _check(
         progress=shown.update,
     )
     shown.done()
-    return checks
+    return self_checks.judge(measured)
 
 
 def _stronger(outcome: Outcome, outcomes: list[Outcome], names: list[str]) -> str | None:

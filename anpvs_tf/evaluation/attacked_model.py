@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -131,24 +131,25 @@ def of_model(path: str, source: Source, input_range: tuple[float, float] | None 
         raise UsageError(f"--saved_model={path} does not exist")
     try:
         load = _saved_model if pathlib.Path(path).is_dir() else _keras_file
-        call, found, seen, ending = load(path)
+        loaded = load(path)
     except UsageError:
         raise
     except Exception as error:  # TensorFlow's and Keras's loaders raise many kinds.
         raise UsageError(f"--saved_model={path} cannot be loaded: {one_line(error)}") from error
 
-    low, high = input_range or found
-    remarks = [ending] if ending else []
-    if seen and input_range is None:
+    low, high = input_range or loaded.input_range
+    remarks = [loaded.ending] if loaded.ending else []
+    if loaded.seen and input_range is None:
         remarks.append(
-            f"black is taken as {low:g}, white as {high:g} ({seen}); --input_range says otherwise"
+            f"black is taken as {low:g}, white as {high:g} ({loaded.seen}); --input_range says "
+            "otherwise"
         )
     remark = f"{path}: {'; '.join(remarks)}" if remarks else ""
 
     def logits(images):
         if (low, high) != (0.0, 1.0):
             images = low + (high - low) * images
-        found = _logits_of(call(images), path)
+        found = _logits_of(loaded.call(images), path)
         # A signature's shapes may be unknown, and the rank tells whether there are draws.
         return found if tf.executing_eagerly() else tf.ensure_shape(found, [None, source.classes])
 
@@ -184,11 +185,21 @@ def _digest_of_files(path: pathlib.Path) -> str:
     return _digest(file.read_bytes() for file in files)
 
 
-Loaded = tuple[Callable[[tf.Tensor], Any], tuple[float, float], str, str]
+class Loaded(NamedTuple):
+    """A model file.
+
+    call: images -> its outputs; input_range: its black and white; seen: how that is known;
+    ending: what was taken away at its end.
+    """
+
+    call: Callable[[tf.Tensor], Any]
+    input_range: tuple[float, float] = (0.0, 1.0)
+    seen: str = ""
+    ending: str = ""
 
 
 def _saved_model(path: str) -> Loaded:
-    """The call of a SavedModel, the range of its pixels, how that is known, and ""."""
+    """Loads a SavedModel, which tells nothing of its pixels but whether they are integers."""
     loaded = tf.saved_model.load(path)
     if "serving_default" not in loaded.signatures:
         raise UsageError(f"--saved_model={path} has no signature serving_default")
@@ -210,18 +221,18 @@ def _saved_model(path: str) -> Loaded:
 
     call.keeps = loaded  # A signature does not keep its variables alive.
     if spec.dtype.is_floating:
-        return call, (0.0, 1.0), "", ""
-    return call_integers, (0.0, 255.0), f"it takes {spec.dtype.name}", ""
+        return Loaded(call)
+    return Loaded(call_integers, (0.0, 255.0), f"it takes {spec.dtype.name}")
 
 
 def _keras_file(path: str) -> Loaded:
-    """The call of a Keras model, the range of its pixels, how that is known, how it ends."""
+    """Loads a Keras model."""
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     model, removed = final_activation.without(model)
     found, seen = input_ranges.of_keras(model)
     ending = f"it is attacked before its {removed}" if removed else ""
     if not input_ranges.takes_integers(model):
-        return lambda images: model(images, training=False), found, seen, ending
+        return Loaded(lambda images: model(images, training=False), found, seen, ending)
     inner = input_ranges.with_float_input(model)
 
     def call(images):
@@ -229,7 +240,7 @@ def _keras_file(path: str) -> Loaded:
         whole = images + tf.stop_gradient(tf.round(images) - images)
         return inner(whole, training=False)
 
-    return call, found, seen, ending
+    return Loaded(call, found, seen, ending)
 
 
 def _logits_of(output: Any, path: str) -> tf.Tensor:
@@ -250,14 +261,15 @@ def _logits_of(output: Any, path: str) -> tf.Tensor:
 
 
 def check_logits(subject: Subject, logits: np.ndarray) -> None:
-    """Raises UsageError for what cannot be logits: NaN or infinite values, probabilities."""
+    """Raises UsageError for outputs that cannot be logits: not finite, or all from 0 to 1."""
     if not np.all(np.isfinite(logits)):
         raise UsageError(f"{subject.name} returns logits that are not finite")
-    sums_to_one = np.allclose(logits.sum(axis=1), 1.0, atol=1e-3)
-    if len(logits) and logits.min() >= 0 and logits.max() <= 1 and sums_to_one:
+    # Those of a network that is dead are all the same.
+    if len(logits) and 0 <= logits.min() < logits.max() <= 1:
         raise UsageError(
-            f"{subject.name} returns probabilities; attacks need logits, from before the softmax "
-            "(gradients through a softmax vanish and would make it look robust)"
+            f"{subject.name} returns probabilities, values from 0 to 1; attacks need logits, from "
+            "before the softmax or sigmoid (gradients through these vanish and would make it look "
+            "robust)"
         )
 
 

@@ -17,8 +17,9 @@ def without(model: keras.Model) -> tuple[keras.Model, str]:
     Returns:
         A model of the same weights, and the activation's name; "" if nothing was taken away.
     """
-    operations = getattr(model, "operations", None)
-    if not operations or len(getattr(model, "outputs", [])) != 1:
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    if len(getattr(model, "outputs", None) or ()) != 1:
         return model, ""
     layer = model.outputs[0]._keras_history.operation
     if not isinstance(layer, keras.layers.Layer) or len(layer._inbound_nodes) != 1:

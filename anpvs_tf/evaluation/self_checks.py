@@ -85,42 +85,8 @@ class Measured:
         return min(self.by_restart)
 
 
-def run(
-    subject: Subject,
-    split: loading.Split,
-    settings: AttackSettings,
-    reported: np.ndarray | None,
-    transferred: np.ndarray | None,
-    *,
-    seed: int,
-    batch_size: int,
-    progress: Progress = lambda stage, done, total: None,
-) -> list[Check]:
-    """All checks of a model at one epsilon.
-
-    Args:
-        split: the first examples of what was evaluated.
-        settings: threat model, and the steps and step size of PGD.
-        reported: bool, which of them withstood all attacks but transferred ones; None
-            if there were none.
-        transferred: bool, which of them withstood transferred examples; None if
-            there were none.
-    """
-    measured = measure(
-        subject,
-        split,
-        settings,
-        reported,
-        transferred,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return judge(measured)
-
-
 def judge(measured: Measured) -> list[Check]:
-    """The checks that the figures allow, in the order in which they are shown."""
+    """Returns the checks that the values allow, in the order in which they are shown."""
     found = (check(measured) for check in _CHECKS)
     return [check for check in found if check is not None]
 
@@ -136,7 +102,15 @@ def measure(
     batch_size: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> Measured:
-    """Attacks the model as the checks need it. Args: as of `run`."""
+    """Attacks a model at one epsilon as the checks need it.
+
+    Args:
+        split: the first examples of those that were evaluated.
+        settings: threat model, and the steps and step size of PGD.
+        reported: bool, the examples that withstood all attacks but transferred ones; None
+            if there were none.
+        transferred: bool, the examples that withstood transferred ones; None if there were none.
+    """
     draws = settings.draws or 1
     settings = resolve("pgd", settings)
 

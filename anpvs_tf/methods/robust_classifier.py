@@ -90,8 +90,7 @@ class RobustClassifier(keras.Model):
         terms += ["weight_decay", "train_accuracy", "nonfinite"]
         self.trackers = {name: keras.metrics.Mean(name) for name in terms}
         tested = [name for name in terms if name not in ("train_accuracy", "nonfinite")]
-        tested += ["clean_accuracy", "robust_accuracy"]
-        self.test_trackers = {name: keras.metrics.Mean(name) for name in tested}
+        self.test_trackers = {name: keras.metrics.Mean(name) for name in (*tested, *ACCURACIES)}
         self.built = True  # The network is; Keras's own check looks for a call with data.
 
     @property

@@ -148,8 +148,10 @@ def checks_of(subject, transferred=None, reported=None, **settings):
             draws=chosen.draws or 1,
         )
         reported = record.run().robust
-    found = self_checks.run(subject, SPLIT, chosen, reported, transferred, seed=0, batch_size=60)
-    return {check.name: check for check in found}
+    measured = self_checks.measure(
+        subject, SPLIT, chosen, reported, transferred, seed=0, batch_size=60
+    )
+    return {check.name: check for check in self_checks.judge(measured)}
 
 
 def test_an_honest_model_passes_every_check():
@@ -185,9 +187,10 @@ def test_a_figure_that_is_not_converged_is_found_out():
 
 
 def test_transferred_examples_alone_are_not_called_unconverged():
-    found = self_checks.run(
+    measured = self_checks.measure(
         HONEST, SPLIT, AttackSettings(epsilon=0.02), None, np.ones(60, bool), seed=0, batch_size=60
     )
+    found = self_checks.judge(measured)
     assert "convergence" not in {check.name for check in found}
     assert all(check.passed for check in found)
 

@@ -46,8 +46,9 @@ def functional(body=features, head=None, inputs=None):
     return keras.Model(images, (head or layers.Dense(4))(x))
 
 
-def sequential():
-    parts = [layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(4)]
+def sequential(activation=None):
+    parts = [layers.Conv2D(4, 3, activation="relu"), layers.Flatten()]
+    parts.append(layers.Dense(4, activation))
     return keras.Sequential([keras.Input((6, 6, 3)), *parts])
 
 
@@ -150,10 +151,17 @@ MODELS = {
         None,
     ),
     "sigmoid in the last layer": (lambda: functional(head=layers.Dense(4, "sigmoid")), None, None),
+    "softmax of a Sequential": (lambda: sequential("softmax"), "softmax", None),
+    "sigmoid of a Sequential": (lambda: sequential("sigmoid"), None, None),
+    "an operation of sigmoid": (
+        lambda: functional(head=lambda x: keras.ops.sigmoid(layers.Dense(4)(x))),
+        None,
+        "returns probabilities",
+    ),
     "a recurrent layer that ends in sigmoid": (
         lambda: functional(head=Recurrent()),
         "no activation",
-        None,
+        "returns probabilities",
     ),
     "dropout in inference too": (
         lambda: functional(lambda x: layers.Dropout(0.3)(features(x), training=True)),
@@ -194,7 +202,8 @@ def test_it_is_evaluated_by_its_logits_or_refused(name, tmp_path):
     model.save(path)
     if message:
         with pytest.raises(UsageError, match=message) as error:
-            attacked_model.of_model(path, SOURCE)
+            subject = attacked_model.of_model(path, SOURCE)
+            attacked_model.check_logits(subject, subject.logits(tf.constant(IMAGES)).numpy())
         assert "\n" not in str(error.value)
         return
     subject = attacked_model.of_model(path, SOURCE)
