@@ -17,8 +17,6 @@ def without(model: keras.Model) -> tuple[keras.Model, str]:
     Returns:
         A model of the same weights, and the activation's name; "" if nothing was taken away.
     """
-    if isinstance(model, keras.Sequential) and model.built:
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
     if len(getattr(model, "outputs", None) or ()) != 1:
         return model, ""
     layer = model.outputs[0]._keras_history.operation
