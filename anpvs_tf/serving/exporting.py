@@ -10,19 +10,19 @@ renamed, so that a server never sees half a model.
 """
 
 import dataclasses
+import importlib
 import os
 import pathlib
 
 import keras
-import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.files import check_directory, staging, write_atomically
 from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory
-from anpvs_tf.serving import model_card, signatures, verification
-from anpvs_tf.serving.names import FORMATS
+from anpvs_tf.serving import formats, model_card, verification
+from anpvs_tf.serving.formats import FORMATS
 
 MODELS_CONFIG = """\
 model_config_list {{
@@ -89,11 +89,8 @@ def export(
     # ---- Write beside, check, rename ----
     path = base / str(version)
     with staging(path, f"export base {base}", "--export_base") as beside:
-        if format == "saved_model":
-            signatures.write_saved_model(frozen, names, beside)
-            signatures.write_warmup(beside, base.resolve().name, test.images[:1])
-        else:
-            write_tflite(frozen, beside)
+        content = formats.Content(frozen, names, base.resolve().name, test.images[:1])
+        FORMATS[format].write(content, beside)
         report = verification.verify(network, test, names, beside)
         card = model_card.text(run, frozen, format, version, report)
         (beside / "README.md").write_text(card)
@@ -114,13 +111,13 @@ def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
     """
     check_directory(base, f"export base {base}", "--export_base")
     held = [entry for entry in base.iterdir() if entry.name.isdigit()] if base.exists() else []
-    for entry in held:
+    others = [one.file for name, one in FORMATS.items() if name != format]
+    if any((entry / file).exists() for entry in held for file in others):
         # A server would try to load every version as a SavedModel.
-        if (entry / "model.tflite").exists() != (format == "tflite"):
-            raise UsageError(
-                f"export base {base} holds versions of another format than {format}; "
-                "choose another --export_base"
-            )
+        raise UsageError(
+            f"export base {base} holds versions of another format than {format}; "
+            "choose another --export_base"
+        )
     if version is None:
         return max((int(entry.name) for entry in held), default=0) + 1
     if version < 1:
@@ -131,15 +128,14 @@ def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
 
 
 def _check_packages(format: str) -> None:
-    try:
-        if format == "saved_model":
-            import tensorflow_serving.apis  # noqa: F401
-        else:
-            import ai_edge_litert  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--format={format} needs the package {error.name}: pip install 'anpvs_tf[serving]'"
-        ) from error
+    for package in FORMATS[format].packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--format={format} needs the package {error.name}: "
+                f"pip install 'anpvs_tf[{FORMATS[format].extra}]'"
+            ) from error
 
 
 def write_server_configs(base: pathlib.Path) -> None:
@@ -149,28 +145,3 @@ def write_server_configs(base: pathlib.Path) -> None:
     for file, text in files.items():
         if not (base / file).exists():
             write_atomically(base / file, text)
-
-
-# ---- LiteRT ----
-
-
-def write_tflite(frozen: keras.Model, path: pathlib.Path) -> None:
-    """Writes model.tflite (float32) and model_int8.tflite (int8 weights).
-
-    Both take float32 images [batch, H, W, C] in [0, 1] and return the three
-    outputs of the SavedModel by name, without its checks.
-    """
-
-    def respond(images):
-        logits = frozen(images, training=False)
-        classes = tf.argmax(logits, axis=-1)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits), "classes": classes}
-
-    spec = tf.TensorSpec([None, *frozen.inputs[0].shape[1:]], tf.float32, "images")
-    function = tf.function(respond, autograph=False).get_concrete_function(spec)
-    held = tf.Module()  # Of a Keras model, the converter would not find the variables.
-    held.weights = [weight.value for weight in frozen.weights]
-    for name, optimizations in (("model", []), ("model_int8", [tf.lite.Optimize.DEFAULT])):
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], held)
-        converter.optimizations = optimizations
-        (path / f"{name}.tflite").write_bytes(converter.convert())

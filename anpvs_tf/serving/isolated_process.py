@@ -56,15 +56,21 @@ def tflite_functions(path: pathlib.Path) -> dict:
     }
 
 
+# By the file that tells the format: how its models are run, and the small batches to try.
+FORMATS = {
+    "saved_model.pb": (saved_model_functions, (0, 1)),
+    "model.tflite": (tflite_functions, (1,)),  # LiteRT has no empty tensors.
+}
+
+
 def main(model: str, images_path: str, outputs_path: str, batch_size: str) -> None:
     path, images = pathlib.Path(model), np.load(images_path)
-    saved_model = (path / "saved_model.pb").exists()
+    load, small = next(held for file, held in FORMATS.items() if (path / file).exists())
     size = int(batch_size)
-    functions = saved_model_functions(path) if saved_model else tflite_functions(path)
     found = {}
-    for name, function in functions.items():
+    for name, function in load(path).items():
         batches = [function(images[i : i + size]) for i in range(0, len(images), size)]
-        for few in (0, 1) if saved_model else (1,):  # LiteRT has no empty tensors.
+        for few in small:
             for output, value in function(images[:few]).items():
                 if value.shape != (few, *batches[0][output].shape[1:]):
                     sys.exit(f"{name}: {output} has shape {value.shape} at batch size {few}")

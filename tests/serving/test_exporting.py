@@ -19,7 +19,7 @@ from anpvs_tf.data.loading import Split, load
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory, resolution
-from anpvs_tf.serving import exporting, model_card, verification
+from anpvs_tf.serving import exporting, formats, model_card, names, verification
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
 
@@ -342,6 +342,10 @@ def test_tflite(run, tmp_path):
 
 
 # ---- Versions, and what is refused before anything is written ----
+
+
+def test_every_format_has_a_flag():
+    assert tuple(formats.FORMATS) == names.FORMATS
 
 
 def test_versions(tmp_path):

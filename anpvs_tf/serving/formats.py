@@ -1,0 +1,61 @@
+"""The formats of an export: what each writes, and what it needs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from anpvs_tf.serving import litert, signatures
+
+
+class Content(NamedTuple):
+    """The content of an export.
+
+    Attributes:
+        network: a network from `compact.freeze`.
+        classes: their names; None where the dataset has none.
+        name: of the model: that of the export base.
+        images: uint8 [batch, H, W, C]: an example of a request.
+    """
+
+    network: keras.Model
+    classes: list[str] | None
+    name: str
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How one format is written.
+
+    Attributes:
+        write: writes the content into a directory.
+        file: stands in a version of this format, and in no version of another.
+        packages: the modules that writing and checking import.
+        extra: of setup.py, which installs them.
+    """
+
+    write: Callable[[Content, pathlib.Path], None]
+    file: str
+    packages: tuple[str, ...]
+    extra: str
+
+
+def _saved_model(content: Content, path: pathlib.Path) -> None:
+    signatures.write_saved_model(content.network, content.classes, path)
+    signatures.write_warmup(path, content.name, content.images)
+
+
+def _tflite(content: Content, path: pathlib.Path) -> None:
+    litert.write(content.network, path)
+
+
+FORMATS = {
+    "saved_model": Format(
+        _saved_model, "saved_model.pb", ("tensorflow_serving.apis",), extra="serving"
+    ),
+    "tflite": Format(_tflite, "model.tflite", ("ai_edge_litert",), extra="serving"),
+}
