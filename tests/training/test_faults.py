@@ -210,6 +210,10 @@ def test_a_step_that_is_skipped_did_not_happen(dtype):
     assert not np.array_equal(before[0], state()[0])
 
 
+# Whether a ReLU lets NaN through to the loss depends on the processor; gradients are NaN anyway.
+NOT_FINITE = r"(ce_clean became nan|a gradient became nan or infinite)"
+
+
 @pytest.mark.parametrize("action", names.ACTIONS)
 def test_steps_that_are_not_finite(made, tmp_path, monkeypatch, action, capsys):
     stopped, _ = made
@@ -227,10 +231,11 @@ def test_steps_that_are_not_finite(made, tmp_path, monkeypatch, action, capsys):
     if action == "skip":
         trainer.train(stopped.settings(), run, execution=execution)
         assert [row["nonfinite"] for row in run.metrics()] == ["1", "0", "0"]
-        said = f"ce_clean became nan in epoch 1, step 2 (its batch is in {path})"
-        assert f"{said}: left out" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"in epoch 1, step 2 (its batch is in {path}): left out" in said
+        assert re.search(NOT_FINITE, said)
     else:
-        with pytest.raises(TrainingError, match=r"ce_clean became nan in epoch 1, step 2"):
+        with pytest.raises(TrainingError, match=NOT_FINITE + " in epoch 1, step 2"):
             trainer.train(stopped.settings(), run, execution=execution)
     with np.load(path) as batch:
         assert batch["images"].shape == (32, 28, 28, 1)
