@@ -76,7 +76,7 @@ def export(
     # ---- Everything that can be refused, before anything is written ----
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
-    _check_packages(format)
+    _check_package(format)
     run.check_finished()
     settings = run.settings()
     base = pathlib.Path(export_base)
@@ -107,17 +107,17 @@ def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
 
     Raises:
         UsageError: `base` is no writable directory, the version exists or is
-            below 1, or `base` holds versions of another format.
+            below 1, or `base` holds a version that is not of this format.
     """
     check_directory(base, f"export base {base}", "--export_base")
     held = [entry for entry in base.iterdir() if entry.name.isdigit()] if base.exists() else []
-    others = [one.file for name, one in FORMATS.items() if name != format]
-    if any((entry / file).exists() for entry in held for file in others):
+    for entry in held:
         # A server would try to load every version as a SavedModel.
-        raise UsageError(
-            f"export base {base} holds versions of another format than {format}; "
-            "choose another --export_base"
-        )
+        if not (entry / FORMATS[format].file).exists():
+            raise UsageError(
+                f"export base {base} holds versions of another format than {format}, {entry.name} "
+                "for one; choose another --export_base"
+            )
     if version is None:
         return max((int(entry.name) for entry in held), default=0) + 1
     if version < 1:
@@ -127,15 +127,13 @@ def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
     return version
 
 
-def _check_packages(format: str) -> None:
-    for package in FORMATS[format].packages:
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                f"--format={format} needs the package {error.name}: "
-                f"pip install 'anpvs_tf[{FORMATS[format].extra}]'"
-            ) from error
+def _check_package(format: str) -> None:
+    try:
+        importlib.import_module(FORMATS[format].package)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--format={format} needs the package {error.name}: pip install 'anpvs_tf[serving]'"
+        ) from error
 
 
 def write_server_configs(base: pathlib.Path) -> None:

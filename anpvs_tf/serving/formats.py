@@ -34,14 +34,12 @@ class Format:
     Attributes:
         write: writes the content into a directory.
         file: stands in a version of this format, and in no version of another.
-        packages: the modules that writing and checking import.
-        extra: of setup.py, which installs them.
+        package: imported by writing or checking; the extra `serving` installs it.
     """
 
     write: Callable[[Content, pathlib.Path], None]
     file: str
-    packages: tuple[str, ...]
-    extra: str
+    package: str
 
 
 def _saved_model(content: Content, path: pathlib.Path) -> None:
@@ -54,8 +52,6 @@ def _tflite(content: Content, path: pathlib.Path) -> None:
 
 
 FORMATS = {
-    "saved_model": Format(
-        _saved_model, "saved_model.pb", ("tensorflow_serving.apis",), extra="serving"
-    ),
-    "tflite": Format(_tflite, "model.tflite", ("ai_edge_litert",), extra="serving"),
+    "saved_model": Format(_saved_model, "saved_model.pb", "tensorflow_serving.apis"),
+    "tflite": Format(_tflite, "model.tflite", "ai_edge_litert"),
 }

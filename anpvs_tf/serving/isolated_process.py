@@ -65,12 +65,15 @@ FORMATS = {
 
 def main(model: str, images_path: str, outputs_path: str, batch_size: str) -> None:
     path, images = pathlib.Path(model), np.load(images_path)
-    load, small = next(held for file, held in FORMATS.items() if (path / file).exists())
+    formats = [held for file, held in FORMATS.items() if (path / file).exists()]
+    if not formats:
+        sys.exit(f"none of {', '.join(FORMATS)} is in {path}")
+    load, small_batches = formats[0]
     size = int(batch_size)
     found = {}
     for name, function in load(path).items():
         batches = [function(images[i : i + size]) for i in range(0, len(images), size)]
-        for few in small:
+        for few in small_batches:
             for output, value in function(images[:few]).items():
                 if value.shape != (few, *batches[0][output].shape[1:]):
                     sys.exit(f"{name}: {output} has shape {value.shape} at batch size {few}")

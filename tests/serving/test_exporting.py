@@ -355,12 +355,18 @@ def test_versions(tmp_path):
     assert choose() == 1
     for name in ("2", "10", "notes"):
         (tmp_path / "base" / name).mkdir(parents=True)
+    for name in ("2", "10"):
+        (tmp_path / "base" / name / "saved_model.pb").touch()
     assert choose() == 11
     assert choose(3) == 3
     with pytest.raises(UsageError, match="10 exists"):
         choose(10)
     with pytest.raises(UsageError, match="at least 1"):
         choose(0)
+    (tmp_path / "base" / "3").mkdir()
+    for format in formats.FORMATS:
+        with pytest.raises(UsageError, match=f"another format than {format}, "):
+            exporting.choose_version(tmp_path / "base", None, format)
 
 
 def test_unfinished_run(run, tmp_path):
@@ -406,6 +412,8 @@ def test_a_disagreement_is_found(exported, run):
 
 
 def test_an_export_that_cannot_be_loaded_is_found(network, tmp_path):
+    with pytest.raises(TrainingError, match=r"new process: none of saved_model\.pb, model\.tfl"):
+        verification.verify(network, TEST.take(2), None, tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match="cannot be run in a new process"):
         verification.verify(network, TEST.take(2), None, tmp_path)

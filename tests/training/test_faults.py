@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 import shutil
 import signal
 import zipfile
@@ -17,6 +16,7 @@ from anpvs_tf.common import files
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.data.loading import SOURCES
 from anpvs_tf.evaluation import attacked_model
+from anpvs_tf.methods import losses
 from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import Objective, RobustClassifier
@@ -211,32 +211,27 @@ def test_a_step_that_is_skipped_did_not_happen(dtype):
     assert not np.array_equal(before[0], state()[0])
 
 
-# Whether a ReLU lets NaN through to the loss depends on the processor; gradients are NaN anyway.
-NOT_FINITE = r"(ce_clean became nan|a gradient became nan or infinite)"
-
-
 @pytest.mark.parametrize("action", names.ACTIONS)
 def test_steps_that_are_not_finite(made, tmp_path, monkeypatch, action, capsys):
     stopped, _ = made
     run = RunDirectory(tmp_path / "run")
-    update = RobustClassifier.update
+    cross_entropy = losses.cross_entropy
     calls = tf.Variable(0)
 
-    def with_a_bad_batch(self, data):
-        poison = tf.where(calls.assign_add(1) == 2, np.nan, 0.0)
-        return update(self, (data[0] + poison, data[1]))
+    # Not a bad image: on some processors a maximum pooling puts out the least float for NaN.
+    def bad_in_the_second_step(*arguments):
+        return cross_entropy(*arguments) + tf.where(calls.assign_add(1) == 2, np.nan, 0.0)
 
-    monkeypatch.setattr(RobustClassifier, "update", with_a_bad_batch)
+    monkeypatch.setattr(losses, "cross_entropy", bad_in_the_second_step)
     execution = trainer.Execution(on_nonfinite=action)
     path = run.nonfinite / "epoch-1-step-2.npz"
     if action == "skip":
         trainer.train(stopped.settings(), run, execution=execution)
         assert [row["nonfinite"] for row in run.metrics()] == ["1", "0", "0"]
-        said = capsys.readouterr().err
-        assert f"in epoch 1, step 2 (its batch is in {path}): left out" in said
-        assert re.search(NOT_FINITE, said)
+        said = f"ce_clean became nan in epoch 1, step 2 (its batch is in {path})"
+        assert f"{said}: left out" in capsys.readouterr().err
     else:
-        with pytest.raises(TrainingError, match=NOT_FINITE + " in epoch 1, step 2"):
+        with pytest.raises(TrainingError, match=r"ce_clean became nan in epoch 1, step 2"):
             trainer.train(stopped.settings(), run, execution=execution)
     with np.load(path) as batch:
         assert batch["images"].shape == (32, 28, 28, 1)
