@@ -114,6 +114,9 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert result.returncode == 0
     assert "nothing was trained" in result.stdout
     assert "--overwrite" in result.stdout
+    for what in ("evaluate.py --run_dir=", "report.py ", "export.py --run_dir="):
+        (line,) = [line for line in result.stdout.splitlines() if f"/{what}" in line]
+        assert "python " in line and run.path.name in line
     assert run.results_path.stat().st_mtime_ns == before
 
 
