@@ -49,17 +49,18 @@ def restrict(images: tf.Tensor, candidates: tf.Tensor, epsilon: float, norm: str
     return tf.clip_by_value(images + project(candidates - images, epsilon, norm), 0.0, 1.0)
 
 
-def random_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+def random_in_ball(shape: tf.Tensor, seed: randomness.Seed, epsilon: float, norm: str) -> tf.Tensor:
     """Perturbations drawn uniformly from the ball of radius epsilon, float32.
 
-    In a `randomness.scope`, an example's draw is that of its place in the global batch.
+    An example's draw is that of its number (`randomness.ExampleSeeds`), or in a
+    `randomness.scope` that of its place in the global batch.
     """
-    return randomness.per_example(
-        lambda examples: _uniform_in_ball(
-            tf.concat([[examples], shape[1:]], axis=0), seed, epsilon, norm
-        ),
-        shape[0],
-    )
+
+    def draw(examples, seed):
+        own = tf.concat([[examples], shape[1:]], axis=0)
+        return _uniform_in_ball(own, seed, epsilon, norm)
+
+    return randomness.for_examples(draw, shape, seed)
 
 
 def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
@@ -73,16 +74,23 @@ def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: st
     return epsilon * radius * direction
 
 
-def random_on_sphere(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+def random_on_sphere(
+    shape: tf.Tensor, seed: randomness.Seed, epsilon: float, norm: str
+) -> tf.Tensor:
     """Perturbations of norm epsilon, float32: a draw around 0, scaled to that norm.
 
-    The draw is uniform for "linf" and normal for "l2", whose direction is uniform.
+    The draw is uniform for "linf" and normal for "l2", whose direction is uniform. It is an
+    example's own as that of `random_in_ball`.
     """
-    if norm == "linf":
-        draw = randomness.uniform(shape, seed, -1.0, 1.0)
-    else:
-        draw = randomness.normal(shape, seed)
-    return epsilon * tf.math.divide_no_nan(draw, length(draw, norm))
+
+    def draw(examples, seed):
+        own = tf.concat([[examples], shape[1:]], axis=0)
+        if norm == "linf":
+            return randomness.uniform(own, seed, -1.0, 1.0)
+        return randomness.normal(own, seed)
+
+    drawn = randomness.for_examples(draw, shape, seed)
+    return epsilon * tf.math.divide_no_nan(drawn, length(drawn, norm))
 
 
 def assert_in_threat_model(

@@ -14,6 +14,7 @@ import contextvars
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -29,11 +30,27 @@ class _Scope:
     replicas: int
 
 
+class ExampleSeeds(NamedTuple):
+    """A seed that gives every example noise of its own, whatever batch the example is in.
+
+    Attributes:
+        seed: int32, shape [2]; draws that are not made `for_examples` are of it alone.
+        examples: int [batch], the number of each example.
+    """
+
+    seed: tf.Tensor
+    examples: tf.Tensor
+
+
+Seed = tf.Tensor | ExampleSeeds
+
 _current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("noise", default=None)
 
 
-def fold(seed: tf.Tensor, data: int | str | tf.Tensor) -> tf.Tensor:
-    """Returns a new seed (int32, shape [2]) from `seed` and a number or a name."""
+def fold(seed: Seed, data: int | str | tf.Tensor) -> Seed:
+    """Returns a new seed of the same kind from `seed` and a number or a name."""
+    if isinstance(seed, ExampleSeeds):
+        return seed._replace(seed=fold(seed.seed, data))
     if isinstance(data, str):
         data = zlib.crc32(data.encode()) & 0x7FFFFFFF
     return tf.random.fold_in(tf.cast(seed, tf.int32), tf.cast(data, tf.int32), alg=ALGORITHM)
@@ -47,12 +64,14 @@ def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
     return seed
 
 
-def bits(shape, seed: tf.Tensor) -> tf.Tensor:
+def bits(shape, seed: Seed) -> tf.Tensor:
     """Draws all 32 bits of each number, int32 of `shape`."""
+    if isinstance(seed, ExampleSeeds):
+        seed = seed.seed
     return tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg=ALGORITHM)
 
 
-def uniform(shape, seed: tf.Tensor, low=0.0, high=1.0) -> tf.Tensor:
+def uniform(shape, seed: Seed, low=0.0, high=1.0) -> tf.Tensor:
     """Draws from [low, high), float32 of `shape`."""
     # The low 23 bits, which TensorFlow's own kernels take; under XLA it takes the high ones.
     mantissa = tf.bitwise.bitwise_and(bits(shape, seed), 2**23 - 1)
@@ -137,3 +156,25 @@ def per_example(
         begin = current.replica * examples
         values = values[begin : begin + examples]
     return tf.concat([values] * current.copies, axis=0) if current.copies > 1 else values
+
+
+def for_examples(
+    draw: Callable[[int | tf.Tensor, tf.Tensor], tf.Tensor], shape: tf.Tensor, seed: Seed
+) -> tf.Tensor:
+    """Noise for a batch: of `ExampleSeeds` that of each example's number, else `per_example`.
+
+    Args:
+        draw: number of examples, seed (int32, shape [2]) -> float32 [examples, ...].
+        shape: of the noise, int [rank]; the batch comes first.
+
+    Returns:
+        float32 of `shape`.
+    """
+    if not isinstance(seed, ExampleSeeds):
+        return per_example(lambda examples: draw(examples, seed), shape[0])
+    values = tf.map_fn(
+        lambda example: draw(1, fold(seed.seed, example))[0],
+        seed.examples,
+        fn_output_signature=tf.float32,
+    )
+    return tf.reshape(values, shape)

@@ -211,7 +211,10 @@ class AttackRun:
     def _attack(self, stage: Stage, outcome: Outcome, rows: np.ndarray) -> None:
         images = pipelines.to_float(self.split.images[rows])
         labels = tf.constant(outcome.labels[rows])
-        seed = randomness.seed_of(self.seed, "attack", int(rows[0]))
+        # An example's own: no figure depends on the size of the batches.
+        seed = randomness.ExampleSeeds(
+            randomness.seed_of(self.seed, "attack"), tf.constant(rows, tf.int32)
+        )
         try:
             adversarial = stage.run(self.attacked, images, labels, seed)
         except LookupError as error:  # TensorFlow's word for an operation without gradient.

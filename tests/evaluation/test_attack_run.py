@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anpvs_tf.attacks import registry
+from anpvs_tf.attacks import registry, threat_model
 from anpvs_tf.attacks.registry import Stage
 from anpvs_tf.attacks.settings import AttackSettings
+from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.common.randomness import ExampleSeeds
 from anpvs_tf.data.loading import Split
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation import attack_run
@@ -97,6 +99,56 @@ def test_attacks_in_batches_of_any_size_break_the_same(name):
     for batch_size in (1, 3, 100):
         outcome = run_of(stages, batch_size=batch_size, subject=subject).run()
         np.testing.assert_array_equal(outcome.robust, [0, 1, 0, 0, 0, 0, 1, 0])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["noise", "pgd", "apgd-ce", "square"])
+def test_what_is_drawn_for_an_example_does_not_depend_on_its_batch(name, norm):
+    """On a network whose answer to a start depends on the start; one stage is given up half way."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (23, 6, 6, 1)).astype(np.uint8)
+    hidden, out = (draw.normal(size=size).astype(np.float32) for size in ((36, 16), (16, 3)))
+
+    def curved(x):
+        return tf.sin(tf.reshape(x, [-1, 36]) @ hidden) @ out
+
+    labels = np.argmax(curved(images / np.float32(255)), axis=1)
+    labels[::5] = (labels[::5] + 1) % 3  # These are wrong as they are.
+    split = Split(images, labels)
+    subject = Subject("curved", MNIST, "digest", curved)
+    # Steps so few that rounding has no time to grow.
+    settings = AttackSettings(
+        0.05, norm=norm, classes=3, steps=3, queries=9, draws=3, restarts=2, step_size=0.01
+    )
+    stages = registry.stages(name, settings)
+    assert len(stages) > 1 or name in ("noise", "square")
+
+    def of_size(batch_size):
+        run = AttackRun(
+            subject, split, stages, epsilon=0.05, norm=norm, seed=0, batch_size=batch_size
+        )
+        return run.run()
+
+    whole = of_size(23)
+    assert 0.1 < whole.robust.mean() < 0.8
+    for batch_size in (1, 4, 10):
+        outcome = of_size(batch_size)
+        np.testing.assert_array_equal(outcome.broken_by, whole.broken_by)
+        np.testing.assert_allclose(outcome.losses, whole.losses, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outcome.distances, whole.distances, rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("draw", [threat_model.random_in_ball, threat_model.random_on_sphere])
+def test_the_start_of_an_example_is_its_own(draw, norm):
+    def of(*examples):
+        seeds = ExampleSeeds(randomness.seed_of(3), tf.constant(examples))
+        return draw(tf.constant([len(examples), 4, 3, 2]), seeds, 0.1, norm).numpy()
+
+    three, other = of(7, 0, 9), of(9, 7)
+    np.testing.assert_array_equal(other, three[[2, 0]])
+    # None shares its draws with another; on the sphere of linf each has one of length epsilon.
+    assert len(np.unique(three)) >= three.size - len(three)
 
 
 def test_a_stopped_attack_goes_on_where_it_was(tmp_path):
