@@ -35,6 +35,9 @@ class Objective:
             multiplications of the network.
         target_steps: three steps: pruning begins, the target is to be reached, no feature is
             pruned any more.
+        freeze_gates_step: the step from which gates act in training as they are deployed, by
+            their mean; the optimizer is to hold them from then on (`GroupedAdam`'s
+            gates_until). None: never.
         kl_warmup_steps: steps with beta = 0, before the classifier resists the KL.
         kl_ramp_steps: steps over which beta then grows linearly to its value.
         epsilon_warmup_steps: steps over which epsilon and step_size grow linearly
@@ -61,6 +64,7 @@ class Objective:
     target_sparsity: float | None = None
     target_of: str = "features"
     target_steps: tuple[int, int, int] = (0, 0, 0)
+    freeze_gates_step: int | None = None
     kl_warmup_steps: int = 0
     kl_ramp_steps: int = 0
     epsilon_warmup_steps: int = 0

@@ -20,6 +20,7 @@ class GroupedAdam(keras.optimizers.Adam):
         learning_rate: of the weights; a number or a schedule.
         gate_rate_multiple: the gates' learning rate over the weights'.
         average: decay of the moving average of the variables, in [0, 1); 0 keeps none.
+        gates_until: the step from which gates no longer move; None: they always do.
         skip_nonfinite: leave a variable and all that is kept of it as they are if its
             gradient is not finite.
     """
@@ -30,10 +31,12 @@ class GroupedAdam(keras.optimizers.Adam):
         gate_rate_multiple: float = 10.0,
         average: float = 0.0,
         skip_nonfinite: bool = False,
+        gates_until: int | None = None,
         **kwargs,
     ):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.gate_rate_multiple = gate_rate_multiple
+        self.gates_until = gates_until
         self.average = average
         self.skip_nonfinite = skip_nonfinite
         self._averages = []
@@ -58,7 +61,10 @@ class GroupedAdam(keras.optimizers.Adam):
 
     def _update_step(self, gradient, variable, learning_rate) -> None:
         if is_gate_variable(variable):
-            super().update_step(gradient, variable, learning_rate * self.gate_rate_multiple)
+            rate = learning_rate * self.gate_rate_multiple
+            if self.gates_until is not None:
+                rate = tf.where(self.iterations < self.gates_until, rate, 0.0)
+            super().update_step(gradient, variable, rate)
         else:
             self._update_weight(gradient, variable, learning_rate)
         if self._averages:
@@ -85,7 +91,7 @@ class GroupedAdam(keras.optimizers.Adam):
 
     def get_config(self) -> dict:
         own = {"gate_rate_multiple": self.gate_rate_multiple, "average": self.average}
-        own |= {"skip_nonfinite": self.skip_nonfinite}
+        own |= {"skip_nonfinite": self.skip_nonfinite, "gates_until": self.gates_until}
         return super().get_config() | own
 
 

@@ -21,7 +21,7 @@ from anpvs_tf.methods.optimizer import GroupedAdam, is_gate_variable, updating
 from anpvs_tf.methods.registry import METHODS, Method
 from anpvs_tf.methods.sparsity_target import SparsityTarget
 from anpvs_tf.networks import bayesian
-from anpvs_tf.networks.gate import Gate, gates_of
+from anpvs_tf.networks.gate import Gate, frozen_where, gates_of
 from anpvs_tf.pruning.admm import WeightPruning
 
 # Steps of the validation attack, at least.
@@ -167,6 +167,11 @@ class RobustClassifier(keras.Model):
         """0 before step `begin`, then linear to 1 over `length` steps."""
         step = tf.cast(self.optimizer.iterations, tf.float32)
         return tf.clip_by_value((step - begin + 1.0) / (length + 1.0), 0.0, 1.0)
+
+    def _gates_frozen(self) -> tf.Tensor | None:
+        """bool scalar: whether gates act as deployed in this step; None if they never do."""
+        step = self.objective.freeze_gates_step
+        return None if step is None else self.optimizer.iterations >= step
 
     def weighted_kl(self) -> tf.Tensor:
         """beta KL of the gates, in nats; the betas are 0, then on a ramp, then at their values.
@@ -363,15 +368,18 @@ class RobustClassifier(keras.Model):
         step = tf.identity(self.optimizer.iterations)
         judged = FiniteStep(self.optimizer, self.network)
         scope = (randomness.fold(seed, "network"), copies, *place)
-        replaced = self._perturbed_kernels(images, labels, scope) if self.objective.awp else []
         # Gradients are summed over replicas.
         share = 1.0 / replica.num_replicas_in_sync
-        with tf.GradientTape(persistent=bool(self.learned_gates)) as tape, randomness.scope(*scope):
-            outputs = self._outputs(images, [(v, v + shift) for v, shift in replaced])
-            weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
-            weight_objective = self.optimizer.scale_loss(weight_loss * share)
-            if gate_loss is not None:
-                gate_objective = self.optimizer.scale_loss(gate_loss * share)
+        persistent = bool(self.learned_gates)
+        with frozen_where(self._gates_frozen()):
+            awp = self.objective.awp
+            replaced = self._perturbed_kernels(images, labels, scope) if awp else []
+            with tf.GradientTape(persistent=persistent) as tape, randomness.scope(*scope):
+                outputs = self._outputs(images, [(v, v + shift) for v, shift in replaced])
+                weight_loss, gate_loss, terms = self.loss_terms(outputs, labels)
+                weight_objective = self.optimizer.scale_loss(weight_loss * share)
+                if gate_loss is not None:
+                    gate_objective = self.optimizer.scale_loss(gate_loss * share)
         variables = self.network.trainable_variables
         gate_variables = [v for v in variables if is_gate_variable(v)]
         weights = [v for v in variables if not is_gate_variable(v)]

@@ -1,8 +1,28 @@
 """Layers that learn which features to keep: the common base, and the beta-Bernoulli gate."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+_frozen: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar("frozen", default=None)
+
+
+@contextlib.contextmanager
+def frozen_where(frozen: tf.Tensor | None) -> Iterator[None]:
+    """Lets gates called inside act in training by their mean, without a gradient, if `frozen`.
+
+    Args:
+        frozen: bool scalar, decided in the graph; None changes nothing.
+    """
+    token = _frozen.set(frozen)
+    try:
+        yield
+    finally:
+        _frozen.reset(token)
 
 
 class Gate(keras.layers.Layer):
@@ -124,7 +144,10 @@ class Gate(keras.layers.Layer):
         if not (training and self.trainable):
             return inputs * tf.cast(self.mean_mask(), inputs.dtype)
         batch_size, *places, features = keras.ops.shape(inputs)
-        mask = tf.cast(self.sample_mask(batch_size), inputs.dtype)
+        mask = self.sample_mask(batch_size)
+        if (frozen := _frozen.get()) is not None:
+            mask = tf.where(frozen, tf.stop_gradient(self.mean_mask()), mask)
+        mask = tf.cast(mask, inputs.dtype)
         return inputs * tf.reshape(mask, [batch_size] + [1] * len(places) + [features])
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:

@@ -23,11 +23,17 @@ def objective_of(settings: Settings, train_examples: int, steps: int) -> Objecti
         "train_examples": train_examples,
         "layer_beta": layer_betas(settings),
         "target_steps": _target_steps(settings, steps),
+        "freeze_gates_step": _freeze_gates_step(settings, settings.epochs * steps),
         "kl_warmup_steps": settings.kl_warmup_epochs * steps,
         "kl_ramp_steps": settings.kl_ramp_epochs * steps,
         "epsilon_warmup_steps": settings.epsilon_warmup_epochs * steps,
     }
     return Objective(**own)
+
+
+def _freeze_gates_step(settings: Settings, total_steps: int) -> int | None:
+    share = settings.freeze_gates_at
+    return None if share == 1.0 else round(share * total_steps)
 
 
 def _target_steps(settings: Settings, steps: int) -> tuple[int, int, int]:
@@ -62,6 +68,7 @@ def make_optimizer(
         gate_rate_multiple=settings.gate_learning_rate / settings.learning_rate,
         average=settings.weight_average,
         skip_nonfinite=skip_nonfinite,
+        gates_until=_freeze_gates_step(settings, total_steps),
     )
     if settings.precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)

@@ -41,6 +41,8 @@ def plan(settings: Settings, images: int, start: str) -> str:
         lines.append(("pruned to", f"{target} by {settings.target_at:.0%} of the training"))
     elif method.learned_gates:
         lines.append(("pruned by", f"KL with beta {settings.beta:g}"))
+    if method.learned_gates and settings.freeze_gates_at < 1:
+        lines.append(("gates held", f"from {settings.freeze_gates_at:.0%} of the training on"))
     lines.append(
         (
             "judged by",

@@ -153,6 +153,12 @@ def validated(values: Mapping[str, Any]) -> Settings:
             "--min_active must be a whole number of features, or a share below 1; got "
             f"{settings.min_active:g}"
         )
+    steered = settings.target_sparsity is not None and METHODS[settings.method].learned_gates
+    if steered and settings.freeze_gates_at < settings.target_at:
+        raise UsageError(
+            f"--freeze_gates_at={settings.freeze_gates_at:g} would hold the gates before the "
+            f"target is reached; give --target_at={settings.target_at:g} or more"
+        )
     layer_betas(settings)
     check_images(settings.network, settings.source.image_shape)
     return settings

@@ -106,6 +106,13 @@ class Settings:
         above=0.0,
         at_most=1.0,
     )
+    freeze_gates_at: float = _setting(
+        "share of the steps after which gates stay as they are and act in training as they are "
+        "deployed, by their mean; 1: never",
+        "learned_gates",
+        above=0.0,
+        at_most=1.0,
+    )
     min_active: float = _setting(
         "features that every gated layer keeps: a number, or below 1 a share",
         "learned_gates",

@@ -306,6 +306,20 @@ def test_a_target_takes_the_place_of_beta():
     assert build.first_selectable_epoch(resolution.resolve(wanted | {"epochs": 20})) == 16
 
 
+def test_gates_are_frozen_at_a_share_of_the_steps():
+    wanted = {"dataset": "cifar10", "method": "anpvs"}
+    fast = resolution.resolve(wanted, "fast")
+    assert build.objective_of(fast, 100, 10).freeze_gates_step == 240  # 80 % of 30 epochs.
+    assert build.make_optimizer(fast, 300).gates_until == 240
+    published = resolution.resolve(wanted)
+    assert build.objective_of(published, 100, 10).freeze_gates_step is None
+    assert build.make_optimizer(published, 300).gates_until is None
+    with pytest.raises(UsageError, match=r"before the target is reached; give --target_at=0\.6"):
+        resolution.resolve(wanted | {"freeze_gates_at": 0.5}, "fast")
+    # Without a target nothing has to be reached, and a method without gates has none to hold.
+    assert resolution.resolve(wanted | {"freeze_gates_at": 0.2}).freeze_gates_at == 0.2
+
+
 @pytest.mark.parametrize(("asked", "kept"), [(0.0, 0), (0.25, 13), (3.0, 3), (1000.0, 50)])
 def test_a_floor_of_active_features(asked, kept):
     chosen = resolution.resolve({"dataset": "digits", "method": "anpvs", "min_active": asked})

@@ -87,6 +87,45 @@ def test_loss_terms_of_anpvs():
     assert terms["kl"] == pytest.approx(620 * 7.050, rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", [GroupedAdam, GroupedSGD])
+@pytest.mark.parametrize("awp", [0.0, 0.01])
+@pytest.mark.parametrize("method", ["anpvs", "anp_vib"])
+def test_gates_are_held_at_their_mean_from_a_step_on(method, awp, optimizer):
+    objective = dataclasses.replace(OBJECTIVE, freeze_gates_step=3, awp=awp)
+    classifier = classifier_of(method, objective, optimizer=optimizer(1e-2, gates_until=3))
+    network, labels = classifier.network, LABELS.numpy()
+    step = tf.function(classifier.update, autograph=False)
+    variables = network.trainable_variables
+    for number in range(6):
+        before = [v.numpy() for v in variables]
+        deployed = softmax_loss(network(IMAGES, training=False)["logits"], labels)
+        terms = step((IMAGES, LABELS))
+        moved = [np.any(v.numpy() != old) for v, old in zip(variables, before, strict=True)]
+        of_gates = [one for v, one in zip(variables, moved, strict=True) if is_gate_variable(v)]
+        of_weights = [
+            one for v, one in zip(variables, moved, strict=True) if not is_gate_variable(v)
+        ]
+        assert any(of_weights)
+        # Not even by the momentum of the steps before.
+        assert of_gates == [number < 3] * len(of_gates)
+        trained_on_deployed = float(terms["ce_clean"]) == pytest.approx(deployed, rel=1e-5)
+        # With AWP the loss is that of shifted kernels.
+        assert trained_on_deployed == (number >= 3 and not awp)
+
+
+@pytest.mark.parametrize("method", ["anpvs", "anp_vib"])
+def test_awp_shifts_the_weights_of_the_network_with_held_gates(method):
+    """The shift does not depend on draws of masks that the update does not make."""
+    objective = dataclasses.replace(OBJECTIVE, freeze_gates_step=0, awp=0.01)
+    losses = []
+    for seed in (5, 6):
+        classifier = classifier_of(method, objective, optimizer=GroupedAdam(1e-2, gates_until=0))
+        classifier.run_seed = seed
+        classifier.crafting.craft = lambda images, *_: images  # The attack has draws of its own.
+        losses.append(float(classifier.train_step((IMAGES, LABELS))["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("method", ["standard", "bp", "at", "at_vs", "anp", "anpvs"])
 def test_each_method_has_its_terms_and_trains(method):
     classifier = classifier_of(method)

@@ -57,6 +57,13 @@ def test_the_result_of_a_pruned_network_says_what_it_saves():
     assert "FLOPs" not in text and "feature maps" not in text and "of weights" not in text
 
 
+def test_the_plan_says_when_gates_are_held():
+    wanted = {"dataset": "cifar10", "method": "anpvs"}
+    line = "  gates held        from 80% of the training on"
+    assert line in console.plan(resolution.resolve(wanted, "fast"), 45_000, "from scratch")
+    assert "gates held" not in console.plan(resolution.resolve(wanted), 45_000, "from scratch")
+
+
 @pytest.mark.parametrize(("method", "shown"), [("standard", False), ("anpvs", True)])
 def test_an_epoch_has_a_sparsity_if_the_method_prunes(method, shown):
     row = {"epoch": 1, "loss": 1.0, "sparsity": 0.0, "validation_clean_accuracy": 0.9}
