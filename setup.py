@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "anpvs_tf/__init__.py").read_text()).group(1)
 
+onnx = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
 serving = ["tensorflow-serving-api>=2.19", "ai-edge-litert>=2.0"]
 
 setup(
@@ -56,6 +57,7 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
+        "onnx": onnx,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -63,6 +65,7 @@ setup(
             "markdown-it-py>=3",
             "pillow",
             *serving,
+            *onnx,
         ],
         "benchmark": ["torch>=2.4", "jax>=0.10.2,<0.11", "pillow"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.

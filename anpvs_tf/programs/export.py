@@ -1,4 +1,4 @@
-"""Exports a finished run for TensorFlow Serving or LiteRT, and checks what it wrote.
+"""Exports a finished run for a server or another runtime, and checks what it wrote.
 
   python bin/export.py --run_dir=RUN --export_base=DIR
   python bin/export.py --run_dir=RUN --export_base=DIR --format=tflite
@@ -43,7 +43,7 @@ def define(flags: Flags) -> None:
         str,
         "format",
         "saved_model",
-        f"for TensorFlow Serving, or for LiteRT ({', '.join(FORMATS)})",
+        f"for TensorFlow Serving, LiteRT, Keras or ONNX Runtime ({', '.join(FORMATS)})",
         choices=FORMATS,
     )
     shared_flags.add_data(flags, "Test images, which the export is checked on")
@@ -94,7 +94,7 @@ def table(done: "exporting.Exported", measured: dict) -> str:
         peaks = [one["peak_memory"][size] for one in columns.values()]
         rows[f"ms a batch of {size}"] = [f"{1e3 * one:.2f}" for one in seconds]
         rows[f"peak memory, batch {size}"] = [f"{one / 2**20:.2f} MiB" for one in peaks]
-    for file in sorted(done.path.glob("*.tflite")):
+    for file in sorted(done.path.glob("model*.*")):
         rows[f"{file.name}, bytes"] = [*[""] * (len(columns) - 1), f"{file.stat().st_size:,}"]
     for name, cells in rows.items():
         if cells != ["after"]:

@@ -1,7 +1,8 @@
-"""Export of a finished run for TensorFlow Serving or LiteRT.
+"""Export of a finished run for TensorFlow Serving, LiteRT, Keras or ONNX Runtime.
 
 DIR/models.config, DIR/batching.config   for the server; kept if they exist
-DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite
+DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or model.keras or
+    model.onnx
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
 
@@ -76,7 +77,7 @@ def export(
     # ---- Everything that can be refused, before anything is written ----
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
-    _check_package(format)
+    _check_packages(format)
     run.check_finished()
     settings = run.settings()
     base = pathlib.Path(export_base)
@@ -127,13 +128,15 @@ def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
     return version
 
 
-def _check_package(format: str) -> None:
-    try:
-        importlib.import_module(FORMATS[format].package)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--format={format} needs the package {error.name}: pip install 'anpvs_tf[serving]'"
-        ) from error
+def _check_packages(format: str) -> None:
+    for package in FORMATS[format].packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--format={format} needs the package {error.name}: "
+                f"pip install 'anpvs_tf[{FORMATS[format].extra}]'"
+            ) from error
 
 
 def write_server_configs(base: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from anpvs_tf.serving import litert, signatures
+from anpvs_tf.serving import keras_file, litert, onnx_file, signatures
 
 
 class Content(NamedTuple):
@@ -34,12 +34,14 @@ class Format:
     Attributes:
         write: writes the content into a directory.
         file: stands in a version of this format, and in no version of another.
-        package: imported by writing or checking; the extra `serving` installs it.
+        packages: imported by writing or checking.
+        extra: of this package, which installs them; None where all installations have them.
     """
 
     write: Callable[[Content, pathlib.Path], None]
     file: str
-    package: str
+    packages: tuple[str, ...] = ()
+    extra: str | None = None
 
 
 def _saved_model(content: Content, path: pathlib.Path) -> None:
@@ -51,7 +53,17 @@ def _tflite(content: Content, path: pathlib.Path) -> None:
     litert.write(content.network, path)
 
 
+def _keras(content: Content, path: pathlib.Path) -> None:
+    keras_file.write(content.network, path)
+
+
+def _onnx(content: Content, path: pathlib.Path) -> None:
+    onnx_file.write(content.network, path)
+
+
 FORMATS = {
-    "saved_model": Format(_saved_model, "saved_model.pb", "tensorflow_serving.apis"),
-    "tflite": Format(_tflite, "model.tflite", "ai_edge_litert"),
+    "saved_model": Format(_saved_model, "saved_model.pb", ("tensorflow_serving.apis",), "serving"),
+    "tflite": Format(_tflite, "model.tflite", ("ai_edge_litert",), "serving"),
+    "keras": Format(_keras, "model.keras"),
+    "onnx": Format(_onnx, "model.onnx", ("tf2onnx", "onnxruntime"), "onnx"),
 }

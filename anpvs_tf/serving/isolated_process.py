@@ -3,15 +3,15 @@
   python -I isolated.py MODEL_DIRECTORY IMAGES.npy OUTPUTS.npz BATCH_SIZE
 
 IMAGES: uint8 [examples, H, W, C]. OUTPUTS: "<signature or file>/<output>" for all
-examples in order. Empty and single batches are tried as well. Not imported by the
-package: `verification` starts it.
+examples in order. Empty and single batches are tried as well. `verification` starts it.
 """
 
 import functools
 import pathlib
 import sys
 
-sys.modules["anpvs_tf"] = None  # An import of the package fails, even where it is installed.
+if not __package__:  # As a program: an import of the package fails, even where it is installed.
+    sys.modules["anpvs_tf"] = None
 
 import numpy as np
 
@@ -56,10 +56,41 @@ def tflite_functions(path: pathlib.Path) -> dict:
     }
 
 
+def keras_functions(path: pathlib.Path) -> dict:
+    """{file name: uint8 images -> outputs} of a Keras file, loaded in safe mode."""
+    import keras
+
+    network = keras.saving.load_model(path / "model.keras")
+
+    def run(images):
+        logits = network.predict_on_batch(images.astype(np.float32) / 255.0)
+        outputs = {"logits": logits, "probabilities": keras.ops.softmax(logits)}
+        outputs["classes"] = keras.ops.argmax(logits, axis=-1)
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+    return {"model.keras": run}
+
+
+def onnx_functions(path: pathlib.Path) -> dict:
+    """{file name: uint8 images -> outputs} of an ONNX model."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images):
+        values = session.run(names, {"images": images.astype(np.float32) / np.float32(255.0)})
+        return dict(zip(names, values, strict=True))
+
+    return {"model.onnx": run}
+
+
 # By the file that tells the format: how its models are run, and the small batches to try.
 FORMATS = {
     "saved_model.pb": (saved_model_functions, (0, 1)),
     "model.tflite": (tflite_functions, (1,)),  # LiteRT has no empty tensors.
+    "model.keras": (keras_functions, (1,)),  # TensorFlow has no convolution of an empty batch.
+    "model.onnx": (onnx_functions, (0, 1)),
 }
 
 

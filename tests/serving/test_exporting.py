@@ -7,6 +7,7 @@ import sys
 import types
 from xml.etree import ElementTree
 
+import keras
 import markdown_it
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from PIL import Image
 
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.data.loading import Split, load
+from anpvs_tf.networks import architectures
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory, resolution
-from anpvs_tf.serving import exporting, formats, model_card, names, verification
+from anpvs_tf.serving import exporting, formats, keras_file, model_card, names, verification
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
 
@@ -339,6 +341,78 @@ def test_tflite(run, tmp_path):
     assert sizes[0] < sizes[1] / 2
     with pytest.raises(UsageError, match="another format"):
         exporting.export(run, tmp_path / "lite")
+
+
+# ---- Keras and ONNX ----
+
+
+@pytest.mark.parametrize(("format", "file"), [("keras", "model.keras"), ("onnx", "model.onnx")])
+def test_a_file_for_another_runtime(run, format, file, tmp_path):
+    for package in formats.FORMATS[format].packages:
+        pytest.importorskip(package)
+    done = exporting.export(run, tmp_path / "base", format=format)
+    assert {path.name for path in done.path.iterdir()} == {file, "README.md"}
+    (name, found), *others = done.report.exported.items()
+    assert (name, others) == (file, [])
+    assert found.equal_classes == len(TEST) and found.difference < 1e-5
+    assert ("load_model" in (done.path / "README.md").read_text()) == (format == "keras")
+    with pytest.raises(UsageError, match="another format"):
+        exporting.export(run, tmp_path / "base")
+
+
+def pruned_resnet20():
+    network = architectures.resnet20((32, 32, 3), 10, gate="beta_bernoulli", width=0.5)
+    for gate in gates_of(network):
+        gate.close(np.arange(gate.features) % 3 == 1)
+    rng = np.random.default_rng(0)
+    for weight in network.weights:  # Shifts too, which pruned features leave as constants.
+        if not weight.name.startswith("gate_"):
+            drawn = rng.normal(0.2, 0.1, weight.shape) ** 2 if "moving" in weight.name else None
+            weight.assign(rng.normal(0, 0.2, weight.shape) if drawn is None else drawn + 0.1)
+    return network, rng.random((6, 32, 32, 3), np.float32)
+
+
+def test_a_keras_file_has_layers_of_keras_alone(tmp_path):
+    network, images = pruned_resnet20()
+    frozen = compact.freeze(network)
+    own = [layer for layer in frozen.layers if type(layer).__module__.startswith("anpvs_tf")]
+    assert {type(layer).__name__ for layer in own} == {"Affine", "Select"}
+    keras_file.write(frozen, tmp_path)
+    found = keras.saving.load_model(tmp_path / "model.keras")
+    assert all(type(layer).__module__.startswith("keras.") for layer in found.layers)
+    expected = network(images, training=False)["logits"].numpy()
+    np.testing.assert_allclose(found(images), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 6, 5), (7, 6, 4, 5)])
+def test_chosen_channels_and_constants_in_layers_of_keras(shape):
+    chosen, shifted = compact.Select([6, 0, 4, 5], constants=2), compact.Affine(None, [4])
+    values = keras.Input(shape[1:])
+    network = keras.Model(values, shifted(chosen(values)))
+    chosen.set_weights([np.array([10.0, 20.0])])
+    shifted.set_weights([np.array([0.0, 1.0, 2.0, 3.0])])
+    x = np.random.default_rng(0).random(shape, np.float32)
+    expected = np.stack(
+        [np.full(shape[:-1], 20.0), x[..., 0] + 1, x[..., 4] + 2, np.full(shape[:-1], 13.0)],
+        axis=-1,
+    )
+    np.testing.assert_allclose(keras_file.of_keras(network)(x), expected, rtol=1e-6)
+
+
+def test_a_layer_that_keras_does_not_have(tmp_path):
+    values = keras.Input([4])
+    frozen = keras.Model(values, compact.Constant([3], name="all_pruned")(values))
+    with pytest.raises(UsageError, match="layer all_pruned is a Constant, which Keras does not"):
+        keras_file.write(frozen, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_not_installed(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    message = r"--format=onnx needs the package tf2onnx: pip install 'anpvs_tf\[onnx\]'"
+    with pytest.raises(UsageError, match=message):
+        exporting.export(run, tmp_path / "base", format="onnx")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- Versions, and what is refused before anything is written ----
