@@ -34,7 +34,9 @@ def size(path: pathlib.Path, name: str) -> int:
 
 def functions_of(path: pathlib.Path) -> dict:
     """{signature or file: uint8 images -> outputs}, as the check of an export runs them."""
-    (load, _), *_ = [held for file, held in isolated_process.FORMATS.items() if (path / file).exists()]
+    (load, _), *_ = [
+        held for file, held in isolated_process.FORMATS.items() if (path / file).exists()
+    ]
     return load(path)
 
 

@@ -137,7 +137,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("export", ["--run_dir={run}"], "--export_base is missing"),
     ("export", ["--run_dir={tmp}/nothing", "--export_base={tmp}/e"], "no readable config.json"),
     ("export", ["--run_dir={begun}", "--export_base={tmp}/e"], "is not finished"),
-    ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=onnx"], "--format=onnx"),
+    ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=caffe"], "--format=caffe"),
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--version=0"], "--version"),
     ("export", ["--run_dir={run}", "--export_base={file}"], "is a file"),
     # ---- bin/report.py ----

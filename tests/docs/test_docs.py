@@ -112,7 +112,7 @@ WRONG = {
     "python bin/train.py --dataset=tfds:x --network=vgg": "unknown network 'vgg'",
     "the `python bin/evaluate.py --run_dir=R --attack=pdg` here": "unknown attack 'pdg'",
     "python bin/evaluate.py --run_dir=R --attack=pgd --queries=9  # a": "used by square",
-    "python bin/export.py --run_dir=R --export_base=B --format=onnx": "value should be one of",
+    "python bin/export.py --run_dir=R --export_base=B --format=caffe": "value should be one of",
     "cd x && python bin/report.py --out=DIR": "give run directories",
     "python bin/report.py runs": "--out is missing",
     "python bin/tune.py --run_dir=S \\\n  --beta=5:1 --trials=3": "is empty",
@@ -191,7 +191,7 @@ def test_serving_without_a_server(followed, in_process, tmp_path):
     """docs/serving.md, on what the tutorial exports."""
     home, _ = followed
     blocks = documents.blocks(ROOT / "docs" / "serving.md")
-    (code,) = [text for language, text in blocks if language == "python" and "grpc" not in text]
+    (code,) = [text for language, text in blocks if language == "python" and "saved_model" in text]
     output = tmp_path / "output"
     assert in_process(run_code, home, output, code) == 0, output.read_text()
     assert "probabilities" in output.read_text()

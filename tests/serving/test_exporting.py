@@ -7,6 +7,7 @@ import sys
 import types
 from xml.etree import ElementTree
 
+import documents
 import keras
 import markdown_it
 import numpy as np
@@ -356,6 +357,17 @@ def test_a_file_for_another_runtime(run, format, file, tmp_path):
     assert (name, others) == (file, [])
     assert found.equal_classes == len(TEST) and found.difference < 1e-5
     assert ("load_model" in (done.path / "README.md").read_text()) == (format == "keras")
+    # As docs/serving.md says.
+    blocks = documents.blocks(ROOT / "docs" / "serving.md")
+    (code,) = [text for language, text in blocks if language == "python" and file in text]
+    documented = {}
+    exec(code.replace(f"exports/digits-{format}/1", str(done.path)), documented)
+    if format == "keras":
+        assert documented["network"].output_shape == (None, 10)
+    else:
+        expected = gated_logits(run.load_network(), documented["images"])
+        np.testing.assert_allclose(documented["logits"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(documented["classes"], expected.argmax(axis=-1))
     with pytest.raises(UsageError, match="another format"):
         exporting.export(run, tmp_path / "base")
 
