@@ -24,6 +24,7 @@ setup(
         "anpvs_tf": ["py.typed", "*.pyi", "*/*.pyi"],
         "anpvs_tf.reporting": ["templates/*"],
         "anpvs_tf.serving": ["templates/*"],
+        "anpvs_tf.zoo": ["*.json", "*.keras", "*.md"],
     },
     python_requires=">=3.10",
     install_requires=[

@@ -1,4 +1,5 @@
 from . import attacks as attacks
+from . import zoo as zoo
 from .common.errors import TrainingError as TrainingError
 from .common.errors import UsageError as UsageError
 from .evaluation.arrays import evaluate as evaluate

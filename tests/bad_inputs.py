@@ -69,7 +69,16 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("train", ["--dataset=folder:{empty}", "--beta=-1"], "--beta must be"),
     ("train", ["--dataset=mnist", "--data_dir={empty}", "--nodownload"], "mnist is not in"),
     # ---- bin/evaluate.py ----
-    ("evaluate", [], "give --run_dir or --saved_model"),
+    ("evaluate", [], "give --run_dir, --saved_model or --zoo"),
+    ("evaluate", ["--zoo=digits-anpvs_vib", "--run_dir={run}"], "one of them"),
+    ("evaluate", ["--zoo=nothing"], "no network 'nothing' in the zoo; choose one of digits"),
+    (
+        "evaluate",
+        ["--zoo=digits-anpvs_vib", "--dataset=mnist"],
+        "a network of the zoo knows its own",
+    ),
+    ("evaluate", ["--zoo=digits-anpvs_vib", "--posterior_draws=3"], "belongs to --run_dir"),
+    ("evaluate", ["--run_dir={run}", "--out_dir={tmp}/o"], "a run keeps its own results"),
     ("evaluate", ["--run_dir={run}", "--saved_model={file}"], "one of them"),
     ("evaluate", ["--run_dir={tmp}/nothing"], "no readable config.json"),
     ("evaluate", ["--run_dir=../x"], "no readable config.json"),

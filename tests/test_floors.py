@@ -13,6 +13,7 @@ FLOORS = {
     "networks": 2,
     "attacks": 2,
     "data": 2,
+    "zoo": 2,
     "pruning": 3,
     "methods": 4,
     "runs": 5,

@@ -3,6 +3,7 @@
   python bin/evaluate.py --run_dir=RUN                     AutoAttack on the whole test set
   python bin/evaluate.py --run_dir=RUN --attack=pgd,apgd-ce,square --epsilons=0.1,0.2,0.3
   python bin/evaluate.py --saved_model=DIR --dataset=mnist --epsilons=0.3
+  python bin/evaluate.py --zoo=digits-anpvs_vib            a network that comes with the package
 
 Writes evaluation/<attack>-….npz (what is known of each example) and adds to
 results.json. A stopped evaluation goes on when the same command is given again; what is
@@ -38,13 +39,15 @@ from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolution import defaults, parsed_size
 from anpvs_tf.runs.result_record import ResultRecord
+from anpvs_tf.zoo import shelf
 
 FEWEST_CHECKED = 50
 EXPERTS = "For experts"
 # The settings that attacks of one command may take differently.
 OF_EACH = ("steps", "step_size")
 # The flags that only a model of the user's needs.
-OF_MODEL = ("dataset", "image_size", "channels", "input_range", "out_dir")
+OF_MODEL = ("dataset", "image_size", "channels", "input_range")
+MODELS = ("run_dir", "saved_model", "zoo")
 
 
 def define(flags: Flags) -> None:
@@ -57,6 +60,7 @@ def define(flags: Flags) -> None:
         None,
         "a SavedModel directory, or a Keras model file, that returns logits; needs --dataset",
     )
+    flags.add(model, str, "zoo", None, f"a network of the package ({', '.join(shelf.names())})")
     own = "With --saved_model"
     flags.add(own, str, "dataset", None, "the data that it classifies, as of bin/train.py")
     flags.add(
@@ -69,7 +73,13 @@ def define(flags: Flags) -> None:
     )
     flags.add(own, tuple, "image_size", None, "height,width in pixels, as of bin/train.py")
     flags.add(own, int, "channels", None, "1 (grey) or 3 (colour), as of bin/train.py")
-    flags.add(own, str, "out_dir", None, "directory of the results. Default: beside the model")
+    flags.add(
+        own,
+        str,
+        "out_dir",
+        None,
+        "and with --zoo: directory of the results. Default: beside the model; NAME-evaluation",
+    )
     flags.add(
         attack, tuple, "attack", ["autoattack"], f"which ({', '.join(attack_choice.ATTACKS)})"
     )
@@ -153,17 +163,27 @@ def define(flags: Flags) -> None:
     )
 
 
-def _check(values: Any) -> None:
-    """Raises UsageError for flags that do not go together, and for values out of range."""
-    if bool(values.run_dir) == bool(values.saved_model):
-        raise UsageError("give --run_dir or --saved_model, one of them")
+def _check_model(values: Any) -> None:
+    """Raises UsageError unless the flags name one model, and fit it."""
+    if sum(bool(values[name].value) for name in MODELS) != 1:
+        raise UsageError("give --run_dir, --saved_model or --zoo, one of them")
     if values.saved_model and not values.dataset:
         raise UsageError("--saved_model needs --dataset")
     for name in OF_MODEL:
-        if values.run_dir and values[name].value:
-            raise UsageError(f"--{name} belongs to --saved_model; a run knows its own")
-    if values.saved_model and values.posterior_draws is not None:
+        if not values.saved_model and values[name].value:
+            kind = "run" if values.run_dir else "network of the zoo"
+            raise UsageError(f"--{name} belongs to --saved_model; a {kind} knows its own")
+    if values.run_dir and values.out_dir:
+        raise UsageError(
+            "--out_dir belongs to --saved_model and --zoo; a run keeps its own results"
+        )
+    if not values.run_dir and values.posterior_draws is not None:
         raise UsageError("--posterior_draws belongs to --run_dir; a saved model has no posterior")
+
+
+def _check(values: Any) -> None:
+    """Raises UsageError for flags that do not go together, and for values out of range."""
+    _check_model(values)
     counts = ("batch_size", "examples", "restarts", "eot", "targets", "queries", "posterior_draws")
     for name in counts:
         if values[name].value is not None and values[name].value < 1:
@@ -245,6 +265,9 @@ def _examined(values: Any) -> tuple[Source, Mapping[str, Any]]:
         run.check_finished()
         held = run.settings()
         return held.source, dataclasses.asdict(held)
+    if values.zoo:
+        source = describe(shelf.entry(values.zoo).dataset)
+        return source, defaults(source)
     if not os.path.exists(values.saved_model):
         raise UsageError(f"--saved_model={values.saved_model} does not exist")
     size = parsed_size(values.image_size) if values.image_size else None
@@ -256,7 +279,7 @@ def _home(values: Any) -> RunDirectory:
     """The directory of the results: a run's own, or one beside the model."""
     if values.run_dir:
         return RunDirectory(values.run_dir)
-    beside = pathlib.Path(values.saved_model).absolute()
+    beside = values.zoo or pathlib.Path(values.saved_model).absolute()
     home = RunDirectory(values.out_dir or f"{beside}-evaluation")
     check_directory(home.path, f"directory of the results {home.path}", "--out_dir")
     return home
@@ -278,7 +301,8 @@ def main(values: Any) -> None:
     if values.run_dir:
         subject = attacked_model.of_run(home, values.posterior_draws)
     else:
-        subject = attacked_model.of_model(values.saved_model, source, input_range)
+        file = str(shelf.file_of(values.zoo)) if values.zoo else values.saved_model
+        subject = attacked_model.of_model(file, source, input_range)
     if subject.remark:
         print(subject.remark)
     stream = bool(values.run_dir) and usual["stream"]

@@ -30,22 +30,26 @@ def of_keras(frozen: keras.Model) -> keras.Model:
     weights: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
 
     def own(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if isinstance(layer, Affine):
+        made = type(layer)
+        if made is Select:
+            return layer  # `call` does it without one.
+        if made is Affine:
             return _rescaling(layer)
-        made, held = type(layer), layer.get_weights()
-        if isinstance(layer, Select):
-            copy, held = _convolution(layer)
-        elif made.__module__.startswith("keras."):
-            copy = made.from_config(layer.get_config())
-        else:
+        if not made.__module__.startswith("keras."):
             raise UsageError(
                 f"--format=keras writes files that load without other code, and layer {layer.name} "
                 f"is a {made.__name__}, which Keras does not have; use another --format"
             )
-        weights.append((copy, held))
+        copy = made.from_config(layer.get_config())
+        weights.append((copy, layer.get_weights()))
         return copy
 
-    network = keras.models.clone_model(frozen, clone_function=own)
+    def call(layer: keras.layers.Layer, x, *others, **settings):
+        if isinstance(layer, Select):
+            return _chosen(layer, x)
+        return layer(x, *others, **settings)
+
+    network = keras.models.clone_model(frozen, clone_function=own, call_function=call)
     for layer, held in weights:
         layer.set_weights(held)
     return network
@@ -59,18 +63,9 @@ def _rescaling(layer: Affine) -> keras.layers.Layer:
     return keras.layers.Rescaling(scale, shift, name=layer.name)
 
 
-def _convolution(layer: Select) -> tuple[keras.layers.Layer, list[np.ndarray]]:
-    """Channels chosen by a product with zeros and ones; the constants are its bias."""
-    shape = layer.input.shape
-    constants = np.asarray(layer.values) if layer.constants else np.zeros(0)
-    kernel = np.eye(shape[-1] + len(constants))[:, layer.indices]
-    bias = np.concatenate([np.zeros(shape[-1]), constants])[layer.indices]
-    kernel = kernel[: shape[-1]]
-    if len(shape) == 2:
-        return keras.layers.Dense(kernel.shape[1], name=layer.name), [kernel, bias]
-    rank = len(shape) - 2
-    kind = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}[rank]
-    return kind(kernel.shape[1], 1, name=layer.name), [
-        kernel.reshape(*[1] * rank, *kernel.shape),
-        bias,
-    ]
+def _chosen(layer: Select, x: keras.KerasTensor) -> keras.KerasTensor:
+    """`Select` as operations, which are saved like layers."""
+    if layer.constants:
+        like = keras.ops.zeros_like(x[..., :1])
+        x = keras.ops.concatenate([x, like + np.asarray(layer.values)], axis=-1)
+    return keras.ops.take(x, layer.indices, axis=-1)

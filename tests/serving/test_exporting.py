@@ -392,6 +392,9 @@ def test_a_keras_file_has_layers_of_keras_alone(tmp_path):
     keras_file.write(frozen, tmp_path)
     found = keras.saving.load_model(tmp_path / "model.keras")
     assert all(type(layer).__module__.startswith("keras.") for layer in found.layers)
+    # Affine maps are settings there, not weights; nothing else is added or lost.
+    shifts = sum(layer.count_params() for layer in own)
+    assert found.count_params() == frozen.count_params() - shifts
     expected = network(images, training=False)["logits"].numpy()
     np.testing.assert_allclose(found(images), expected, atol=1e-5 * np.abs(expected).max())
 

@@ -1,0 +1,5 @@
+"""Small robust networks that come with the package, to be attacked by anybody."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
