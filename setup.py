@@ -64,6 +64,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "markdown-it-py>=3",
+            "pyyaml>=6",
             "pillow",
             *serving,
             *onnx,

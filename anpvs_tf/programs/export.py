@@ -46,6 +46,7 @@ def define(flags: Flags) -> None:
         f"for TensorFlow Serving, LiteRT, Keras or ONNX Runtime ({', '.join(FORMATS)})",
         choices=FORMATS,
     )
+    flags.add(EXPORT, str, "license", None, "for the model card: an SPDX identifier, such as MIT")
     shared_flags.add_data(flags, "Test images, which the export is checked on")
 
 
@@ -64,6 +65,7 @@ def main(values: Any) -> None:
         values.format,
         values.data_dir,
         values.download,
+        values.license,
     )
     measured = efficiency.measure(
         {"training network": done.training_network, "exported": done.compact_network}

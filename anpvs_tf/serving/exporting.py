@@ -60,6 +60,7 @@ def export(
     format: str = "saved_model",
     data_dir: str | None = None,
     download: bool = True,
+    license: str | None = None,
 ) -> Exported:
     """Writes and checks one version of a run's network.
 
@@ -69,6 +70,7 @@ def export(
         version: at least 1; None for one more than the newest there.
         format: one of `FORMATS`.
         data_dir, download: as in `loading.load`; the test images check the export.
+        license: of the network, for its model card.
 
     Raises:
         UsageError: something cannot be used; nothing was written.
@@ -93,7 +95,7 @@ def export(
         content = formats.Content(frozen, names, base.resolve().name, test.images[:1])
         FORMATS[format].write(content, beside)
         report = verification.verify(network, test, names, beside)
-        card = model_card.text(run, frozen, format, version, report)
+        card = model_card.text(run, frozen, format, version, report, license)
         (beside / "README.md").write_text(card)
         if path.exists():  # Another export made this version meanwhile.
             raise UsageError(f"{path} exists; choose another --version")

@@ -12,23 +12,42 @@ from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import directory, records
 from anpvs_tf.serving.verification import Report
 
+# What Hugging Face calls the library that loads a format, and data that it knows by our name.
+LIBRARIES = {"keras": "keras", "onnx": "onnx"}
+PUBLIC_DATASETS = ("mnist", "cifar10", "cifar100")
+
 
 def text(
-    run: directory.RunDirectory, frozen: keras.Model, format: str, version: int, report: Report
+    run: directory.RunDirectory,
+    frozen: keras.Model,
+    format: str,
+    version: int,
+    report: Report,
+    license: str | None = None,
 ) -> str:
     """Renders a model card in Markdown, by `templates/model_card.md`.
+
+    It begins with the metadata in YAML that Hugging Face reads.
 
     Args:
         run: the finished run.
         frozen: the exported network.
         format, version: as in `exporting.export`.
         report: the check of the export against the training network.
+        license: of the network, an identifier of SPDX; None to say nothing of it.
     """
     results = run.results()
     first = results[0]
     height, width, channels = frozen.inputs[0].shape[1:]
+    settings = run.settings()
+    of_export = [record for record in results if _is_of_the_export(record)]
     held: dict[str, Any] = {
-        "settings": run.settings(),
+        "settings": settings,
+        "name": f"{settings.dataset}-{settings.network}-{settings.method}",
+        "library": LIBRARIES.get(format),
+        "license": license,
+        "public_dataset": settings.dataset in PUBLIC_DATASETS,
+        "metrics": _metrics(of_export),
         "version": version,
         "format": format,
         "date": directory.now(),
@@ -42,7 +61,7 @@ def text(
         "norm": first["threat_model"]["norm"],
         "radius": radius.as_text(first["threat_model"]["epsilon"]),
         "split": first["split"],
-        "measured": [_measured(record) for record in results if _is_of_the_export(record)],
+        "measured": [_measured(record) for record in of_export],
         "accuracy": f"{report.accuracy:.2%}",
         "examples": report.examples,
         "checked": [
@@ -72,6 +91,17 @@ def code(text: str) -> Markup:
 def _is_of_the_export(record: dict[str, Any]) -> bool:
     # An ensemble of posterior draws is not what is exported.
     return record["robust_accuracy"] is not None and "posterior_draws" not in record
+
+
+def _metrics(measured: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """(name, share in [0, 1]) of the clean accuracy, and of the robust ones that are reliable."""
+    found = [("clean accuracy", round(measured[0]["clean_accuracy"], 4))] if measured else []
+    for record in measured:
+        if record.get("reliable", True):
+            attack, threat, *_ = _measured(record)
+            name = f"accuracy under {attack}, {threat}, {record['examples']} images"
+            found.append((name, round(record["robust_accuracy"], 4)))
+    return found
 
 
 def _measured(record: dict[str, Any]) -> tuple[str, ...]:

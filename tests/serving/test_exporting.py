@@ -13,6 +13,7 @@ import markdown_it
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 from documents import ROOT
 from PIL import Image
 
@@ -142,6 +143,37 @@ def test_model_card(exported, run):
         assert f"## {heading}\n" in card
 
 
+def metadata_of(card):
+    """What Hugging Face reads of a card."""
+    before, text, _ = card.split("---\n", 2)
+    assert not before
+    return yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("format", ["keras", "onnx", "saved_model"])
+def test_the_metadata_of_the_model_card(exported, run, format):
+    (record,) = run.results()
+    record["sparsity"] = 0.5
+    doubted = record | {"reliable": False, "robust_accuracy": 0.99}
+    attack = {"name": "autoattack", "steps": 100}
+    other = record | {"attack": attack, "robust_accuracy": 0.125, "examples": 300}
+    seen = types.SimpleNamespace(settings=run.settings, results=lambda: [record, doubted, other])
+    arguments = (exported.compact_network, format, 1, exported.report)
+    found = metadata_of(model_card.text(seen, *arguments, "mit"))
+    assert found["license"] == "mit" and found["pipeline_tag"] == "image-classification"
+    assert found.get("library_name") == {"saved_model": None}.get(format, format)
+    assert found["tags"] == ["adversarial-robustness", "pruning", "anpvs"]
+    assert "datasets" not in found  # Hugging Face knows no digits of ours.
+    (model,) = found["model-index"]
+    (result,) = model["results"]
+    assert result["dataset"] == {"name": "digits", "type": "digits", "split": "test"}
+    clean, _, robust = result["metrics"]
+    assert clean["value"] == pytest.approx(record["clean_accuracy"], abs=1e-4)
+    name = "accuracy under autoattack (100 steps), linf 0.13, 300 images"
+    assert robust == {"type": "accuracy", "name": name, "value": 0.125}
+    assert "license" not in metadata_of(model_card.text(seen, *arguments))
+
+
 def text_of(markdown):
     """(text, {tags}) of Markdown as a browser shows it."""
     html = markdown_it.MarkdownIt().enable("table").render(markdown)
@@ -154,9 +186,11 @@ def test_a_name_in_the_model_card_is_text_whatever_it_holds(name, exported, run)
     settings = dataclasses.replace(run.settings(), dataset=f"folder:/{name}")
     renamed = types.SimpleNamespace(settings=lambda: settings, results=run.results)
     card = model_card.text(renamed, exported.compact_network, "tflite", 1, exported.report)
-    shown, tags = text_of(card)
+    assert metadata_of(card)["model-index"][0]["results"][0]["dataset"]["name"] == settings.dataset
+    shown, tags = text_of(card.split("---\n", 2)[2])
     assert shown.count(f"folder:/{' '.join(name.split())}") == 2
-    assert tags == text_of((exported.path / "README.md").read_text())[1]
+    plain = (exported.path / "README.md").read_text().split("---\n", 2)[2]
+    assert tags == text_of(plain)[1]
 
 
 FUNCTION_LIBRARY = "library"  # The field of a GraphDef that holds its functions.
