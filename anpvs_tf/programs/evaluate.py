@@ -296,7 +296,7 @@ def main(values: Any) -> None:
 
     # These import TensorFlow.
     from anpvs_tf.data import loading
-    from anpvs_tf.evaluation import assessment, attacked_model
+    from anpvs_tf.evaluation import assessment, attacked_model, robustbench
 
     if values.run_dir:
         subject = attacked_model.of_run(home, values.posterior_draws)
@@ -317,7 +317,10 @@ def main(values: Any) -> None:
         sources=[attacked_model.of_run(RunDirectory(path)) for path in values.source_run],
         check_examples=_checked(values.check_examples, len(split)),
     )
-    print(console.evaluation_table(_recorded(home, assessment.assess(conditions, attacks))))
+    made = _recorded(home, assessment.assess(conditions, attacks))
+    print(console.evaluation_table(made))
+    if of_leaderboard := robustbench.write(made, conditions.directory):
+        print(of_leaderboard)
     print(f"Results are in {home.path}")
     if values.run_dir:
         print(next_steps.text(str(home.path), "report", "export"))
