@@ -69,6 +69,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("train", ["--dataset=folder:{empty}", "--beta=-1"], "--beta must be"),
     ("train", ["--dataset=mnist", "--data_dir={empty}", "--nodownload"], "mnist is not in"),
     # ---- bin/evaluate.py ----
+    ("train", ["--target_sparsity=0.5", "--freeze_gates_at=0.3"], "give 0.5 or more"),
     ("evaluate", [], "give --run_dir, --saved_model or --zoo"),
     ("evaluate", ["--zoo=digits-anpvs_vib", "--run_dir={run}"], "one of them"),
     ("evaluate", ["--zoo=nothing"], "no network 'nothing' in the zoo; choose one of digits"),

@@ -10,6 +10,7 @@ from anpvs_tf.attacks import active_examples, threat_model
 from anpvs_tf.attacks import losses as attacks_losses
 from anpvs_tf.attacks.losses import LogitsFn, evaluate, logits_of
 from anpvs_tf.attacks.settings import STEPS, AttackSettings
+from anpvs_tf.common import randomness
 
 
 class _State(NamedTuple):
@@ -46,7 +47,7 @@ def apgd(
     logits_fn: LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     epsilon: float,
     norm: str = "linf",

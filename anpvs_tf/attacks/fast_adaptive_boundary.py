@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from anpvs_tf.attacks import active_examples, losses, threat_model
 from anpvs_tf.attacks.settings import STEPS
+from anpvs_tf.common import randomness
 
 # Iterations between two looks at which examples are left.
 _PERIOD = 10
@@ -75,7 +76,7 @@ def fab(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     targets: tf.Tensor,
     epsilon: float,

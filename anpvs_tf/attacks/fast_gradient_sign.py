@@ -4,13 +4,14 @@ import tensorflow as tf
 
 from anpvs_tf.attacks import losses, threat_model
 from anpvs_tf.attacks.projected_gradient import pgd
+from anpvs_tf.common import randomness
 
 
 def fgsm(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     epsilon: float,
     norm: str = "linf",
@@ -38,7 +39,7 @@ def noisy_fgsm(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     epsilon: float | tf.Tensor,
     norm: str = "linf",

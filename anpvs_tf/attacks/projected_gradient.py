@@ -4,13 +4,14 @@ import tensorflow as tf
 
 from anpvs_tf.attacks import losses, threat_model
 from anpvs_tf.attacks.settings import AttackSettings
+from anpvs_tf.common import randomness
 
 
 def pgd(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     epsilon: float,
     step_size: float,
@@ -31,7 +32,7 @@ def pgd(
             else `losses` accepts).
         images: float32 in [0, 1].
         labels: int [batch], the true classes.
-        seed: int32 [2]; the random start is a function of it.
+        seed: int32 [2], or `randomness.ExampleSeeds`; the random start is a function of it.
         epsilon: radius of the ball, in pixel units, positive.
         step_size: length of a step in the same norm, positive.
         steps: number of gradient steps.

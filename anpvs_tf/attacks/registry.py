@@ -179,7 +179,7 @@ def worst_case(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
 ) -> tf.Tensor:
     """Attacks stage by stage what no earlier stage has broken.
 

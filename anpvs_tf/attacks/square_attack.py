@@ -173,7 +173,7 @@ def square(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     epsilon: float,
     norm: str = "linf",
@@ -183,7 +183,7 @@ def square(
 ) -> tf.Tensor:
     """Replaces random squares of the perturbation where that increases the margin.
 
-    Black box: forward passes only, one a query. All examples of a batch see the
+    Black box: forward passes only, one a query. All examples see the
     same squares, so an example's result depends on the seed and not on its
     neighbours. An example that is broken leaves.
 

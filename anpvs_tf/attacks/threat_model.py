@@ -50,7 +50,7 @@ def restrict(images: tf.Tensor, candidates: tf.Tensor, epsilon: float, norm: str
 
 
 def random_in_ball(shape: tf.Tensor, seed: randomness.Seed, epsilon: float, norm: str) -> tf.Tensor:
-    """Perturbations drawn uniformly from the ball of radius epsilon, float32.
+    """Draws perturbations uniformly from the ball of radius epsilon, float32.
 
     An example's draw is that of its number (`randomness.ExampleSeeds`), or in a
     `randomness.scope` that of its place in the global batch.
@@ -77,7 +77,7 @@ def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: st
 def random_on_sphere(
     shape: tf.Tensor, seed: randomness.Seed, epsilon: float, norm: str
 ) -> tf.Tensor:
-    """Perturbations of norm epsilon, float32: a draw around 0, scaled to that norm.
+    """Draws perturbations of norm epsilon, float32: around 0, scaled to that norm.
 
     The draw is uniform for "linf" and normal for "l2", whose direction is uniform. It is an
     example's own as that of `random_in_ball`.

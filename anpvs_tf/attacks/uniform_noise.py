@@ -10,7 +10,7 @@ def random_noise(
     logits_fn: losses.LogitsFn,
     images: tf.Tensor,
     labels: tf.Tensor,
-    seed: tf.Tensor,
+    seed: randomness.Seed,
     *,
     epsilon: float,
     norm: str = "linf",

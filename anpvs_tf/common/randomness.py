@@ -161,7 +161,7 @@ def per_example(
 def for_examples(
     draw: Callable[[int | tf.Tensor, tf.Tensor], tf.Tensor], shape: tf.Tensor, seed: Seed
 ) -> tf.Tensor:
-    """Noise for a batch: of `ExampleSeeds` that of each example's number, else `per_example`.
+    """Draws noise for a batch: of `ExampleSeeds` that of each example's number, else `per_example`.
 
     Args:
         draw: number of examples, seed (int32, shape [2]) -> float32 [examples, ...].

@@ -174,6 +174,7 @@ def _run(conditions: Conditions, attack: str, settings: AttackSettings) -> Attac
         "norm": settings.norm,
         "epsilon": settings.epsilon,
         "stages": [stage.name for stage in stages],
+        "drawn_for": "example",  # Once it was for a batch: such files are others.
     }
     identity = attack_run.fingerprint(models, conditions.split, what)
     return AttackRun(

@@ -22,8 +22,8 @@ STANDARD = {
     "queries": AttackSettings.queries,
     "restarts": AttackSettings.restarts,
 }
-# What its authors alone know of a network.
-YOURS = ("link", "name", "authors", "venue")
+# Its authors alone know these things of a network.
+YOURS = ("link", "name", "authors", "venue", "additional_data")
 
 
 def missing(record: ResultRecord) -> list[str]:
@@ -50,13 +50,12 @@ def missing(record: ResultRecord) -> list[str]:
 
 
 def entry(record: ResultRecord) -> dict[str, Any]:
-    """The entry of a record of which nothing is `missing`; None where its authors must fill in."""
+    """Makes the entry of a record of which nothing is `missing`; its authors fill in each None."""
     network = record.get("network", pathlib.Path(record["model"]).name)
     width = record.get("width", 1.0)
     robust = f"{100 * record['robust_accuracy']:.2f}"
     return {
         **dict.fromkeys(YOURS),
-        "additional_data": False,
         "number_forward_passes": record.get("posterior_draws", 1),
         "dataset": record["dataset"],
         "architecture": network if width == 1 else f"{network}, width {width:g}",

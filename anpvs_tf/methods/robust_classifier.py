@@ -105,6 +105,12 @@ class RobustClassifier(keras.Model):
     def compile(self, optimizer="adam", **kwargs) -> None:
         """Keras's `compile`; if the optimizer averages weights, statistics are averaged too."""
         super().compile(optimizer=optimizer, **kwargs)
+        held = self.objective.freeze_gates_step
+        if self.learned_gates and getattr(updating(self.optimizer), "gates_until", None) != held:
+            raise UsageError(
+                f"the objective has freeze_gates_step={held}: compile with an optimizer that holds "
+                f"the gates from then on, GroupedAdam(gates_until={held})"
+            )
         # Now, so that its variables are in this order in every file.
         self.optimizer.build(self.network.trainable_variables)
         averager = self._averager()

@@ -1,7 +1,7 @@
 """Exports a finished run for a server or another runtime, and checks what it wrote.
 
   python bin/export.py --run_dir=RUN --export_base=DIR
-  python bin/export.py --run_dir=RUN --export_base=DIR --format=tflite
+  python bin/export.py --run_dir=RUN --export_base=DIR --format=onnx
 
 Writes DIR/<version>/ and says how the export compares with the training network.
 """
@@ -46,7 +46,7 @@ def define(flags: Flags) -> None:
         f"for TensorFlow Serving, LiteRT, Keras or ONNX Runtime ({', '.join(FORMATS)})",
         choices=FORMATS,
     )
-    flags.add(EXPORT, str, "license", None, "for the model card: an SPDX identifier, such as MIT")
+    flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")
     shared_flags.add_data(flags, "Test images, which the export is checked on")
 
 

@@ -41,7 +41,9 @@ def _target_steps(settings: Settings, steps: int) -> tuple[int, int, int]:
     begin = settings.kl_warmup_epochs * steps
     total = settings.epochs * steps
     reached = max(begin + 1, round(settings.target_at * total))
-    return begin, reached, (reached + max(reached, total)) // 2
+    last = (reached + max(reached, total)) // 2
+    frozen = _freeze_gates_step(settings, total)
+    return begin, reached, last if frozen is None else max(reached, min(last, frozen))
 
 
 def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:

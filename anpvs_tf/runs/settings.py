@@ -108,7 +108,7 @@ class Settings:
     )
     freeze_gates_at: float = _setting(
         "share of the steps after which gates stay as they are and act in training as they are "
-        "deployed, by their mean; 1: never",
+        "deployed, by their mean; nothing is pruned after it; 1: never",
         "learned_gates",
         above=0.0,
         at_most=1.0,

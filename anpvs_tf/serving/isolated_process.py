@@ -57,7 +57,7 @@ def tflite_functions(path: pathlib.Path) -> dict:
 
 
 def keras_functions(path: pathlib.Path) -> dict:
-    """{file name: uint8 images -> outputs} of a Keras file, loaded in safe mode."""
+    """Loads a Keras file in safe mode: {file name: uint8 images -> outputs}."""
     import keras
 
     network = keras.saving.load_model(path / "model.keras")
@@ -72,7 +72,7 @@ def keras_functions(path: pathlib.Path) -> dict:
 
 
 def onnx_functions(path: pathlib.Path) -> dict:
-    """{file name: uint8 images -> outputs} of an ONNX model."""
+    """Loads an ONNX model: {file name: uint8 images -> outputs}."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """The Keras file of a frozen network: one that loads without this package."""
 
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ def write(frozen: keras.Model, path: pathlib.Path) -> None:
 
 
 def of_keras(frozen: keras.Model) -> keras.Model:
-    """The same network, made of Keras's own layers.
+    """Makes the same network of Keras's own layers and operations.
 
     Args:
         frozen: a network from `compact.freeze`.
@@ -29,16 +30,21 @@ def of_keras(frozen: keras.Model) -> keras.Model:
     """
     weights: list[tuple[keras.layers.Layer, list[np.ndarray]]] = []
 
-    def own(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def own(layer: keras.Operation) -> keras.Operation:
         made = type(layer)
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # An operation, such as x * 2, which has no weights.
         if made is Select:
             return layer  # `call` does it without one.
         if made is Affine:
             return _rescaling(layer)
-        if not made.__module__.startswith("keras."):
+        activation = getattr(layer, "activation", None)
+        foreign = [one for one in (made, activation) if one and not _is_of_keras(one)]
+        if foreign or made is keras.layers.Lambda:
+            what = getattr((foreign or [made])[0], "__name__", "function")
             raise UsageError(
                 f"--format=keras writes files that load without other code, and layer {layer.name} "
-                f"is a {made.__name__}, which Keras does not have; use another --format"
+                f"has {what}, which no other code has; use another --format"
             )
         copy = made.from_config(layer.get_config())
         weights.append((copy, layer.get_weights()))
@@ -55,6 +61,10 @@ def of_keras(frozen: keras.Model) -> keras.Model:
     return network
 
 
+def _is_of_keras(definition: Any) -> bool:
+    return getattr(definition, "__module__", type(definition).__module__).startswith("keras.")
+
+
 def _rescaling(layer: Affine) -> keras.layers.Layer:
     scale, shift = (
         default if weight is None else np.asarray(weight).tolist()
@@ -64,7 +74,7 @@ def _rescaling(layer: Affine) -> keras.layers.Layer:
 
 
 def _chosen(layer: Select, x: keras.KerasTensor) -> keras.KerasTensor:
-    """`Select` as operations, which are saved like layers."""
+    """Does what `Select` does by operations, which are saved like layers."""
     if layer.constants:
         like = keras.ops.zeros_like(x[..., :1])
         x = keras.ops.concatenate([x, like + np.asarray(layer.values)], axis=-1)

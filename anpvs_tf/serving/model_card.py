@@ -12,7 +12,7 @@ from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import directory, records
 from anpvs_tf.serving.verification import Report
 
-# What Hugging Face calls the library that loads a format, and data that it knows by our name.
+# Names of Hugging Face: the library that loads a format; datasets that have the same name there.
 LIBRARIES = {"keras": "keras", "onnx": "onnx"}
 PUBLIC_DATASETS = ("mnist", "cifar10", "cifar100")
 
@@ -34,7 +34,7 @@ def text(
         frozen: the exported network.
         format, version: as in `exporting.export`.
         report: the check of the export against the training network.
-        license: of the network, an identifier of SPDX; None to say nothing of it.
+        license: of the network, as Hugging Face calls it; None to say nothing of it.
     """
     results = run.results()
     first = results[0]

@@ -11,8 +11,9 @@ OPSET = 17
 
 
 def write(frozen: keras.Model, path: pathlib.Path) -> None:
-    """Writes model.onnx: `images`, float32 [batch, H, W, C] in [0, 1] -> the three outputs of the
-    SavedModel by name, without its checks; any batch size, 0 included.
+    """Writes model.onnx: images -> the three outputs of the SavedModel, without its checks.
+
+    The input is `images`, float32 [batch, H, W, C] in [0, 1]; any batch size, 0 included.
     """
     import onnx
     import tf2onnx

@@ -47,12 +47,12 @@ class Entry:
 
 
 def names() -> tuple[str, ...]:
-    """The networks that there are."""
+    """Lists the networks that there are."""
     return tuple(_entries())
 
 
 def entry(name: str) -> Entry:
-    """What is known of a network.
+    """Tells the facts about a network.
 
     Raises:
         UsageError: no network of this name.
@@ -64,7 +64,7 @@ def entry(name: str) -> Entry:
 
 
 def file_of(name: str) -> pathlib.Path:
-    """The Keras file of a network.
+    """Finds the Keras file of a network.
 
     Raises:
         UsageError: no network of this name, or a file that is not the one of the package.
@@ -80,7 +80,7 @@ def file_of(name: str) -> pathlib.Path:
 
 
 def card(name: str) -> str:
-    """The model card of a network, Markdown.
+    """Reads the model card of a network, Markdown.
 
     Raises:
         UsageError: no network of this name.

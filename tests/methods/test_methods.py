@@ -314,8 +314,16 @@ def test_gates_are_frozen_at_a_share_of_the_steps():
     published = resolution.resolve(wanted)
     assert build.objective_of(published, 100, 10).freeze_gates_step is None
     assert build.make_optimizer(published, 300).gates_until is None
-    with pytest.raises(UsageError, match=r"before the target is reached; give --target_at=0\.6"):
+    with pytest.raises(UsageError, match=r"is to be reached; give 0\.6 or more, or an earlier --"):
         resolution.resolve(wanted | {"freeze_gates_at": 0.5}, "fast")
+    with pytest.raises(UsageError, match=r"at=0\.8 would hold .*; give 0\.9 or more"):
+        resolution.resolve(wanted | {"target_at": 0.9}, "fast")
+    with pytest.raises(UsageError, match=r"give 0\.966667 or more"):
+        resolution.resolve(wanted | {"kl_warmup_epochs": 29}, "fast")
+    # Held gates are pruned no more.
+    assert build.objective_of(fast, 100, 10).target_steps == (30, 180, 240)
+    early = resolution.resolve(wanted | {"freeze_gates_at": 0.7}, "fast")
+    assert build.objective_of(early, 100, 10).target_steps == (30, 180, 210)
     # Without a target nothing has to be reached, and a method without gates has none to hold.
     assert resolution.resolve(wanted | {"freeze_gates_at": 0.2}).freeze_gates_at == 0.2
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from anpvs_tf.attacks import pgd
 from anpvs_tf.attacks.threat_model import random_in_ball
 from anpvs_tf.common import randomness
+from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.optimizer import (
@@ -111,6 +112,16 @@ def test_gates_are_held_at_their_mean_from_a_step_on(method, awp, optimizer):
         trained_on_deployed = float(terms["ce_clean"]) == pytest.approx(deployed, rel=1e-5)
         # With AWP the loss is that of shifted kernels.
         assert trained_on_deployed == (number >= 3 and not awp)
+
+
+def test_an_optimizer_that_does_not_hold_the_gates_is_refused():
+    objective = dataclasses.replace(OBJECTIVE, freeze_gates_step=3)
+    for optimizer in (GroupedAdam(1e-3), GroupedAdam(1e-3, gates_until=4), "adam"):
+        with pytest.raises(UsageError, match="GroupedAdam\\(gates_until=3"):
+            classifier_of("anpvs", objective, optimizer=optimizer)
+    with pytest.raises(UsageError, match="freeze_gates_step=None"):
+        classifier_of("anpvs", optimizer=GroupedAdam(1e-3, gates_until=4))
+    classifier_of("at", objective)  # It has no gates.
 
 
 @pytest.mark.parametrize("method", ["anpvs", "anp_vib"])

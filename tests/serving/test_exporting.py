@@ -159,7 +159,7 @@ def test_the_metadata_of_the_model_card(exported, run, format):
     other = record | {"attack": attack, "robust_accuracy": 0.125, "examples": 300}
     seen = types.SimpleNamespace(settings=run.settings, results=lambda: [record, doubted, other])
     arguments = (exported.compact_network, format, 1, exported.report)
-    found = metadata_of(model_card.text(seen, *arguments, "mit"))
+    found = metadata_of(model_card.text(seen, *arguments, "MIT"))
     assert found["license"] == "mit" and found["pipeline_tag"] == "image-classification"
     assert found.get("library_name") == {"saved_model": None}.get(format, format)
     assert found["tags"] == ["adversarial-robustness", "pruning", "anpvs"]
@@ -172,6 +172,9 @@ def test_the_metadata_of_the_model_card(exported, run, format):
     name = "accuracy under autoattack (100 steps), linf 0.13, 300 images"
     assert robust == {"type": "accuracy", "name": name, "value": 0.125}
     assert "license" not in metadata_of(model_card.text(seen, *arguments))
+    ensemble = record | {"posterior_draws": 3}  # It is not what is exported.
+    seen.results = lambda: [ensemble]
+    assert "model-index" not in metadata_of(model_card.text(seen, *arguments))
 
 
 def text_of(markdown):
@@ -451,9 +454,36 @@ def test_chosen_channels_and_constants_in_layers_of_keras(shape):
 def test_a_layer_that_keras_does_not_have(tmp_path):
     values = keras.Input([4])
     frozen = keras.Model(values, compact.Constant([3], name="all_pruned")(values))
-    with pytest.raises(UsageError, match="layer all_pruned is a Constant, which Keras does not"):
+    with pytest.raises(UsageError, match="layer all_pruned has Constant, which no other code has"):
         keras_file.write(frozen, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def mine(x):
+    return keras.ops.sin(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: keras.layers.Lambda(mine, name="odd"), "Lambda"),
+        (lambda: keras.layers.Dense(3, activation=mine, name="odd"), "mine"),
+    ],
+)
+def test_code_of_a_user_in_a_layer(make, name, tmp_path):
+    values = keras.Input([4])
+    frozen = keras.Model(values, make()(values))
+    with pytest.raises(UsageError, match=f"layer odd has {name}, which no other code has"):
+        keras_file.write(frozen, tmp_path)
+
+
+def test_operations_go_into_a_keras_file(tmp_path):
+    values = keras.Input([4])
+    frozen = keras.Model(values, keras.layers.Dense(3, activation="gelu")(values * 2.0 + 1.0))
+    keras_file.write(frozen, tmp_path)
+    x = np.random.default_rng(0).random((5, 4), np.float32)
+    found = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(found(x), frozen(x), rtol=1e-6)
 
 
 def test_a_package_that_is_not_installed(run, tmp_path, monkeypatch):
