@@ -138,8 +138,8 @@ _FAST = {
     "target_of": "operations",
     "target_at": 0.6,
     "min_active": 2.0,
-    # When pruning ends: with batch normalisation the network that is trained with draws of its
-    # masks is another than the one that is attacked (docs/methods.md).
+    # When pruning ends. With batch normalisation, training with drawn masks leaves the deployed
+    # network open (docs/RESULTS.md).
     "freeze_gates_at": 0.8,
     "lambda_vs": 1.0,
     "admm_epochs": 15,

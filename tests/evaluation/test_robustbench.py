@@ -23,10 +23,8 @@ def test_an_entry_has_the_fields_of_the_leaderboard(tmp_path):
     others = [record(attack={"name": "pgd", "steps": 20}), record(examples=1000)]
     said = robustbench.write([*others, record()], tmp_path / "evaluation")
     path = tmp_path / "evaluation" / "robustbench-linf.json"
-    assert (
-        said
-        == f"RobustBench: {path} is the entry; fill in link, name, authors, venue, additional_data"
-    )
+    yours = "link, name, authors, venue, additional_data"
+    assert said == f"RobustBench: {path} is the entry; fill in {yours}"
     assert json.loads(path.read_text()) == {
         **{"link": None, "name": None, "authors": None, "venue": None},
         **{"additional_data": None, "number_forward_passes": 1, "dataset": "cifar10"},
