@@ -154,11 +154,11 @@ def validated(values: Mapping[str, Any]) -> Settings:
             f"{settings.min_active:g}"
         )
     steered = settings.target_sparsity is not None and METHODS[settings.method].learned_gates
-    earliest = max(settings.target_at, settings.kl_warmup_epochs / settings.epochs)
-    if steered and settings.freeze_gates_at < earliest:
+    if steered and settings.freeze_gates_at < settings.target_at:
         raise UsageError(
             f"--freeze_gates_at={settings.freeze_gates_at:g} would hold the gates before the "
-            f"target is to be reached; give {earliest:g} or more, or an earlier --target_at"
+            f"target is to be reached; give {settings.target_at:g} or more, or an earlier "
+            "--target_at"
         )
     layer_betas(settings)
     check_images(settings.network, settings.source.image_shape)
