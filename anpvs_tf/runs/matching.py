@@ -55,6 +55,7 @@ def matched(settings: Settings, run: RunDirectory, cost: str = "flops") -> Match
             high = middle
     widths = [places * STEP for places in {max(low - 1, 1), low}]
     costs = {width: _cost(settings, width, cost) for width in widths}
+    keras.backend.clear_session()  # The names of these networks would pile up.
     width = min(widths, key=lambda one: abs(costs[one] - wanted))
     if abs(costs[width] - wanted) > TOLERANCE * wanted:
         raise UsageError(
@@ -67,6 +68,4 @@ def matched(settings: Settings, run: RunDirectory, cost: str = "flops") -> Match
 def _cost(settings: Settings, width: float, cost: str) -> int:
     network = build.build_network(dataclasses.replace(settings, width=width), "float32")
     dense = freeze(network, prune=False)
-    found = efficiency.flops(dense) if cost == "flops" else dense.count_params()
-    keras.backend.clear_session()  # Its names would pile up.
-    return found
+    return efficiency.flops(dense) if cost == "flops" else dense.count_params()
