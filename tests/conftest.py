@@ -55,11 +55,6 @@ LONG = {
 }
 
 
-def pytest_xdist_auto_num_workers():
-    """Starts one worker more than there are cores: workers wait for processes and for the disk."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         if "/".join(item.path.parts[-2:]) not in LONG:
