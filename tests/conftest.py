@@ -52,6 +52,7 @@ LONG = {
     "training/test_shrinking.py",
     "training/test_strategies.py",
     "tuning/test_search.py",
+    "zoo/test_shelf.py",
 }
 
 
