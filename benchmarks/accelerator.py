@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,17 +32,18 @@ from anpvs_tf.common import program, randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.data import loading, pipelines, tfds
-from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack, Result
+from anpvs_tf.evaluation.evaluator import Evaluator, Result
 from anpvs_tf.methods.optimizer import is_gate_variable
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
 from anpvs_tf.programs import train as train_program
-from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import build, console, directory
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.resolution import validated, with_precision
 from anpvs_tf.runs.settings import PRECISIONS, Settings
 from anpvs_tf.training import collapse, history, overfitting, warm_start, work
+from anpvs_tf.training.final_record import attack_of, final_record
 from benchmarks import accelerator_run
 
 # What MLIR calls the kinds of numbers.
@@ -108,7 +108,7 @@ def classifier_of(
     """A classifier at the beginning of its training, as the trainer makes it."""
     network = build.build_network(settings, PRECISIONS[settings.precision])
     if base is not None:
-        warm_start.copy_weights(base.load_network(), network)
+        warm_start.copy_weights(open_run(base.path).network(), network)
     objective = build.objective_of(settings, train_examples, steps)
     classifier = RobustClassifier(network, METHODS[settings.method], objective, settings.seed)
     optimizer = build.make_optimizer(settings, settings.epochs * steps)
@@ -337,7 +337,8 @@ def write_export(
     out.mkdir(parents=True, exist_ok=True)
     sha = write_data(shared, data, settings, data_dir)
     (out / "step.bin").write_bytes(portable(function))
-    evaluate = evaluator_of(build.build_network(settings, "float32"), settings)
+    evaluated = build.build_network(settings, "float32")
+    evaluate = Evaluator(evaluated, attack_of(settings), EVALUATION_BATCH)
     batch_size = min(EVALUATION_BATCH, len(validation))
     function = validation_function(evaluate, settings, batch_size, data.image_shape)
     (out / "validate.bin").write_bytes(portable(function))
@@ -517,35 +518,17 @@ def read_trained(
             overfitted = overfitted or overfitting.noticed(settings, metrics)
         run.write_metrics(metrics, timings)
 
-        # ---- The result, as `Trainer.finish` ----
+        # ---- The result ----
         epoch = len(rows)
         if (settings.select == "best" or overfitted) and best:
             epoch = 1 + int(np.nanargmax([row["validation_robust_accuracy"] for row in rows]))
             network.set_weights(best)
         collapse.check_not_collapsed(network, epoch, run)
-        evaluate, began = evaluator_of(network, settings, prune=True), time.monotonic()
-        result = evaluate(test, settings.seed)
-        spent = time.monotonic() - began
-        record = history.result_record(settings, evaluate.attack, "test", result, network)
-        record["epoch"] = epoch
-        if settings.target_sparsity is not None and METHODS[settings.method].learned_gates:
-            record["target"] = history.target_record(settings, network)
-        record["efficiency"] = efficiency.report(network)
-        record["timing"] = {
-            "training_seconds": round(sum(row["seconds"] for row in timings), 1),
-            "evaluation_seconds": round(spent, 1),
-        }
+        stopped = len(rows) if overfitted else None
+        record = final_record(settings, network, test, timings, epoch, stopped)
         run.write_weights(network)
         run.write_results([record])
     print(console.result_table(record))
-
-
-def evaluator_of(network: keras.Model, settings: Settings, prune: bool = False) -> Evaluator:
-    """The trainer's evaluation."""
-    attack = PgdAttack(
-        settings.epsilon, settings.eval_step_size, settings.eval_attack_steps, norm=settings.norm
-    )
-    return Evaluator(network, attack, EVALUATION_BATCH, prune)
 
 
 def set_gates(network: keras.Model, numbers: np.ndarray) -> None:

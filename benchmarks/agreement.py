@@ -35,7 +35,7 @@ from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.evaluation.attack_run import AttackRun
 from anpvs_tf.evaluation.attacked_model import Subject
 from anpvs_tf.pruning.frozen import FrozenNetwork
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import open_run
 from benchmarks import reference, timing
 
 COMPONENTS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -179,7 +179,7 @@ def main(values: Any) -> None:
         raise UsageError("the reference is not installed: pip install -e '.[reference]'")
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
-    subject = attacked_model.of_run(directory.RunDirectory(values.run_dir))
+    subject = attacked_model.of_run(open_run(values.run_dir))
     split = loading.load_test(subject.source).take(values.examples)
     model = reference.torch_copy(FrozenNetwork(subject.network))
     images = pipelines.to_float(split.images).numpy()

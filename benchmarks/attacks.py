@@ -41,7 +41,7 @@ from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.evaluation.attack_run import AttackRun
 from anpvs_tf.evaluation.attacked_model import Subject
 from anpvs_tf.pruning.frozen import FrozenNetwork
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import open_run
 from benchmarks import reference, timing
 from benchmarks.agreement import COMPONENTS
 from benchmarks.timing import Variant
@@ -159,7 +159,7 @@ def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
     """MiB of this process before AutoAttack on `examples` images, and at its peak."""
     tf.get_logger().setLevel("ERROR")  # It takes many stages for a function that is retraced.
     set_threads(threads)
-    subject = attacked_model.of_run(directory.RunDirectory(run_dir))
+    subject = attacked_model.of_run(open_run(run_dir))
     test = loading.load_test(subject.source)
     again = np.resize(np.arange(len(test)), examples)  # Small test sets more than once.
     split = loading.Split(test.images[again], test.labels[again])
@@ -235,7 +235,7 @@ def main(values: Any) -> None:
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     set_threads(values.threads)
-    subject = attacked_model.of_run(directory.RunDirectory(values.run_dir))
+    subject = attacked_model.of_run(open_run(values.run_dir))
     split = loading.load_test(subject.source).take(values.examples)
     settings = AttackSettings(
         subject.settings.epsilon, classes=subject.classes, queries=values.queries

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from anpvs_tf.common import program
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import exporting, formats, isolated_process
 from benchmarks import timing
 
@@ -47,8 +47,8 @@ def define(flags: program.Flags) -> None:
 
 
 def main(values: Any) -> None:
-    run = directory.RunDirectory(values.run_dir)
-    shape = run.load_network().inputs[0].shape[1:]
+    run = open_run(values.run_dir)
+    shape = run.network().inputs[0].shape[1:]
     images = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *shape), np.uint8)
     with tempfile.TemporaryDirectory() as base:
         rows, variants = {}, {batch: [] for batch in BATCHES}

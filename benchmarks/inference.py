@@ -26,7 +26,7 @@ from anpvs_tf.common import program
 from anpvs_tf.networks import architectures
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact, efficiency
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import open_run
 
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, *[512] * 8)
 # Features that stay: 1,232 of 5,248.
@@ -107,8 +107,8 @@ def main(values: Any) -> None:
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     if values.run_dir:
-        run = directory.RunDirectory(values.run_dir)
-        lines += rows(run.settings().dataset, run.load_network(), values.repeats)
+        run = open_run(values.run_dir)
+        lines += rows(run.settings.dataset, run.network(), values.repeats)
     for pattern in values.patterns:
         lines += rows(f"vgg16, {pattern}", vgg16(PATTERNS[pattern]), values.repeats)
     print("\n".join(lines))

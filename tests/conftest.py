@@ -7,58 +7,65 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 # The files that train, compile large networks or start processes: not part of `-m fast`.
-LONG = {
-    "attacks/test_every_attack.py",
-    "attacks/test_linear_margins.py",
-    "attacks/test_search_attacks.py",
-    "attacks/test_stages.py",
-    "data/test_folders.py",
-    "data/test_loading.py",
-    "data/test_pictures.py",
-    "data/test_tfds.py",
-    "docs/test_docs.py",
-    "evaluation/test_assessment.py",
-    "evaluation/test_attack_run.py",
+# The longest stand first and are run first, so that no worker is left with one at the end.
+LONG = (
+    "training/test_strategies.py",
     "methods/test_every_method.py",
-    "methods/test_keras_interface.py",
-    "methods/test_methods.py",
+    "docs/test_docs.py",
+    "training/test_resume.py",
     "methods/test_robust_classifier.py",
-    "methods/test_sparsity_target.py",
-    "networks/test_any_network.py",
-    "networks/test_applications.py",
-    "networks/test_architectures.py",
-    "networks/test_bayesian.py",
-    "networks/test_gates.py",
-    "networks/test_layer_options.py",
-    "networks/test_models_of_users.py",
-    "networks/test_gating.py",
-    "programs/test_evaluate.py",
-    "programs/test_matching.py",
-    "programs/test_own_data.py",
-    "programs/test_train.py",
-    "programs/test_tune.py",
-    "pruning/test_admm.py",
-    "pruning/test_compact.py",
-    "pruning/test_efficiency.py",
-    "pruning/test_frozen.py",
-    "pruning/test_posterior.py",
-    "pruning/test_zero_weights.py",
-    "reporting/test_page.py",
-    "reporting/test_tables.py",
+    "evaluation/test_assessment.py",
     "serving/test_exporting.py",
     "training/test_faults.py",
-    "training/test_overfitting.py",
-    "training/test_resume.py",
-    "training/test_shrinking.py",
-    "training/test_strategies.py",
+    "networks/test_layer_options.py",
     "tuning/test_search.py",
+    "training/test_shrinking.py",
+    "programs/test_evaluate.py",
+    "data/test_loading.py",
+    "data/test_pictures.py",
+    "programs/test_train.py",
+    "data/test_tfds.py",
+    "reporting/test_page.py",
+    "programs/test_tune.py",
+    "pruning/test_compact.py",
+    "evaluation/test_attack_run.py",
+    "networks/test_any_network.py",
+    "methods/test_keras_interface.py",
+    "attacks/test_every_attack.py",
+    "pruning/test_admm.py",
+    "methods/test_sparsity_target.py",
+    "attacks/test_stages.py",
+    "pruning/test_frozen.py",
+    "networks/test_architectures.py",
+    "attacks/test_search_attacks.py",
+    "attacks/test_linear_margins.py",
+    "networks/test_bayesian.py",
     "zoo/test_shelf.py",
-}
+    "networks/test_applications.py",
+    "pruning/test_efficiency.py",
+    "programs/test_matching.py",
+    "pruning/test_posterior.py",
+    "networks/test_gates.py",
+    "pruning/test_zero_weights.py",
+    "programs/test_own_data.py",
+    "data/test_folders.py",
+    "networks/test_models_of_users.py",
+    "methods/test_methods.py",
+    "networks/test_gating.py",
+    "training/test_overfitting.py",
+    "reporting/test_tables.py",
+)
 
 
 def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+
+    def place(item):
+        return places.get("/".join(item.path.parts[-2:]), len(LONG))
+
+    items.sort(key=place)
     for item in items:
-        if "/".join(item.path.parts[-2:]) not in LONG:
+        if place(item) == len(LONG):
             item.add_marker(pytest.mark.fast)
 
 

@@ -9,7 +9,7 @@ from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.training import history
+from anpvs_tf.training import final_record, history
 
 
 @functools.lru_cache
@@ -68,7 +68,7 @@ def make(
     layers = {name: vulnerability for name in network.output if name != "logits"}
     result = Result(examples, clean, robust, vulnerability, layers)
     attack = PgdAttack(resolved.epsilon, resolved.eval_step_size, resolved.eval_attack_steps)
-    record = history.result_record(resolved, attack, "test", result, network)
+    record = final_record.tested(resolved, attack, result, network)
     if sparsity is not None:
         record["sparsity"] = sparsity
     if at_chance:

@@ -16,13 +16,11 @@ from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading, pipelines
-from anpvs_tf.evaluation import attack_run, self_checks
+from anpvs_tf.evaluation import attack_run, recording, self_checks
 from anpvs_tf.evaluation.attack_choice import TRANSFER, description, resolve, uses
 from anpvs_tf.evaluation.attack_run import AttackRun, Outcome
 from anpvs_tf.evaluation.attacked_model import Subject
-from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import chance, records
-from anpvs_tf.runs.directory import now, versions
 from anpvs_tf.runs.result_record import ResultRecord
 
 
@@ -245,23 +243,21 @@ def _record(subject, outcome, robust, settings, steady, checks) -> ResultRecord:
     survived = int(np.sum(robust))
     # Of a stochastic model that was attacked in single draws, nothing is known to be robust.
     called = steady or settings.draws > 1
-    record: ResultRecord = {
-        "dataset": subject.dataset,
-        "split": "test",
-        "examples": count,
-        "threat_model": {"norm": settings.norm, "epsilon": settings.epsilon},
-        "clean_accuracy": float(np.mean(correct)),
-        "clean_interval": wilson(int(np.sum(correct)), count),
-        "robust_accuracy": survived / count if called else None,
-        "accuracy_under_attack": survived / count,
-        "interval": wilson(survived, count),
-        "model": subject.name,
-    }
-    if subject.settings is not None:
-        held = subject.settings
-        counts = efficiency.active_features(subject.network)
-        record |= {"method": held.method, "network": held.network, "seed": held.seed}
-        record |= {"sparsity": efficiency.sparsity(counts), "active_features": counts}
+    record = recording.record(
+        dataset=subject.dataset,
+        split="test",
+        examples=count,
+        norm=settings.norm,
+        epsilon=settings.epsilon,
+        clean_accuracy=float(np.mean(correct)),
+        robust_accuracy=survived / count if called else None,
+        settings=subject.settings,
+        network=subject.network,
+    )
+    record["clean_interval"] = wilson(int(np.sum(correct)), count)
+    record["accuracy_under_attack"] = survived / count
+    record["interval"] = wilson(survived, count)
+    record["model"] = subject.name
     if subject.posterior_draws is not None:
         record["posterior_draws"] = subject.posterior_draws
     if subject.input_range != (0.0, 1.0):
@@ -278,7 +274,7 @@ def _record(subject, outcome, robust, settings, steady, checks) -> ResultRecord:
         record["reliable"] = not because
     if because:
         record["unreliable_because"] = because
-    return record | {"date": now(), "versions": versions()}
+    return record
 
 
 class _Shown:

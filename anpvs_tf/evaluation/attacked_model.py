@@ -19,7 +19,7 @@ from anpvs_tf.networks import bayesian
 
 # Their layers may be in a model file: importing registers them.
 from anpvs_tf.pruning.frozen import FrozenNetwork, sampled_logits
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.runs.settings import Settings
 
 
@@ -63,7 +63,7 @@ class Subject:
         return self.source.classes
 
 
-def of_run(run: directory.RunDirectory, posterior_draws: int | None = None) -> Subject:
+def of_run(run: FinishedRun, posterior_draws: int | None = None) -> Subject:
     """The network of a finished run; of a Bayesian one, that of the posterior means.
 
     Args:
@@ -71,28 +71,26 @@ def of_run(run: directory.RunDirectory, posterior_draws: int | None = None) -> S
             drawn from a Bayesian run's posterior. The draws are fixed by the run's seed.
 
     Raises:
-        UsageError: no finished run, or posterior draws of one that is not Bayesian.
+        UsageError: posterior draws of a run that is not Bayesian.
     """
-    settings = run.settings()
-    network = run.load_network()
+    network = run.network()
     if posterior_draws is not None:
-        return _ensemble(run, settings, network, posterior_draws)
+        return _ensemble(run, network, posterior_draws)
     frozen = FrozenNetwork(network)
     weights = frozen.fold()
     return Subject(
-        str(run.path),
-        settings.source,
+        run.path,
+        run.settings.source,
         _digest(array.tobytes() for array in network.get_weights()),
         logits=lambda images: frozen.apply(weights, images),
         outputs=lambda images: network(images, training=False),
         network=network,
-        settings=settings,
+        settings=run.settings,
     )
 
 
-def _ensemble(
-    run: directory.RunDirectory, settings: Settings, network: keras.Model, draws: int
-) -> Subject:
+def _ensemble(run: FinishedRun, network: keras.Model, draws: int) -> Subject:
+    settings = run.settings
     if not bayesian.layers_of(network):
         raise UsageError(
             f"{run.path} was trained by {settings.method}, whose weights have no posterior; "

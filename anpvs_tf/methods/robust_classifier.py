@@ -13,7 +13,7 @@ from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.attacks.settings import usual_step_size
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.methods import batch_statistics, batches, losses
+from anpvs_tf.methods import batch_statistics, batches, losses, weight_perturbation
 from anpvs_tf.methods.adversary import Crafting
 from anpvs_tf.methods.finite_steps import FiniteStep
 from anpvs_tf.methods.hyperparameters import Objective
@@ -438,7 +438,7 @@ class RobustClassifier(keras.Model):
     def _perturbed_kernels(
         self, images: tf.Tensor, labels: tf.Tensor, scope: tuple
     ) -> list[tuple[keras.Variable, tf.Tensor]]:
-        """Each kernel with the shift of norm awp ||w|| along which the loss grows (Wu et al. 2020).
+        """Pairs each kernel with its shift of AWP (`weight_perturbation`).
 
         The gradient of an update is taken at the shifted kernels; they are never
         written, so there is nothing to take back.
@@ -452,16 +452,7 @@ class RobustClassifier(keras.Model):
         gradients = tape.gradient(ascended, kernels)
         if self.pruning is not None:
             gradients = self.pruning.mask_gradients(gradients, kernels)
-        context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
-        shifts = []
-        for kernel, gradient in zip(kernels, gradients, strict=True):
-            length = self.objective.awp * tf.norm(tf.convert_to_tensor(kernel))
-            slope = tf.norm(gradient)
-            # Where float16's gradients overflow, those of the update do too, and it is left out.
-            usable = tf.math.is_finite(slope) & (slope > 0)
-            direction = tf.where(usable, gradient / slope, 0.0)
-            shifts.append(tf.stop_gradient(length * direction))
+        shifts = weight_perturbation.shifts(kernels, gradients, self.objective.awp)
         return list(zip(kernels, shifts, strict=True))
 
 

@@ -37,6 +37,7 @@ from anpvs_tf.evaluation import attack_choice
 from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import FinishedRun, open_run
 from anpvs_tf.runs.resolution import defaults, parsed_size
 from anpvs_tf.runs.result_record import ResultRecord
 from anpvs_tf.zoo import shelf
@@ -254,17 +255,14 @@ def _input_range(values: Any) -> tuple[float, float] | None:
     return found
 
 
-def _examined(values: Any) -> tuple[Source, Mapping[str, Any]]:
+def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str, Any]]:
     """The data that the model classifies, and how such a model is usually attacked.
 
     Raises:
-        UsageError: no finished run, no such model, or an unknown dataset.
+        UsageError: no such model, or an unknown dataset.
     """
-    if values.run_dir:
-        run = RunDirectory(values.run_dir)
-        run.check_finished()
-        held = run.settings()
-        return held.source, dataclasses.asdict(held)
+    if run is not None:
+        return run.settings.source, dataclasses.asdict(run.settings)
     if values.zoo:
         source = describe(shelf.entry(values.zoo).dataset)
         return source, defaults(source)
@@ -275,10 +273,10 @@ def _examined(values: Any) -> tuple[Source, Mapping[str, Any]]:
     return source, defaults(source)
 
 
-def _home(values: Any) -> RunDirectory:
+def _home(values: Any, run: FinishedRun | None) -> RunDirectory:
     """The directory of the results: a run's own, or one beside the model."""
-    if values.run_dir:
-        return RunDirectory(values.run_dir)
+    if run is not None:
+        return run.directory
     beside = values.zoo or pathlib.Path(values.saved_model).absolute()
     home = RunDirectory(values.out_dir or f"{beside}-evaluation")
     check_directory(home.path, f"directory of the results {home.path}", "--out_dir")
@@ -288,24 +286,24 @@ def _home(values: Any) -> RunDirectory:
 def main(values: Any) -> None:
     _check(values)
     choice, input_range = choice_of(values), _input_range(values)
-    source, usual = _examined(values)
-    attacks = attack_choice.chosen_attacks(choice, usual, source.classes, bool(values.run_dir))
-    home = _home(values)
-    for path in values.source_run:
-        RunDirectory(path).check_finished()
+    run = open_run(values.run_dir) if values.run_dir else None
+    source, usual = _examined(values, run)
+    attacks = attack_choice.chosen_attacks(choice, usual, source.classes, run is not None)
+    home = _home(values, run)
+    source_runs = [open_run(path) for path in values.source_run]
 
     # These import TensorFlow.
     from anpvs_tf.data import loading
     from anpvs_tf.evaluation import assessment, attacked_model, robustbench
 
-    if values.run_dir:
-        subject = attacked_model.of_run(home, values.posterior_draws)
+    if run is not None:
+        subject = attacked_model.of_run(run, values.posterior_draws)
     else:
         file = str(shelf.file_of(values.zoo)) if values.zoo else values.saved_model
         subject = attacked_model.of_model(file, source, input_range)
     if subject.remark:
         print(subject.remark)
-    stream = bool(values.run_dir) and usual["stream"]
+    stream = run is not None and usual["stream"]
     split = loading.load_test(source, values.data_dir, values.download, stream)
     split = split.take(values.examples)
     conditions = assessment.Conditions(
@@ -314,7 +312,7 @@ def main(values: Any) -> None:
         home.path / "evaluation",
         seed=values.seed,
         batch_size=min(values.batch_size, len(split)),
-        sources=[attacked_model.of_run(RunDirectory(path)) for path in values.source_run],
+        sources=[attacked_model.of_run(one) for one in source_runs],
         check_examples=_checked(values.check_examples, len(split)),
     )
     made = _recorded(home, assessment.assess(conditions, attacks))
@@ -322,7 +320,7 @@ def main(values: Any) -> None:
     if of_leaderboard := robustbench.write(made, conditions.directory):
         print(of_leaderboard)
     print(f"Results are in {home.path}")
-    if values.run_dir:
+    if run is not None:
         print(next_steps.text(str(home.path), "report", "export"))
 
 

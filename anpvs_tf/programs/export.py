@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anpvs_tf.common import program
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
-from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving.names import FORMATS
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def define(flags: Flags) -> None:
 
 
 def main(values: Any) -> None:
-    run = RunDirectory(values.run_dir)
-    run.check_finished()
+    run = open_run(values.run_dir)
 
     # These import TensorFlow.
     from anpvs_tf.pruning import efficiency

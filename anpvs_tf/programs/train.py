@@ -22,6 +22,7 @@ from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolution, settings
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
 from anpvs_tf.runs.names import COSTS
 
@@ -131,8 +132,7 @@ def _matched(chosen: settings.Settings, values: Any) -> settings.Settings:
     """The settings with the width that --match_cost_of asks for, if it does."""
     if values.match_cost_of is None:
         return chosen
-    other = RunDirectory(values.match_cost_of)
-    other.check_finished()
+    other = open_run(values.match_cost_of)
     from anpvs_tf.runs import matching
 
     found = matching.matched(chosen, other, values.match)

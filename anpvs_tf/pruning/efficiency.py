@@ -157,13 +157,18 @@ def costs(compact: keras.Model, dense: keras.Model) -> dict[str, Any]:
 
 
 def report(network: keras.Model) -> dict[str, Any]:
-    """The efficiency part of a result record: `costs`, and `measure` under "measured".
+    """Returns the efficiency part of a result record: `costs`, and `measure` under "measured".
 
     Raises:
         UsageError: the network cannot be frozen.
     """
     models = {"compact": freeze(network), "dense": freeze(network, prune=False)}
-    return costs(**models) | {"measured": measure(models)}
+    found = costs(**models)
+    pruned, original = found["parameters"]
+    if pruned == original:  # The same network, which is measured once.
+        del models["compact"]
+    measured = measure(models)
+    return found | {"measured": {"compact": measured["dense"]} | measured}
 
 
 # ---- As measured ----

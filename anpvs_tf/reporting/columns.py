@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements, published
-from anpvs_tf.reporting.grouping import Group, Run, runs_of
+from anpvs_tf.reporting.grouping import Group, runs_of
 from anpvs_tf.reporting.measurements import Lookup, Measurement, trained, white_box
+from anpvs_tf.runs.finished_run import FinishedRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Column:
 
 
 def _strongest(names: Iterable[str], key: str) -> Lookup:
-    def look_up(run: Run) -> Measurement | None:
+    def look_up(run: FinishedRun) -> Measurement | None:
         return measurements.strongest_named(run, names, key)
 
     return look_up
 
 
-def _white_vulnerability(run: Run) -> Measurement | None:
+def _white_vulnerability(run: FinishedRun) -> Measurement | None:
     return white_box(run, "vulnerability")
 
 

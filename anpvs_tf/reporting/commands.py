@@ -3,11 +3,11 @@
 import math
 import pathlib
 import shlex
-from typing import Any
 
 from anpvs_tf.attacks.settings import DRAWS, FLAGS, AttackSettings, usual_step_size
-from anpvs_tf.reporting.grouping import Run
 from anpvs_tf.runs import records
+from anpvs_tf.runs.finished_run import FinishedRun
+from anpvs_tf.runs.result_record import ResultRecord
 
 # The settings of attacks that bin/evaluate.py takes by itself; None for those of the dataset.
 _USUAL = {name: getattr(AttackSettings, name) for name in FLAGS} | {"draws": DRAWS}
@@ -21,14 +21,14 @@ def shell(command: list[str]) -> str:
     return shlex.join(["python", str(program), *command[1:]])
 
 
-def training(run: Run) -> str:
+def training(run: FinishedRun) -> str:
     """The command that trained a run."""
     if not run.command:
         return f"(trained from Python; {run.directory.config_path} has the settings)"
     return shell(run.command)
 
 
-def evaluation(run: Run, record: dict[str, Any]) -> str:
+def evaluation(run: FinishedRun, record: ResultRecord) -> str:
     """The command of bin/evaluate.py that makes a record of it again.
 
     Self-checks are left out: they change no figure.

@@ -4,7 +4,8 @@ import statistics
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements
-from anpvs_tf.reporting.grouping import Group, Run
+from anpvs_tf.reporting.grouping import Group
+from anpvs_tf.runs.finished_run import FinishedRun
 
 KINDS = {"flops": "FLOPs", "parameters": "parameters"}
 # A dense network costs the same as a pruned one if it costs at most so much more or less.
@@ -13,7 +14,7 @@ TOLERANCE = 0.1
 BASELINE = "at"
 
 
-def of(run: Run) -> dict[str, int]:
+def of(run: FinishedRun) -> dict[str, int]:
     """{kind: cost of the deployed network}; without the kinds that the record lacks."""
     saved = run.trained.get("efficiency") or {}
     return {kind: saved[kind][0] for kind in KINDS if kind in saved}

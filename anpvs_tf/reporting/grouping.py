@@ -2,17 +2,16 @@
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from anpvs_tf.common.errors import UsageError, one_line
+from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.runs import records
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.runs.settings import Settings, decisive
+from anpvs_tf.runs.finished_run import FinishedRun, open_run
+from anpvs_tf.runs.settings import Settings, as_text, decisive
 
 # Settings that tell groups apart: what decides the weights, but for the seed and the base run
 # that goes with it, and how they are evaluated.
@@ -20,34 +19,6 @@ _FREE = ("seed", "base_run")
 _EVALUATION = ("norm", "epsilon", "eval_step_size", "eval_attack_steps", "eval_examples")
 # Beyond so many settings that differ, a group's label names only what tells it apart.
 _MOST_NAMED = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run as a report sees it.
-
-    Attributes:
-        command: the command line that trained it; empty if it was trained from Python.
-        trained: the record of bin/train.py.
-        evaluations: the records of bin/evaluate.py, oldest first.
-        metrics: a row an epoch, values as numbers.
-    """
-
-    directory: RunDirectory
-    settings: Settings
-    command: list[str]
-    trained: dict[str, Any]
-    evaluations: list[dict[str, Any]]
-    metrics: list[dict[str, float]]
-
-    @property
-    def path(self) -> str:
-        return str(self.directory.path)
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether its clean accuracy is not above that of a constant answer."""
-        return "at_chance" in self.trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +38,7 @@ class Group:
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def method(self) -> str:
@@ -82,7 +53,7 @@ class Group:
         return [run.settings.seed for run in self.runs]
 
 
-def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
+def collect(paths: Iterable[str]) -> tuple[list[FinishedRun], list[Skipped]]:
     """Reads run directories, and the runs in directories of runs (one level below).
 
     Returns:
@@ -91,7 +62,7 @@ def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
     Raises:
         UsageError: a path that is neither; runs of several datasets; no finished run.
     """
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     skipped: list[Skipped] = []
     seen = set()
     for path in run_paths(paths):
@@ -99,7 +70,7 @@ def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
             continue
         seen.add(path.resolve())
         try:
-            run = read(path)
+            run = open_run(path)
             same = [other for other in runs if _identity(other) == _identity(run)]
             if same:
                 raise UsageError(f"a repetition of {same[0].path}: same settings, same seed")
@@ -114,10 +85,10 @@ def collect(paths: Iterable[str]) -> tuple[list[Run], list[Skipped]]:
     return runs, skipped
 
 
-def groups(runs: list[Run]) -> list[Group]:
+def groups(runs: list[FinishedRun]) -> list[Group]:
     """Runs by settings, in the order of `METHODS` and then of the settings that differ."""
 
-    by_method: dict[str, list[tuple[dict, list[Run]]]] = {}
+    by_method: dict[str, list[tuple[dict, list[FinishedRun]]]] = {}
     for run in sorted(runs, key=lambda run: (run.settings.seed, run.path)):
         found = by_method.setdefault(run.settings.method, [])
         own = distinguishing(run.settings)
@@ -136,7 +107,7 @@ def groups(runs: list[Run]) -> list[Group]:
         if len(varied) > _MOST_NAMED:
             named = _telling_apart([settings for settings, _ in found], varied)
         for settings, members in found:
-            own = ", ".join(f"{name}={shown(settings[name])}" for name in named)
+            own = ", ".join(f"{name}={as_text(settings[name])}" for name in named)
             made.append(Group(f"{method} ({own})" if own else method, tuple(members)))
     return made
 
@@ -166,7 +137,7 @@ def most_robust(groups: list[Group]) -> list[Group]:
     return [group for _, group in best.values()]
 
 
-def runs_of(groups: list[Group]) -> list[Run]:
+def runs_of(groups: list[Group]) -> list[FinishedRun]:
     """The runs of all groups."""
     return [run for group in groups for run in group.runs]
 
@@ -186,27 +157,20 @@ def _telling_apart(settings: list[dict[str, Any]], names: list[str]) -> list[str
     chosen: list[str] = []
     classes = 1
     for name in names:
-        found = len({tuple(shown(one[n]) for n in (*chosen, name)) for one in settings})
+        found = len({tuple(as_text(one[n]) for n in (*chosen, name)) for one in settings})
         if found > classes:
             chosen.append(name)
             classes = found
     return chosen
 
 
-def shown(value: Any) -> str:
-    """A setting's value as a flag takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _sortable(value: Any) -> tuple[int, Any]:
     if isinstance(value, int | float):
         return 0, value
-    return 1, shown(value)
+    return 1, as_text(value)
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def _identity(run: FinishedRun) -> dict[str, Any]:
     own = {"method": run.settings.method, "seed": run.settings.seed}
     return distinguishing(run.settings) | own | {"base_run": run.settings.base_run}
 
@@ -236,33 +200,7 @@ def run_paths(paths: Iterable[str]) -> list[pathlib.Path]:
     return found
 
 
-def read(path: pathlib.Path) -> Run:
-    """Reads a run.
-
-    Raises:
-        UsageError: the reason to skip it.
-    """
-    directory = RunDirectory(path)
-    if not directory.finished:
-        raise UsageError("not finished: it has no results.json; continue it with bin/train.py")
-    settings = directory.settings()
-    held = directory.results()
-    try:
-        command = json.loads(directory.config_path.read_text()).get("command") or []
-        metrics = [
-            {name: float(value) for name, value in row.items() if value}
-            for row in directory.metrics()
-        ]
-        trained = [record for record in held if records.of_training(record)]
-        evaluations = [record for record in held if not records.of_training(record)]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"its files cannot be used: {one_line(error)}") from error
-    if not trained:
-        raise UsageError("results.json has no record of bin/train.py")
-    return Run(directory, settings, command, trained[-1], evaluations, metrics)
-
-
-def _check_one_dataset(runs: list[Run]) -> None:
+def _check_one_dataset(runs: list[FinishedRun]) -> None:
     datasets: dict[str, list[str]] = {}
     for run in runs:
         datasets.setdefault(run.settings.dataset, []).append(run.path)

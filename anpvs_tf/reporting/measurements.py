@@ -10,8 +10,9 @@ from typing import Any
 from anpvs_tf.attacks.settings import RADII, usual_step_size
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands
-from anpvs_tf.reporting.grouping import Run
 from anpvs_tf.runs import records
+from anpvs_tf.runs.finished_run import FinishedRun
+from anpvs_tf.runs.result_record import ResultRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Measurement:
     unreliable: bool = False
 
 
-Lookup = Callable[[Run], Measurement | None]
+Lookup = Callable[[FinishedRun], Measurement | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Attack:
         return json.loads(self.settings)
 
 
-def attack_of(record: dict[str, Any]) -> Attack:
+def attack_of(record: ResultRecord) -> Attack:
     """The attack of a record; the sources of transferred examples do not tell attacks apart."""
     held = {k: v for k, v in record["attack"].items() if (k, v) != ("draws", 1) and k != "sources"}
     if record.get("posterior_draws"):  # Then another network was attacked.
@@ -60,7 +61,7 @@ def attack_of(record: dict[str, Any]) -> Attack:
     return Attack(threat["norm"], threat["epsilon"], json.dumps(held))
 
 
-def conditions(run: Run) -> tuple[Attack, int]:
+def conditions(run: FinishedRun) -> tuple[Attack, int]:
     """How a run was attacked when its training ended, and on how many images."""
     return attack_of(run.trained), run.trained["examples"]
 
@@ -110,28 +111,30 @@ def trained(key: str) -> Lookup:
     return look_up
 
 
-def sparsity(run: Run) -> Measurement | None:
+def sparsity(run: FinishedRun) -> Measurement | None:
     """Share of the features that is pruned; of the weights for a method that prunes those."""
     of_weights = METHODS[run.settings.method].weight_pruning
     return trained("weight_sparsity" if of_weights else "sparsity")(run)
 
 
-def white_box(run: Run, key: str = "robust_accuracy") -> Measurement | None:
+def white_box(run: FinishedRun, key: str = "robust_accuracy") -> Measurement | None:
     """The evaluation that ended training."""
     return under_attack(run, attack_of(run.trained), key)
 
 
-def under_attack(run: Run, attack: Attack, key: str = "robust_accuracy") -> Measurement | None:
+def under_attack(
+    run: FinishedRun, attack: Attack, key: str = "robust_accuracy"
+) -> Measurement | None:
     """A figure under one attack.
 
     Of several records, that of the most images, and of these the first: bin/train.py's own.
     All of them say whether it is reliable.
     """
-    found = [r for r in [run.trained, *run.evaluations] if attack_of(r) == attack]
+    found = [r for r in run.records if attack_of(r) == attack]
     return _best(run, found, key)
 
 
-def strongest_named(run: Run, names: Iterable[str], key: str) -> Measurement | None:
+def strongest_named(run: FinishedRun, names: Iterable[str], key: str) -> Measurement | None:
     """A figure under an attack of one of these names in the run's own threat model.
 
     Ensembles of posterior draws are another network, and not meant.
@@ -147,7 +150,7 @@ def strongest_named(run: Run, names: Iterable[str], key: str) -> Measurement | N
     return _best(run, found, key)
 
 
-def _best(run: Run, found: list[dict[str, Any]], key: str) -> Measurement | None:
+def _best(run: FinishedRun, found: list[ResultRecord], key: str) -> Measurement | None:
     found = [record for record in found if record.get(key) is not None]
     if not found:
         return None
@@ -162,7 +165,7 @@ def _best(run: Run, found: list[dict[str, Any]], key: str) -> Measurement | None
     return Measurement(record[key], command, record["examples"], unreliable)
 
 
-def epsilon_sweep(runs: list[Run], name: str) -> dict[float, Attack]:
+def epsilon_sweep(runs: list[FinishedRun], name: str) -> dict[float, Attack]:
     """{epsilon: the attack of that name that most runs have there}; empty for one epsilon.
 
     Of the norm that the runs share.
@@ -170,7 +173,7 @@ def epsilon_sweep(runs: list[Run], name: str) -> dict[float, Attack]:
     return _sweep(runs, lambda attack: attack.epsilon if attack.values["name"] == name else None)
 
 
-def steps_sweep(runs: list[Run]) -> dict[int, Attack]:
+def steps_sweep(runs: list[FinishedRun]) -> dict[int, Attack]:
     """{steps: the PGD that most runs have at their own epsilon}; empty for one count."""
     usual = {run.trained["threat_model"]["epsilon"] for run in runs}
 
@@ -181,17 +184,17 @@ def steps_sweep(runs: list[Run]) -> dict[int, Attack]:
     return _sweep(runs, steps) if len(usual) == 1 else {}
 
 
-def attack_names(runs: list[Run]) -> list[str]:
+def attack_names(runs: list[FinishedRun]) -> list[str]:
     """The names of the attacks in the records, in the order in which they appear."""
-    found = [r["attack"]["name"] for run in runs for r in [run.trained, *run.evaluations]]
+    found = [r["attack"]["name"] for run in runs for r in run.records]
     return list(dict.fromkeys(found))
 
 
-def _sweep(runs: list[Run], of: Callable[[Attack], Any]) -> dict[Any, Attack]:
+def _sweep(runs: list[FinishedRun], of: Callable[[Attack], Any]) -> dict[Any, Attack]:
     counts: dict[Any, collections.Counter[Attack]] = {}
     norms = {run.trained["threat_model"]["norm"] for run in runs}
     for run in runs:
-        for attack in {attack_of(record) for record in [run.trained, *run.evaluations]}:
+        for attack in {attack_of(record) for record in run.records}:
             if norms == {attack.norm} and (value := of(attack)) is not None:
                 counts.setdefault(value, collections.Counter())[attack] += 1
     if len(counts) < 2:

@@ -15,7 +15,8 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.evaluation.feature_movement import movement
 from anpvs_tf.methods import losses
-from anpvs_tf.reporting.grouping import Group, Run
+from anpvs_tf.reporting.grouping import Group
+from anpvs_tf.runs.finished_run import FinishedRun
 
 PICTURED = 6
 SURFACE_IMAGES = 10
@@ -44,7 +45,7 @@ class Probe:
             r a random one, both of length 1 in the attack's norm.
     """
 
-    run: Run
+    run: FinishedRun
     examples: int
     moved: dict[str, np.ndarray]
     images: np.ndarray
@@ -139,7 +140,7 @@ def first_of_classes(labels: np.ndarray, count: int) -> list[int]:
 class _Network:
     """The compiled functions of one network."""
 
-    def __init__(self, subject: attacked_model.Subject, run: Run):
+    def __init__(self, subject: attacked_model.Subject, run: FinishedRun):
         self.subject = subject
         self.settings = run.settings
         compiled = {"autograph": False, "reduce_retracing": True}

@@ -6,8 +6,9 @@ from typing import Any
 from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands
-from anpvs_tf.reporting.grouping import Run, shown, varying
-from anpvs_tf.runs.settings import used
+from anpvs_tf.reporting.grouping import varying
+from anpvs_tf.runs.finished_run import FinishedRun
+from anpvs_tf.runs.settings import as_text, used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Trained:
     own: str
 
 
-def checked(runs: list[Run]) -> list[Checked]:
+def checked(runs: list[FinishedRun]) -> list[Checked]:
     """Lists the self-checks of bin/evaluate.py, by run and threat model."""
     return [
         Checked(
@@ -51,12 +52,12 @@ def checked(runs: list[Run]) -> list[Checked]:
     ]
 
 
-def unchecked(runs: list[Run]) -> list[str]:
+def unchecked(runs: list[FinishedRun]) -> list[str]:
     """Lists the paths of the runs without self-checks."""
     return [run.path for run in runs if not _checks(run)]
 
 
-def _checks(run: Run) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _checks(run: FinishedRun) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """(threat model, checks) of each evaluation that made checks."""
     found = []
     for record in run.evaluations:
@@ -66,7 +67,7 @@ def _checks(run: Run) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     return found
 
 
-def runs(runs: list[Run]) -> list[Trained]:
+def runs(runs: list[FinishedRun]) -> list[Trained]:
     """Lists every run with the command that trained it."""
     settings = [dataclasses.asdict(run.settings) for run in runs]
     varied = [n for n in varying(settings) if n not in ("method", "seed", "base_run")]
@@ -77,7 +78,7 @@ def runs(runs: list[Run]) -> list[Trained]:
             run.settings.seed,
             commands.training(run),
             ", ".join(
-                f"{name}={shown(getattr(run.settings, name))}"
+                f"{name}={as_text(getattr(run.settings, name))}"
                 for name in varied
                 if used(METHODS[run.settings.method], name)
             ),
@@ -86,7 +87,7 @@ def runs(runs: list[Run]) -> list[Trained]:
     ]
 
 
-def versions(runs: list[Run]) -> list[str]:
+def versions(runs: list[FinishedRun]) -> list[str]:
     """Lists the packages behind the runs, each combination once."""
     found = (
         ", ".join(f"{name} {number}" for name, number in run.trained["versions"].items())

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import measurements
-from anpvs_tf.reporting.grouping import Run, read, run_paths
+from anpvs_tf.reporting.grouping import run_paths
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import FinishedRun, open_run
 
 _HEADS = [
     *("run", "dataset", "method", "seed", "state"),
@@ -47,7 +48,7 @@ def _row(path: pathlib.Path) -> list[str]:
     figures = [_NOTHING] * 4
     try:
         if directory.finished:
-            state, figures = "finished", _figures(read(path))
+            state, figures = "finished", _figures(open_run(path))
         else:
             state = _unfinished(directory)
     except (UsageError, OSError, ValueError, LookupError, TypeError):
@@ -62,7 +63,7 @@ def _unfinished(directory: RunDirectory) -> str:
     return f"interrupted at epoch {rows[-1]['epoch'] if rows else 0}"
 
 
-def _figures(run: Run) -> list[str]:
+def _figures(run: FinishedRun) -> list[str]:
     auto = measurements.strongest_named(run, ("autoattack", "autoattack-rand"), "robust_accuracy")
     sparsity = measurements.sparsity(run) if METHODS[run.settings.method].prunes else None
     shares = [

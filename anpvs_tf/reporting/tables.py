@@ -8,8 +8,9 @@ from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import costs, measurements, published
 from anpvs_tf.reporting.columns import SHARE, Column, comparison_columns
-from anpvs_tf.reporting.grouping import Group, Run, runs_of
+from anpvs_tf.reporting.grouping import Group, runs_of
 from anpvs_tf.reporting.measurements import Attack, Measurement
+from anpvs_tf.runs.finished_run import FinishedRun
 
 # Table 3 takes the method apart.
 ABLATION = ("at", "at_vs", "anp", "anpvs")
@@ -210,7 +211,7 @@ def leading(column: Column, rows: Sequence[Row]) -> list[Cell]:
     return [cell for cell, mean in zip(cells, shown, strict=True) if mean == best]
 
 
-def conditions_text(run: Run) -> str:
+def conditions_text(run: FinishedRun) -> str:
     """How a run was evaluated after training, in words."""
     record = run.trained
     norm = {"linf": "l∞"}.get(record["threat_model"]["norm"], record["threat_model"]["norm"])

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import commands, costs, measurements, pareto, published
-from anpvs_tf.reporting.grouping import Group, Run, most_robust, runs_of
+from anpvs_tf.reporting.grouping import Group, most_robust, runs_of
 from anpvs_tf.reporting.style import (
     DASHES,
     Picture,
@@ -23,6 +23,7 @@ from anpvs_tf.reporting.style import (
     panels,
     percent,
 )
+from anpvs_tf.runs.finished_run import FinishedRun
 
 # Columns of metrics.csv that are watched, not minimised.
 _WATCHED = {
@@ -126,7 +127,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture | None:
     )
 
 
-def _trade_offs(runs: list[Run], look_up: measurements.Lookup) -> list[tuple[float, float]]:
+def _trade_offs(runs: list[FinishedRun], look_up: measurements.Lookup) -> list[tuple[float, float]]:
     """(sparsity, accuracy) of the runs that have both; a network at chance is on no front."""
     return [
         (measurements.sparsity(run).value, found.value)
@@ -217,7 +218,7 @@ class _Cost:
     """A run in the figure of costs."""
 
     group: Group
-    run: Run
+    run: FinishedRun
     costs: dict[str, int]
     accuracy: measurements.Measurement
 
@@ -403,14 +404,14 @@ class _LayerStroke:
         return DASHES[self.index % len(DASHES)]
 
 
-def _layers(run: Run) -> dict[str, list[int]]:
+def _layers(run: FinishedRun) -> dict[str, list[int]]:
     return run.trained.get("active_features") or {}
 
 
 # ---- Parts ----
 
 
-def _with(groups: list[Group]) -> list[Run]:
+def _with(groups: list[Group]) -> list[FinishedRun]:
     """The runs that have metrics."""
     return [run for run in runs_of(groups) if run.metrics]
 

@@ -152,8 +152,6 @@ def result_table(record: ResultRecord) -> str:
 def _efficiency_lines(saved: dict[str, Any]) -> list[tuple[str, str]]:
     """Lists the costs of the deployed network, beside the unpruned one's where they are less."""
     compact, dense = saved["measured"]["compact"], saved["measured"]["dense"]
-    if saved["parameters"][0] == saved["parameters"][1]:
-        compact = dense  # The same network, measured twice.
     flops, maps = f"{saved['flops_reduction']:.2f}", f"{saved['feature_map_memory']:.1%}"
     lines = []
     if flops != "1.00":

@@ -244,25 +244,3 @@ class RunDirectory:
             TrainingError: they could not be written.
         """
         replace_atomically(self.weights_path, network.save_weights)
-
-    def check_finished(self) -> None:
-        """Raises UsageError unless a finished run is here."""
-        self.settings()
-        if not (self.finished and self.weights_path.exists()):
-            raise UsageError(f"run {self.path} is not finished; continue it with bin/train.py")
-
-    def load_network(self) -> "keras.Model":
-        """The finished network, in float32, as it is evaluated.
-
-        Raises:
-            UsageError: the run is not finished, or a file of it is damaged.
-        """
-        checksums.check(self.path)
-        settings = self.settings()
-        self.check_finished()
-        # It imports TensorFlow, which takes seconds; reading a run's files must not.
-        from anpvs_tf.runs import build
-
-        network = build.build_network(settings, "float32")
-        network.load_weights(self.weights_path)
-        return network

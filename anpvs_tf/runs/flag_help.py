@@ -8,7 +8,7 @@ from anpvs_tf.attacks import radius
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.runs.defaults import BY_DATASET
 from anpvs_tf.runs.resolution import defaults
-from anpvs_tf.runs.settings import CHOSEN, FIELDS, kind_of, used
+from anpvs_tf.runs.settings import CHOSEN, FIELDS, as_text, kind_of, used
 
 THREAT_MODEL = "--norm and --epsilon by name, like linf-8/255"
 WHAT, HOW_LONG, EXPERTS = "What to train", "How long, and where", "For experts"
@@ -100,8 +100,6 @@ _UNSET = {
 def _show(name: str, value: Any) -> str:
     if value is None:
         return _UNSET.get(name, "all")
-    if isinstance(value, tuple):
-        return ",".join(f"{v:g}" for v in value) or "none"
     if "pixels" in FIELDS[name].metadata:
         return radius.as_text(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return as_text(value) or "none"

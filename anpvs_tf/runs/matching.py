@@ -8,8 +8,8 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.pruning.compact import freeze
-from anpvs_tf.runs import build, records
-from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs import build
+from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.runs.settings import Settings
 
 # How far the costs of two networks may differ that are compared as equal.
@@ -27,25 +27,25 @@ class Matched:
     wanted: int
 
 
-def matched(settings: Settings, run: RunDirectory, cost: str = "flops") -> Matched:
+def matched(settings: Settings, run: FinishedRun, cost: str = "flops") -> Matched:
     """The width at which the network of `settings` costs what the network of a run does.
 
     Both are counted as they are deployed: frozen, without pruned features.
 
     Args:
         settings: of a method without gates.
-        run: finished.
+        run: of the network that it is to cost as much as.
         cost: one of `names.COSTS`.
 
     Raises:
-        UsageError: a method with gates, a run that is not finished, or no width up to 1
+        UsageError: a method with gates, or no width up to 1
             whose cost is within a tenth.
     """
     if METHODS[settings.method].gate is not None:
         raise UsageError(
             "--match_cost_of is for a dense network; choose a --method without gates, such as at"
         )
-    wanted = records.training_record(run)["efficiency"][cost][0]
+    wanted = run.trained["efficiency"][cost][0]
     low, high = 1, round(1 / STEP)
     while low < high:  # The narrowest that costs at least as much.
         middle = (low + high) // 2

@@ -3,8 +3,6 @@
 from typing import Any
 
 from anpvs_tf.attacks import radius
-from anpvs_tf.common.errors import UsageError
-from anpvs_tf.runs import directory
 from anpvs_tf.runs.result_record import ResultRecord
 
 WORST_CASE = "worst-case"
@@ -64,15 +62,3 @@ def pruned(record: ResultRecord) -> list[str]:
 def of_training(record: ResultRecord) -> bool:
     """Whether bin/train.py wrote this record; else bin/evaluate.py did."""
     return "efficiency" in record
-
-
-def training_record(run: directory.RunDirectory) -> ResultRecord:
-    """Returns the record that bin/train.py wrote of a finished run.
-
-    Raises:
-        UsageError: it is not finished, or damaged.
-    """
-    for record in run.results():
-        if of_training(record):
-            return record
-    raise UsageError(f"{run.path} has no results of a finished training")

@@ -306,6 +306,13 @@ def source_of(values: Mapping[str, Any]) -> Source:
     )
 
 
+def as_text(value: Any) -> str:
+    """Writes a setting's value as its flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def layer_betas(settings: Settings) -> dict[str, float]:
     """{layer: factor} of `layer_beta`.
 

@@ -21,7 +21,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.files import check_directory, staging, write_atomically
 from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.serving import formats, model_card, verification
 from anpvs_tf.serving.formats import FORMATS
 
@@ -54,7 +54,7 @@ class Exported:
 
 
 def export(
-    run: directory.RunDirectory,
+    run: FinishedRun,
     export_base: str | os.PathLike,
     version: int | None = None,
     format: str = "saved_model",
@@ -65,7 +65,6 @@ def export(
     """Writes and checks one version of a run's network.
 
     Args:
-        run: a finished run.
         export_base: directory of all versions of this model; made if absent.
         version: at least 1; None for one more than the newest there.
         format: one of `FORMATS`.
@@ -80,14 +79,12 @@ def export(
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     _check_packages(format)
-    run.check_finished()
-    settings = run.settings()
     base = pathlib.Path(export_base)
     version = choose_version(base, version, format)
-    network = run.load_network()
+    network = run.network()
     frozen = compact.freeze(network)
-    test = loading.load_test(settings.source, data_dir, download)
-    names = settings.class_names
+    test = loading.load_test(run.settings.source, data_dir, download)
+    names = run.settings.class_names
 
     # ---- Write beside, check, rename ----
     path = base / str(version)

@@ -10,6 +10,8 @@ from anpvs_tf.attacks import radius
 from anpvs_tf.common import templates
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.runs import directory, records
+from anpvs_tf.runs.finished_run import FinishedRun
+from anpvs_tf.runs.result_record import ResultRecord
 from anpvs_tf.serving.verification import Report
 
 # Names of Hugging Face: the library that loads a format; datasets that have the same name there.
@@ -18,7 +20,7 @@ PUBLIC_DATASETS = ("mnist", "cifar10", "cifar100")
 
 
 def text(
-    run: directory.RunDirectory,
+    run: FinishedRun,
     frozen: keras.Model,
     format: str,
     version: int,
@@ -30,17 +32,15 @@ def text(
     It begins with the metadata in YAML that Hugging Face reads.
 
     Args:
-        run: the finished run.
         frozen: the exported network.
         format, version: as in `exporting.export`.
         report: the check of the export against the training network.
         license: of the network, as Hugging Face calls it; None to say nothing of it.
     """
-    results = run.results()
-    first = results[0]
+    first = run.trained
     height, width, channels = frozen.inputs[0].shape[1:]
-    settings = run.settings()
-    of_export = [record for record in results if _is_of_the_export(record)]
+    settings = run.settings
+    of_export = [record for record in run.records if _is_of_the_export(record)]
     held: dict[str, Any] = {
         "settings": settings,
         "name": f"{settings.dataset}-{settings.network}-{settings.method}",
@@ -88,12 +88,12 @@ def code(text: str) -> Markup:
     return Markup(f"{fence}{space}{text}{space}{fence}")
 
 
-def _is_of_the_export(record: dict[str, Any]) -> bool:
+def _is_of_the_export(record: ResultRecord) -> bool:
     # An ensemble of posterior draws is not what is exported.
     return record["robust_accuracy"] is not None and "posterior_draws" not in record
 
 
-def _metrics(measured: list[dict[str, Any]]) -> list[tuple[str, float]]:
+def _metrics(measured: list[ResultRecord]) -> list[tuple[str, float]]:
     """(name, share in [0, 1]) of the clean accuracy, and of the robust ones that are reliable."""
     found = [("clean accuracy", round(measured[0]["clean_accuracy"], 4))] if measured else []
     for record in measured:
@@ -104,7 +104,7 @@ def _metrics(measured: list[dict[str, Any]]) -> list[tuple[str, float]]:
     return found
 
 
-def _measured(record: dict[str, Any]) -> tuple[str, ...]:
+def _measured(record: ResultRecord) -> tuple[str, ...]:
     """A record as cells: attack, threat model, images, clean accuracy, robust accuracy."""
     threat = record["threat_model"]
     doubt = ""

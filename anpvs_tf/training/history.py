@@ -1,4 +1,4 @@
-"""The rows of metrics.csv and the result record of a training run."""
+"""The rows of metrics.csv and timings.csv."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,11 +6,9 @@ from typing import Any
 import keras
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.evaluation.evaluator import PgdAttack, Result
+from anpvs_tf.evaluation.evaluator import Result
 from anpvs_tf.pruning import efficiency
-from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import directory
-from anpvs_tf.runs.settings import Settings
 from anpvs_tf.training.checkpoints import Position
 
 
@@ -66,54 +64,3 @@ def check_columns(
             f"and timings.csv {', '.join(differences)}: go on with the version that began it, or "
             "train into another --run_dir"
         )
-
-
-# A target is met if the share that was pruned differs by at most this.
-TARGET_TOLERANCE = 0.01
-
-
-def target_record(settings: Settings, network: keras.Model) -> dict[str, Any]:
-    """What `target_sparsity` asked for, and what has come of it.
-
-    Operations are the multiplications of the frozen network, as it is deployed.
-    """
-    if settings.target_of == "operations":
-        left, whole = (FrozenNetwork(network, prune).multiplications for prune in (True, False))
-        reached = 1.0 - left / whole
-    else:
-        reached = efficiency.sparsity(efficiency.active_features(network))
-    met = abs(reached - settings.target_sparsity) <= TARGET_TOLERANCE
-    asked = {"of": settings.target_of, "asked": settings.target_sparsity}
-    return asked | {"reached": reached, "met": met}
-
-
-def result_record(
-    settings: Settings, attack: PgdAttack, split: str, result: Result, network: keras.Model
-) -> dict[str, Any]:
-    """A record of results.json."""
-    counts = efficiency.active_features(network)
-    return {
-        "dataset": settings.dataset,
-        "split": split,
-        "examples": result.examples,
-        "method": settings.method,
-        "network": settings.network,
-        "width": settings.width,
-        "seed": settings.seed,
-        "threat_model": {"norm": attack.norm, "epsilon": attack.epsilon},
-        "attack": {
-            "name": "pgd",
-            "steps": attack.steps,
-            "step_size": attack.step_size,
-            "restarts": 1,
-        },
-        "clean_accuracy": result.clean_accuracy,
-        "robust_accuracy": result.robust_accuracy,
-        "vulnerability": result.vulnerability,
-        "layer_vulnerability": result.layer_vulnerability,
-        "sparsity": efficiency.sparsity(counts),
-        "weight_sparsity": efficiency.sparsity(efficiency.nonzero_weights(network)),
-        "active_features": counts,
-        "date": directory.now(),
-        "versions": directory.versions(),
-    }

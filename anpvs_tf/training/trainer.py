@@ -8,7 +8,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,12 +18,13 @@ from anpvs_tf.common import interruption
 from anpvs_tf.common.errors import Interrupted, UsageError
 from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading, pipelines
-from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
+from anpvs_tf.evaluation.evaluator import Evaluator
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier, check_layer_beta
-from anpvs_tf.pruning import efficiency
-from anpvs_tf.runs import build, chance, console
+from anpvs_tf.runs import build, console
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
+from anpvs_tf.runs.result_record import ResultRecord
 from anpvs_tf.runs.settings import PRECISIONS, Settings, layer_betas
 from anpvs_tf.training import (
     forecast,
@@ -39,6 +39,7 @@ from anpvs_tf.training.best_weights import Best
 from anpvs_tf.training.checkpoints import Checkpoints, Position
 from anpvs_tf.training.collapse import check_not_collapsed
 from anpvs_tf.training.execution import Execution, home_of
+from anpvs_tf.training.final_record import attack_of, final_record
 from anpvs_tf.training.work import evaluated_splits, steps_of_epoch, work_of
 
 
@@ -50,7 +51,7 @@ def train(
     command: list[str] = (),
     overwrite: bool = False,
     execution: Execution | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ResultRecord]:
     """Trains a run to its end, or continues it, and evaluates it on the test set.
 
     Args:
@@ -154,7 +155,7 @@ class Trainer:
         with self.devices.strategy.scope():
             self.network = build.build_network(settings, PRECISIONS[settings.precision])
         if base is not None:
-            warm_start.copy_weights(base.load_network(), self.network)
+            warm_start.copy_weights(open_run(base.path).network(), self.network)
         self.steps = steps_of_epoch(settings, data)
         self.objective = build.objective_of(settings, len(data.train), self.steps)
         with self.devices.strategy.scope():
@@ -162,15 +163,8 @@ class Trainer:
             self.evaluated = build.build_network(settings, "float32")
         self.removal = shrinking.Removal(self.network)
         # In float32, on the network as it is deployed.
-        self.attack = PgdAttack(
-            settings.epsilon,
-            settings.eval_step_size,
-            settings.eval_attack_steps,
-            norm=settings.norm,
-        )
-        self.evaluate = Evaluator(
-            self.evaluated, self.attack, EVALUATION_BATCH, devices=self.devices
-        )
+        attack = attack_of(settings)
+        self.evaluate = Evaluator(self.evaluated, attack, EVALUATION_BATCH, devices=self.devices)
         self.validation, self.test = evaluated_splits(settings, data)
         self.best = Best(self.evaluated, build.first_selectable_epoch(settings))
         self.position = Position(json.loads(json.dumps(dataclasses.asdict(settings))))
@@ -365,7 +359,7 @@ class Trainer:
 
     # ---- The result ----
 
-    def finish(self) -> list[dict[str, Any]]:
+    def finish(self) -> list[ResultRecord]:
         """Evaluates the chosen network on the test examples; writes weights and results.
 
         Returns:
@@ -384,39 +378,21 @@ class Trainer:
         if chosen:
             self.best.restore()
         self.home.write_weights(evaluated)
-        record, seconds = self._tested()
-        record["epoch"] = (chosen and int(self.best.epoch)) or settings.epochs
-        if self.overfitted:
-            record["stopped"] = {"reason": "catastrophic overfitting", "epoch": position.epoch}
-        if self.whole.target is not None:
-            record["target"] = history.target_record(settings, evaluated)
+        record = final_record(
+            settings,
+            evaluated,
+            self.test,
+            position.timings,
+            (chosen and int(self.best.epoch)) or settings.epochs,
+            position.epoch if self.overfitted else None,
+            self.devices,
+            self._stop_if_asked,
+        )
+        if "target" in record:
             print(console.target_summary(record["target"]))
-        if self.devices.is_chief:
-            record["efficiency"] = efficiency.report(evaluated)
-        record["timing"] = {
-            "training_seconds": round(sum(row["seconds"] for row in position.timings), 1),
-            "evaluation_seconds": round(seconds, 1),
-        }
         self.home.write_results([record])
         self.devices.of_chief(0)  # The other workers may read what the chief has written.
         return [record]
-
-    def _tested(self) -> tuple[dict[str, Any], float]:
-        """The record of the attack on the test examples, and the seconds that it took."""
-        settings, progress = self.settings, Progress("test set: image", len(self.test))
-
-        def count(done: int, total: int) -> None:
-            progress.update(done, total)
-            self._stop_if_asked()
-
-        evaluate = Evaluator(self.evaluated, self.attack, EVALUATION_BATCH, True, self.devices)
-        result = evaluate(self.test, settings.seed, count)
-        progress.done()
-        record = history.result_record(settings, self.attack, "test", result, self.evaluated)
-        # Labels on disk are not worth a pass over the images.
-        labels = [] if settings.stream else self.test.labels
-        record |= chance.recorded(record, chance.of_labels(labels, settings.classes), settings)
-        return record, progress.seconds()
 
 
 def kept_for_later(checkpoints: Checkpoints) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.runs import records
-from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import FinishedRun
 
 # The parts of a score: their names here and their columns of metrics.csv.
 FIGURES = {
@@ -118,8 +117,7 @@ def check_comparable(swept: Iterable[str]) -> None:
             )
 
 
-def validation_figures(run: RunDirectory) -> dict[str, float]:
-    """Figures of a finished run on validation: of the epoch whose network is saved."""
-    trained = records.training_record(run)
-    row = run.metrics()[trained["epoch"] - 1]
-    return {name: float(row[column]) for name, column in FIGURES.items()}
+def validation_figures(run: FinishedRun) -> dict[str, float]:
+    """Reads the values on validation of the epoch whose network is saved."""
+    row = run.metrics[run.trained["epoch"] - 1]
+    return {name: row[column] for name, column in FIGURES.items()}

@@ -26,6 +26,7 @@ from anpvs_tf.common import lock
 from anpvs_tf.common.errors import Interrupted, InUse, TrainingError, UsageError, one_line
 from anpvs_tf.common.files import write_atomically
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.tuning import oracles, score, table
 from anpvs_tf.tuning.remaining import Remaining
@@ -58,7 +59,7 @@ class TrainingRuns(keras_tuner.HyperModel):
             UsageError, TrainingError, Interrupted: as `trainer.train`.
         """
         self.sweep.train(model, run)
-        return self.sweep.objective.score(score.validation_figures(run))
+        return self.sweep.objective.score(score.validation_figures(open_run(run.path)))
 
 
 class RunTuner(BaseTuner):

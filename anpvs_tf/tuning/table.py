@@ -7,9 +7,8 @@ from typing import Any
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.reporting import pareto
-from anpvs_tf.reporting.grouping import shown
-from anpvs_tf.runs import records
-from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import FinishedRun, open_run
+from anpvs_tf.runs.settings import as_text
 from anpvs_tf.tuning import score
 from anpvs_tf.tuning.sweep import Sweep
 
@@ -33,7 +32,7 @@ def values(sweep: Sweep, drawn: dict[str, Any]) -> dict[str, Any]:
 
 def values_text(sweep: Sweep, drawn: dict[str, Any]) -> str:
     """The swept settings of a trial as flags."""
-    return " ".join(f"--{name}={shown(value)}" for name, value in values(sweep, drawn).items())
+    return " ".join(f"--{name}={as_text(value)}" for name, value in values(sweep, drawn).items())
 
 
 def trials(sweep: Sweep) -> list[dict[str, Any]]:
@@ -58,7 +57,7 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
             row["reason"] = reason.read_text().strip() if reason.exists() else "unknown"
         elif row["state"] == "done":
             try:
-                row |= _figures(run)
+                row |= _figures(open_run(run.path))
             except (UsageError, OSError) as error:
                 # One damaged trial must not hide the others.
                 row |= {"state": "failed", "reason": str(error)}
@@ -76,11 +75,10 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
     return rows
 
 
-def _figures(run: RunDirectory) -> dict[str, float]:
-    trained = records.training_record(run)
-    compact = trained["efficiency"]["measured"]["compact"]
+def _figures(run: FinishedRun) -> dict[str, float]:
+    compact = run.trained["efficiency"]["measured"]["compact"]
     found = score.validation_figures(run) | {"latency": compact["latency"]["1"]}
-    return found | {"at_chance": "at_chance" in trained}
+    return found | {"at_chance": run.at_chance}
 
 
 def _merits(row: dict[str, Any]) -> tuple[float, ...]:
@@ -118,7 +116,7 @@ def text(sweep: Sweep) -> str:
         figures.append("sparsity")
     lines = [["trial", *names, *figures, "ms", "score", "front", "state"]]
     for row in rows:
-        line = [row["name"], *(shown(row["values"][name]) for name in names)]
+        line = [row["name"], *(as_text(row["values"][name]) for name in names)]
         if row["state"] == "done":
             line += [f"{row[name]:.1%}" for name in figures]
             line += [f"{1e3 * row['latency']:.2f}", f"{row['score']:.4f}"]

@@ -15,6 +15,7 @@ from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer
 from benchmarks import agreement, reference
 
@@ -29,7 +30,7 @@ def peers(tmp_path_factory):
     chosen = {"dataset": "digits", "method": "at", "epochs": 3, "epsilon_warmup_epochs": 1}
     run = RunDirectory(tmp_path_factory.mktemp("reference") / "at")
     trainer.train(resolution.resolve(chosen | {"eval_examples": 20, "eval_attack_steps": 1}), run)
-    subject = attacked_model.of_run(run)
+    subject = attacked_model.of_run(open_run(run.path))
     torch.set_num_threads(1)
     split = loading.load("digits").test.take(EXAMPLES)
     return subject, reference.torch_copy(FrozenNetwork(subject.network)), split

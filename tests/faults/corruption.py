@@ -18,6 +18,7 @@ from collections.abc import Callable
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer
 from tests.faults.kill import differences
 
@@ -79,7 +80,7 @@ def outcome(run: RunDirectory, finished: RunDirectory) -> str:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             trainer.train(run.settings(), run)
-            run.load_network()
+            open_run(run.path).network()
     except (UsageError, TrainingError) as error:
         assert "\n" not in str(error)
         return f"error: {error}"

@@ -14,6 +14,7 @@ from anpvs_tf.pruning import compact
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import build, directory, resolution, settings
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_lenet5")
@@ -78,7 +79,7 @@ def test_a_method_beats_standard_and_goes_through_every_door(home, method, monke
         assert record["robust_accuracy"] > standard["robust_accuracy"] + MARGIN
 
     # The trained, the frozen and the compact network agree.
-    network = run.load_network()
+    network = open_run(run.path).network()
     images = tf.constant(np.random.default_rng(0).random((20, 28, 28, 1)), tf.float32)
     logits = network(images, training=False)["logits"].numpy()
     scale = np.abs(logits).max()

@@ -8,6 +8,7 @@ import pytest
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.resolution import resolve
 from anpvs_tf.training import trainer
 
@@ -49,7 +50,7 @@ def test_an_exported_run_is_the_trainers(tmp_path):
         np.testing.assert_allclose(
             [float(v) for v in theirs.values()], [float(v) for v in ours.values()], rtol=1e-4
         )
-    networks = own.load_network(), there.load_network()
+    networks = open_run(own.path).network(), open_run(there.path).network()
     for expected, found in zip(*(network.get_weights() for network in networks), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     (found,) = there.results()

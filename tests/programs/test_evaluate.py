@@ -12,6 +12,7 @@ from calling import call
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import console, resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import model_card, signatures, verification
 from anpvs_tf.training import trainer
 
@@ -81,8 +82,8 @@ def test_attacks_a_run_and_does_nothing_twice(trained, tmp_path):
 
     # The records are readable by everybody who reads records.
     card = model_card.text(
-        RunDirectory(run),
-        compact.freeze(RunDirectory(run).load_network()),
+        open_run(run),
+        compact.freeze(open_run(run).network()),
         "saved_model",
         1,
         verification.Report(examples=1, accuracy=1.0, exported={}),
@@ -93,7 +94,7 @@ def test_attacks_a_run_and_does_nothing_twice(trained, tmp_path):
 
 
 def test_attacks_an_exported_model_like_the_run(trained, tmp_path):
-    network = RunDirectory(trained / "run").load_network()
+    network = open_run(trained / "run").network()
     small = compact.freeze(network)
     signatures.write_saved_model(small, None, tmp_path / "exported")
     small.save(tmp_path / "model.keras")
@@ -122,7 +123,7 @@ def record_of(path):
 def models(trained, tmp_path_factory):
     """The run's network as a user might have saved it; "plain" takes pixels in [0, 1]."""
     path = tmp_path_factory.mktemp("models")
-    small = compact.freeze(RunDirectory(trained / "run").load_network())
+    small = compact.freeze(open_run(trained / "run").network())
     # Without biases, a network of ReLUs would see no difference between two ranges from 0.
     bias = next(layer for layer in small.layers[::-1] if layer.weights).bias
     bias.assign_add(0.5 * np.eye(10, dtype=np.float32)[0])

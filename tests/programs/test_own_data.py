@@ -9,6 +9,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, sources
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.runs import directory, resolution
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer, warm_start
 
 WANTED = {"method": "standard", "image_size": [16], "stream": True}
@@ -31,7 +32,7 @@ def test_a_finished_run_needs_no_data_to_be_loaded(chosen, tmp_path):
     assert record["examples"] == 12
     assert run.settings() == chosen
     (tmp_path / "shapes").rename(tmp_path / "away")
-    subject = attacked_model.of_run(run)
+    subject = attacked_model.of_run(open_run(run.path))
     assert (subject.classes, subject.source.class_names) == (2, ("round", "square"))
     assert subject.network.output["logits"].shape == (None, 2)
     assert resolution.defaults(subject.source)["epsilon"] == chosen.epsilon

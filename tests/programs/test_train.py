@@ -9,6 +9,7 @@ from calling import call
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.runs import defaults, directory, resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer
 
 TINY = {
@@ -122,7 +123,7 @@ def test_a_finished_run_is_not_trained_again(finished):
 
 def test_saved_weights_are_the_evaluated_network(finished):
     run, _ = finished
-    network = run.load_network()
+    network = open_run(run.path).network()
     from anpvs_tf.data import loading
     from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
 

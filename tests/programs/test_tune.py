@@ -13,6 +13,7 @@ from documents import ROOT
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import grouping
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer
 from anpvs_tf.tuning import search, sweep, table
 from anpvs_tf.tuning.sweep import Definition, Sweep
@@ -61,7 +62,7 @@ def test_trials_are_runs(trained):
     base = RunDirectory(run.settings.base_run)
     assert base.finished and base.settings().method == METHODS["anp"].base
     assert base.settings().batch_size == 16  # It decides the weights of the base too.
-    run.directory.load_network()
+    open_run(run.directory.path).network()
     state = json.loads((path / "sweep.json").read_text())
     rows = {row["name"]: row for row in state["trials"]}
     assert rows["trial-0001"]["state"] == "failed"

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import subprocess
 import sys
-import types
 from xml.etree import ElementTree
 
 import documents
@@ -23,6 +22,7 @@ from anpvs_tf.networks import architectures
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory, resolution
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import exporting, formats, keras_file, model_card, names, verification
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
@@ -46,17 +46,17 @@ def run(tmp_path_factory, tiny_lenet5):
     }
     found = directory.RunDirectory(tmp_path_factory.mktemp("runs") / "run")
     trainer.train(resolution.resolve(tiny), found)
-    network = found.load_network()
+    network = open_run(found.path).network()
     for gate in gates_of(network):
         gate.close(np.arange(gate.features) % 2 == 1)
     found.write_weights(network)
     (found.path / "SHA256SUMS").unlink()  # It would say that the weights were changed.
-    return found
+    return open_run(found.path)
 
 
 @pytest.fixture(scope="module")
 def network(run):
-    return run.load_network()
+    return run.network()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_server_configs_are_read_and_kept(exported):
 
 def test_model_card(exported, run):
     card = (exported.path / "README.md").read_text()
-    (record,) = run.results()
+    record = run.trained
     assert f"{record['clean_accuracy']:.2%}" in card
     assert f"{record['robust_accuracy']:.2%}" in card
     assert f"linf {record['threat_model']['epsilon']:g}" in card
@@ -152,12 +152,11 @@ def metadata_of(card):
 
 @pytest.mark.parametrize("format", ["keras", "onnx", "saved_model"])
 def test_the_metadata_of_the_model_card(exported, run, format):
-    (record,) = run.results()
-    record["sparsity"] = 0.5
+    record = run.trained | {"sparsity": 0.5}
     doubted = record | {"reliable": False, "robust_accuracy": 0.99}
     attack = {"name": "autoattack", "steps": 100}
     other = record | {"attack": attack, "robust_accuracy": 0.125, "examples": 300}
-    seen = types.SimpleNamespace(settings=run.settings, results=lambda: [record, doubted, other])
+    seen = dataclasses.replace(run, trained=record, evaluations=[doubted, other])
     arguments = (exported.compact_network, format, 1, exported.report)
     found = metadata_of(model_card.text(seen, *arguments, "MIT"))
     assert found["license"] == "mit" and found["pipeline_tag"] == "image-classification"
@@ -173,7 +172,7 @@ def test_the_metadata_of_the_model_card(exported, run, format):
     assert robust == {"type": "accuracy", "name": name, "value": 0.125}
     assert "license" not in metadata_of(model_card.text(seen, *arguments))
     ensemble = record | {"posterior_draws": 3}  # It is not what is exported.
-    seen.results = lambda: [ensemble]
+    seen = dataclasses.replace(run, trained=ensemble)
     assert "model-index" not in metadata_of(model_card.text(seen, *arguments))
 
 
@@ -186,8 +185,8 @@ def text_of(markdown):
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a `b` **c** | [d](//e)", "f\n# g"])
 def test_a_name_in_the_model_card_is_text_whatever_it_holds(name, exported, run):
-    settings = dataclasses.replace(run.settings(), dataset=f"folder:/{name}")
-    renamed = types.SimpleNamespace(settings=lambda: settings, results=run.results)
+    settings = dataclasses.replace(run.settings, dataset=f"folder:/{name}")
+    renamed = dataclasses.replace(run, settings=settings)
     card = model_card.text(renamed, exported.compact_network, "tflite", 1, exported.report)
     assert metadata_of(card)["model-index"][0]["results"][0]["dataset"]["name"] == settings.dataset
     shown, tags = text_of(card.split("---\n", 2)[2])
@@ -402,7 +401,7 @@ def test_a_file_for_another_runtime(run, format, file, tmp_path):
     if format == "keras":
         assert documented["network"].output_shape == (None, 10)
     else:
-        expected = gated_logits(run.load_network(), documented["images"])
+        expected = gated_logits(run.network(), documented["images"])
         np.testing.assert_allclose(documented["logits"], expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(documented["classes"], expected.argmax(axis=-1))
     with pytest.raises(UsageError, match="another format"):
@@ -522,16 +521,6 @@ def test_versions(tmp_path):
             exporting.choose_version(tmp_path / "base", None, format)
 
 
-def test_unfinished_run(run, tmp_path):
-    started = directory.RunDirectory(tmp_path / "run")
-    started.begin(run.settings(), [])
-    with pytest.raises(UsageError, match="not finished"):
-        exporting.export(started, tmp_path / "exports")
-    with pytest.raises(UsageError, match="no readable config"):
-        exporting.export(directory.RunDirectory(tmp_path / "absent"), tmp_path / "exports")
-    assert not (tmp_path / "exports").exists()
-
-
 def test_base_is_a_file(run, tmp_path):
     (tmp_path / "file").write_text("")
     for base in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -557,7 +546,7 @@ def test_a_failure_leaves_nothing(run, tmp_path, monkeypatch):
 
 
 def test_a_disagreement_is_found(exported, run):
-    other = run.load_network()
+    other = run.network()
     bias = other.get_layer("logits").bias
     bias.assign_add(np.linspace(0, 1e-2, 10))
     with pytest.raises(TrainingError, match="disagrees"):

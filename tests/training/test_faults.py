@@ -23,6 +23,7 @@ from anpvs_tf.methods.robust_classifier import Objective, RobustClassifier
 from anpvs_tf.networks import gating
 from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory, os
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import checkpoints, history, names, nonfinite, trainer
 from tests.faults import corruption, kill
 
@@ -71,7 +72,7 @@ def test_a_flipped_bit_of_a_finished_run_is_noticed(made, tmp_path, file):
     with pytest.raises(UsageError):
         run.results()
     with pytest.raises(UsageError):
-        run.load_network()
+        open_run(run.path).network()
 
 
 def test_a_changed_setting_is_noticed(made, tmp_path):

@@ -8,6 +8,7 @@ from anpvs_tf.common.errors import TrainingError
 from anpvs_tf.evaluation.evaluator import Evaluator
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import overfitting, trainer
 
 TINY = {"dataset": "digits", "method": "at", "epochs": 4, "steps_per_epoch": 2, "width": 0.2}
@@ -63,7 +64,7 @@ def test_a_run_ends_with_its_best_epoch(tmp_path, monkeypatch, capsys):
     (record,) = run.results()
     assert record["stopped"] == {"reason": "catastrophic overfitting", "epoch": 3}
     assert record["epoch"] == 2 and len(run.metrics()) == 3
-    for kept, best in zip(run.load_network().weights, seen[1], strict=True):
+    for kept, best in zip(open_run(run.path).network().weights, seen[1], strict=True):
         assert (kept.numpy() == best).all()
     errors = capsys.readouterr().err
     assert "catastrophic overfitting in epoch 3" in errors and "epoch 2 is kept" in errors

@@ -16,6 +16,7 @@ from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.networks.gating import GATE_KINDS
 from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import shrinking, trainer
 
 layers = keras.layers
@@ -247,8 +248,8 @@ def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch
     assert 0.45 < record["sparsity"] < 0.55
     assert record["active_features"]["conv1"] == [10, 20]
     # What is saved is the whole network: what stayed was trained, what left was not.
-    network = run.load_network()
-    start = RunDirectory(tmp_path / "digits-lenet5-standard-seed0").load_network()
+    network = open_run(run.path).network()
+    start = open_run(tmp_path / "digits-lenet5-standard-seed0").network()
     moved = network.get_layer("conv1").kernel.numpy() != start.get_layer("conv1").kernel.numpy()
     assert moved[..., :10].all()
 
@@ -265,5 +266,5 @@ def test_a_run_shrinks_and_an_interruption_changes_nothing(tmp_path, monkeypatch
             trainer.train(chosen, again)
     trainer.train(chosen, again)
     assert run.metrics() == again.metrics()
-    for one, other in zip(network.weights, again.load_network().weights, strict=True):
+    for one, other in zip(network.weights, open_run(again.path).network().weights, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
