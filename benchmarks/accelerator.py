@@ -43,7 +43,7 @@ from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.resolution import validated, with_precision
 from anpvs_tf.runs.settings import PRECISIONS, Settings
 from anpvs_tf.training import collapse, history, overfitting, warm_start, work
-from anpvs_tf.training.final_record import attack_of, final_record
+from anpvs_tf.training.result import attack_of, final_record
 from benchmarks import accelerator_run
 
 # What MLIR calls the kinds of numbers.

@@ -9,7 +9,7 @@ from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.training import final_record, history
+from anpvs_tf.training import history, result
 
 
 @functools.lru_cache
@@ -66,9 +66,9 @@ def make(
     if weights is not None:
         run.weights_path.write_bytes(_weights(*kind, weights / "-".join(map(str, kind))))
     layers = {name: vulnerability for name in network.output if name != "logits"}
-    result = Result(examples, clean, robust, vulnerability, layers)
+    measured = Result(examples, clean, robust, vulnerability, layers)
     attack = PgdAttack(resolved.epsilon, resolved.eval_step_size, resolved.eval_attack_steps)
-    record = final_record.tested(resolved, attack, result, network)
+    record = result.tested(resolved, attack, measured, network)
     if sparsity is not None:
         record["sparsity"] = sparsity
     if at_chance:
@@ -78,7 +78,7 @@ def make(
         "flops_reduction": 1 + 2 * record["sparsity"],
     }
     terms = {"loss": 2.0, "ce_clean": 1.5, "ce_adversarial": 2.2, "weight_decay": 0.05}
-    first = history.epoch_row(0, 0, terms, result, network)
+    first = history.epoch_row(0, 0, terms, measured, network)
     rows = []
     for epoch in range(1, resolved.epochs + 1):
         row = {name: value * (0.5 + epoch / 2 / resolved.epochs) for name, value in first.items()}

@@ -86,7 +86,7 @@ def probe(
         UsageError: the network cannot be loaded.
     """
     run = group.runs[0]
-    subject = attacked_model.of_run(run.directory)
+    subject = attacked_model.of_run(run)
     network = _Network(subject, run)
     counted, few = split.take(examples), split.take(SURFACE_IMAGES)
     total = len(counted) + PICTURED + SURFACE_POINTS * len(few)

@@ -39,7 +39,7 @@ from anpvs_tf.training.best_weights import Best
 from anpvs_tf.training.checkpoints import Checkpoints, Position
 from anpvs_tf.training.collapse import check_not_collapsed
 from anpvs_tf.training.execution import Execution, home_of
-from anpvs_tf.training.final_record import attack_of, final_record
+from anpvs_tf.training.result import attack_of, final_record
 from anpvs_tf.training.work import evaluated_splits, steps_of_epoch, work_of
 
 

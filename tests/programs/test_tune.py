@@ -88,7 +88,7 @@ def test_a_damaged_trial_hides_no_other(trained, tmp_path):
     assert "results.json" in rows[0]["reason"] and "4096" in rows[1]["reason"]
     shutil.rmtree(copy / "trial-0000")
     rows = table.trials(Sweep(copy, sweep.read_definition(path)))
-    assert "trial-0000 has no results" in rows[0]["reason"]
+    assert "trial-0000 holds no readable config.json" in rows[0]["reason"]
 
 
 def test_a_finished_sweep_is_shown_again(trained, monkeypatch):

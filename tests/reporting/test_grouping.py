@@ -102,7 +102,8 @@ def test_a_record_of_no_training_is_no_result(tmp_path):
     run.write_results([record])
     fake_runs.make(tmp_path / "good", "at", seed=1)
     _, skipped = collect([str(tmp_path)])
-    assert [one.reason for one in skipped] == ["results.json has no record of bin/train.py"]
+    (one,) = skipped
+    assert one.reason.endswith("results.json has no record of bin/train.py")
     assert json.loads(run.results_path.read_text()) == [record]
 
 

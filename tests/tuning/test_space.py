@@ -6,6 +6,7 @@ import pytest
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.tuning import score, space, sweep
 from anpvs_tf.tuning.sweep import Definition, Sweep
 
@@ -128,12 +129,11 @@ def test_scores_by_hand():
 
 
 def test_a_score_is_that_of_the_epoch_that_was_kept(tmp_path):
-    run = RunDirectory(tmp_path)
     row = {"validation_clean_accuracy": 0.5, "validation_vulnerability": 0.1, "sparsity": 0.2}
     rows = [row | {"epoch": e, "validation_robust_accuracy": e / 10} for e in (1, 2, 3)]
-    run.write_metrics(rows, [])
-    # The test set says otherwise, and an evaluation came first.
-    run.write_results([{"robust_accuracy": 1.0}, {"efficiency": {}, "epoch": 2}])
+    # The test set says otherwise.
+    trained = {"robust_accuracy": 1.0, "efficiency": {}, "epoch": 2}
+    run = FinishedRun(RunDirectory(tmp_path), resolution.resolve({}), [], trained, [], rows)
     assert score.validation_figures(run) == figures(0.5, 0.2, 0.2, 0.1)
 
 
