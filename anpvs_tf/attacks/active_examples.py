@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def keep(mask: tf.Tensor, state: Any) -> Any:
-    """The rows of every tensor of a structure where mask, bool [examples], is true."""
+    """Gathers from every tensor of a structure the rows where mask, bool [examples], is true."""
     rows = tf.where(mask)[:, 0]
     return tf.nest.map_structure(lambda values: tf.gather(values, rows), state)
 
@@ -22,17 +22,17 @@ def put(values: tf.Tensor, positions: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 
 
 def select(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
-    """Row by row, `yes` where mask, bool [examples], is true, else `no`."""
+    """Takes each row from `yes` where mask, bool [examples], is true, else from `no`."""
     return tf.where(tf.reshape(mask, [-1] + [1] * (yes.shape.rank - 1)), yes, no)
 
 
 def any_size(state: Any) -> Any:
-    """Shapes of a structure of tensors with the number of rows left open."""
+    """Returns the shapes of a structure of tensors, with the number of rows left open."""
     return tf.nest.map_structure(lambda t: tf.TensorShape([None, *t.shape[1:]]), state)
 
 
 def unless_none(left: tf.Tensor, attack: Callable[[], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
-    """The images of `attack()`, or those at hand if left, bool [batch], holds nowhere.
+    """Returns the images of `attack()`, or `images` if left, bool [batch], is true nowhere.
 
     oneDNN fails at a convolution of an empty batch (TensorFlow 2.21), or ends the process.
     """
@@ -43,8 +43,8 @@ def run(period: Callable, end: int, state: Any, images: tf.Tensor) -> tf.Tensor:
     """Runs an attack until its end, or until no example is left.
 
     Args:
-        period: (i, state, images) -> the next i, the state of what is left, and the images.
-        end: where i, which begins at 0, ends.
+        period: (i, state, images) -> the next i, the state of the examples left, and the images.
+        end: the i at which the attack ends; i begins at 0.
         state: of the examples that are left; `state.position` says which they are.
         images: [batch, ...], all of them.
 

@@ -14,7 +14,7 @@ from anpvs_tf.common import randomness
 
 
 class _State(NamedTuple):
-    """One row an example that is left."""
+    """One row for each example that is left."""
 
     position: tf.Tensor  # int32, in the batch
     current: tf.Tensor  # the iterate
@@ -32,7 +32,7 @@ class _State(NamedTuple):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which the step size is reconsidered, and the last step."""
+    """Lists the steps after which the step size is reconsidered, and the last step."""
     fractions = [0.0, 0.22]
     while fractions[-1] < 1:
         fractions.append(
@@ -61,10 +61,10 @@ def apgd(
     """Maximises a loss inside a ball, with momentum and a step size that halves.
 
     A step starts at 2 * epsilon. At each checkpoint it halves, and the search
-    goes on from the best point so far, if fewer than rho of the steps since the
+    resumes at the best point so far, if fewer than rho of the steps since the
     last checkpoint increased the loss, or if neither the step size nor the best
     loss has changed since then. An example that is broken leaves the search at
-    the next checkpoint; the others do not notice.
+    the next checkpoint, which changes nothing for the others.
 
     Arguments and errors as of `pgd`, and:
 

@@ -1,7 +1,7 @@
 """The attacks as a user calls them: on images that are checked, and compiled.
 
-The modules of the attacks hold plain functions, for callers that compile them with what is
-theirs (a training step, say): what is compiled here keeps its `logits_fn` alive.
+The modules of the attacks hold plain functions, for callers that compile them as a part of
+something larger, such as a training step: a compilation made here keeps its `logits_fn` alive.
 """
 
 import functools

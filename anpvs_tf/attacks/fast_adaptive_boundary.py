@@ -12,12 +12,12 @@ from anpvs_tf.attacks import active_examples, losses, threat_model
 from anpvs_tf.attacks.settings import STEPS
 from anpvs_tf.common import randomness
 
-# Iterations between two looks at which examples are left.
+# Iterations between two checks of which examples are left.
 _PERIOD = 10
 
 
 class _State(NamedTuple):
-    """One row an example that is left."""
+    """One row for each example that is left."""
 
     position: tf.Tensor  # int32, in the batch
     current: tf.Tensor  # the iterate
@@ -28,7 +28,7 @@ class _State(NamedTuple):
 def project(
     points: tf.Tensor, normals: tf.Tensor, offsets: tf.Tensor, norm: str = "linf"
 ) -> tf.Tensor:
-    """The shortest moves from points in [0, 1]^n onto hyperplanes, without leaving the box.
+    """Computes the shortest moves inside the box [0, 1]^n from points onto hyperplanes.
 
     Solves min ||d|| subject to <w, x + d> = b and 0 <= x + d <= 1, exactly. The
     optimal d moves every coordinate towards the plane, by min(t * v, room):
@@ -101,14 +101,14 @@ def fab(
         steps: each costs two forward passes and one backward pass.
         alpha_max: upper bound of the weight of the image's move.
         eta: overshoot, above 1.
-        beta: what is left of a perturbation that fools the model, below 1.
-        shortest: go on to the last step and return the smallest perturbation,
+        beta: share that is kept of a perturbation that fools the model, below 1.
+        shortest: walk to the last step and return the smallest perturbation,
             instead of the first that lies inside the ball.
 
     Returns:
-        Images, float32, inside the ball and [0, 1]. Where no perturbation within
-        epsilon was found, the image itself, and for what the model gets wrong
-        unperturbed too.
+        Images, float32, inside the ball and [0, 1]. An image is returned as it is
+        if no perturbation within epsilon was found, or if the model gets it wrong
+        unperturbed.
     """
     threat_model.check_threat_model(epsilon, norm)
     features = images.shape.rank - 1

@@ -17,7 +17,7 @@ def fgsm(
     norm: str = "linf",
     loss: str = "ce",
 ) -> tf.Tensor:
-    """One step of length epsilon from the image along the loss's steepest direction.
+    """Takes one step of length epsilon from the image along the loss's steepest direction.
 
     Arguments, result and errors as of `pgd`; the seed is not used.
     """
@@ -45,7 +45,7 @@ def noisy_fgsm(
     norm: str = "linf",
     loss: str = "ce",
 ) -> tf.Tensor:
-    """One step of length epsilon from a uniform draw of the ball of radius 2 epsilon.
+    """Takes one step of length epsilon from a uniform draw of the ball of radius 2 epsilon.
 
     N-FGSM (de Jorge et al. 2022), a cheap adversary for training: nothing is projected
     afterwards, so the result lies within 3 epsilon, and it is no attack to evaluate with.

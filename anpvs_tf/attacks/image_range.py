@@ -1,11 +1,11 @@
-"""Checks that images are in [0, 1], which the radii of threat models are about."""
+"""Checks that images are in [0, 1], the range that the radii of threat models refer to."""
 
 import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
 
-# Rounding of what was computed to be 0 or 1.
+# Rounding of pixels that were computed to be 0 or 1.
 _TOLERANCE = 1e-6
 
 
@@ -16,7 +16,7 @@ def check_pixels(images: np.ndarray | tf.Tensor) -> None:
         images: [batch, ...], with values: an array or an eager tensor. An empty batch passes.
 
     Raises:
-        UsageError: integers, values outside [0, 1], or NaN; the message says which were seen.
+        UsageError: integers, values outside [0, 1], or NaN; the message says which were found.
     """
     images = tf.convert_to_tensor(images)
     low, high = (float(found(images)) for found in (tf.reduce_min, tf.reduce_max))

@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AttackLoss:
-    """Holds a loss and what it needs to know of each example; made by `attack_loss`.
+    """Holds a loss and the facts that it needs about each example; made by `attack_loss`.
 
     name: a key of `LOSSES`; labels: int [batch]; targets: int [batch] or None;
     clean: float32 outputs of the unperturbed images that the loss compares with, name ->
@@ -52,7 +52,7 @@ class AttackLoss:
     gamma: float
 
     def take(self, indices: tf.Tensor) -> "AttackLoss":
-        """The same loss for the examples at `indices`, int [examples]."""
+        """Returns the same loss for the examples at `indices`, int [examples]."""
         return dataclasses.replace(
             self,
             labels=tf.gather(self.labels, indices),
@@ -78,18 +78,21 @@ def _margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def cross_entropy(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """Cross-entropy in nats."""
+    """Computes the cross-entropy in nats."""
     labels = _of_each(loss.labels, outputs.logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs.logits)
 
 
 def margin(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """The best wrong logit minus the right one (Carlini & Wagner 2017): positive if fooled."""
+    """Computes the best wrong logit minus the right one: positive if the model is fooled.
+
+    The loss of Carlini & Wagner 2017.
+    """
     return _margin(outputs.logits, loss.labels)
 
 
 def dlr(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """Difference of logits ratio (Croce & Hein 2020, Eq. 6).
+    """Computes the difference of logits ratio (Croce & Hein 2020, Eq. 6).
 
     The margin divided by z_1 - z_3, the largest minus the third largest logit: it
     does not change when the logits are shifted or scaled. With two classes there
@@ -104,15 +107,15 @@ def dlr(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
 
 
 def difference(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """The target's logit minus the right one: positive once the target is likelier."""
+    """Computes the target's logit minus the right one: positive once the target is likelier."""
     return _at(outputs.logits, loss.targets) - _at(outputs.logits, loss.labels)
 
 
 def dlr_targeted(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """Targeted difference of logits ratio (Croce & Hein 2020, Eq. 7).
+    """Computes the targeted difference of logits ratio (Croce & Hein 2020, Eq. 7).
 
     (z_target - z_label) / (z_1 - (z_3 + z_4) / 2). With fewer than four classes
-    the difference is not divided by anything.
+    the difference is not divided.
     """
     logits, behind = outputs.logits, difference(outputs, loss)
     if logits.shape[-1] < 4:
@@ -122,7 +125,7 @@ def dlr_targeted(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
 
 
 def latent(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """Cross-entropy + gamma * the example's vulnerability (Eq. 1 and 2, mean reduction)."""
+    """Computes cross-entropy + gamma * the example's vulnerability (Eq. 1, 2, mean reduction)."""
     distances = []
     for name, clean in loss.clean.items():
         moved = tf.abs(tf.cast(outputs.latent[name], tf.float32) - clean)
@@ -133,7 +136,7 @@ def latent(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
 
 
 def kl(outputs: Outputs, loss: AttackLoss) -> tf.Tensor:
-    """KL(f(x) || f(x~)) in nats: how far the prediction moved (Zhang et al. 2019)."""
+    """Computes KL(f(x) || f(x~)) in nats: how far the prediction moved (Zhang et al. 2019)."""
     clean = tf.nn.log_softmax(loss.clean["logits"])
     moved = tf.nn.log_softmax(outputs.logits)
     return tf.reduce_sum(tf.exp(clean) * (clean - moved), axis=-1)
@@ -151,7 +154,7 @@ LOSSES: dict[str, Callable[[Outputs, AttackLoss], tf.Tensor]] = {
 
 
 def outputs_of(logits_fn: LogitsFn, images: tf.Tensor) -> Outputs:
-    """Calls the function; logits in float32, latent features if it returns any."""
+    """Calls the function; returns logits in float32, and latent features if there are any."""
     result = logits_fn(images)
     if not isinstance(result, dict):
         return Outputs(tf.cast(result, tf.float32), {})
@@ -160,7 +163,7 @@ def outputs_of(logits_fn: LogitsFn, images: tf.Tensor) -> Outputs:
 
 
 def _over_draws(logits: tf.Tensor) -> tf.Tensor:
-    """[(draws,) batch, classes] -> [batch, classes]; of draws, the log of the mean softmax."""
+    """Merges the draws of [(draws,) batch, classes], if any, into the log of their mean softmax."""
     if logits.shape.rank == 2:
         return logits
     draws = tf.cast(tf.shape(logits)[0], tf.float32)
@@ -168,17 +171,17 @@ def _over_draws(logits: tf.Tensor) -> tf.Tensor:
 
 
 def logits_of(logits_fn: LogitsFn, images: tf.Tensor) -> tf.Tensor:
-    """The logits that decide, float32 [batch, classes]."""
+    """Computes the logits that decide on the class, float32 [batch, classes]."""
     return _over_draws(outputs_of(logits_fn, images).logits)
 
 
 def fooled(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Which examples are misclassified, bool [batch]; logits as of `logits_of`."""
+    """Says which examples are misclassified, bool [batch]; logits as of `logits_of`."""
     return tf.not_equal(tf.argmax(logits, axis=1), tf.cast(labels, tf.int64))
 
 
 def margins_of(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """The best wrong logit minus the right one, [batch]; logits as of `logits_of`."""
+    """Computes the best wrong logit minus the right one, [batch]; logits as of `logits_of`."""
     return _margin(logits, labels)
 
 
@@ -190,7 +193,7 @@ def attack_loss(
     targets: tf.Tensor | None = None,
     gamma: float = AttackSettings.gamma,
 ) -> AttackLoss:
-    """The loss that an attack maximises for these examples.
+    """Makes the loss that an attack maximises for these examples.
 
     Args:
         loss: a name in `LOSSES`.
@@ -202,7 +205,7 @@ def attack_loss(
         gamma: weight of the vulnerability; for "latent".
 
     Raises:
-        ValueError: for an unknown loss, or if what it needs is missing.
+        ValueError: for an unknown loss, or if it needs targets or latent features that are missing.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)}; received {loss!r}")
@@ -224,7 +227,7 @@ def attack_loss(
 
 
 def evaluate(logits_fn: LogitsFn, images: tf.Tensor, loss: AttackLoss) -> Evaluation:
-    """Loss, logits and gradient at `images`, in one forward and one backward pass."""
+    """Computes loss, logits and gradient at `images`, in one forward and one backward pass."""
 
     def run(images):
         with tf.GradientTape() as tape:

@@ -28,8 +28,8 @@ def pgd(
     Works on any function images -> logits.
 
     Args:
-        logits_fn: maps images [batch, ...] to logits [batch, classes] (or what
-            else `losses` accepts).
+        logits_fn: maps images [batch, ...] to logits [batch, classes] (or to another
+            output that `losses` accepts).
         images: float32 in [0, 1].
         labels: int [batch], the true classes.
         seed: int32 [2], or `randomness.ExampleSeeds`; the random start is a function of it.
@@ -39,9 +39,8 @@ def pgd(
         norm: "linf" or "l2".
         random_start: start at a uniform draw from the ball instead of its centre.
         start: images to start from instead, moved into the ball.
-        loss: what to maximise, a name in `losses.LOSSES`. The gradients of "kl",
-            and of "latent" but for the cross-entropy's, vanish at the clean image, so
-            start elsewhere.
+        loss: the loss to maximise, a name in `losses.LOSSES`. The gradients of "kl" and
+            of the vulnerability in "latent" vanish at the clean image, so start elsewhere.
         targets: int [batch], for "dlr_targeted".
         gamma: weight of the vulnerability, for "latent".
 

@@ -1,4 +1,4 @@
-"""Radii and steps of attacks as people write them: 8/255, linf-8/255."""
+"""Radii and steps of attacks as text: 8/255, linf-8/255."""
 
 import math
 from fractions import Fraction
@@ -10,7 +10,7 @@ LEVELS = 255
 
 
 def parse(text: str | float) -> float:
-    """A number, or a fraction of two numbers, as a float.
+    """Reads a number, or a fraction of two numbers, as a float.
 
     Raises:
         ValueError: it is neither, or not finite, or divides by zero; the message says which.
@@ -28,7 +28,7 @@ def parse(text: str | float) -> float:
 
 
 def parse_flag(flag: str, text: str | float) -> float:
-    """`parse` for the flag of a program.
+    """Reads the text of a program's flag as `parse` does.
 
     Raises:
         UsageError: as ValueError of `parse`.
@@ -40,7 +40,10 @@ def parse_flag(flag: str, text: str | float) -> float:
 
 
 def as_text(value: float) -> str:
-    """8/255 for what is whole levels of 255 and no short decimal, else the number itself."""
+    """Writes a radius as text: as a fraction like 8/255, or as a decimal.
+
+    It is a fraction if the radius is whole levels of 255 and no short decimal.
+    """
     levels = value * LEVELS
     whole = round(levels)
     if whole and abs(levels - whole) < 1e-6 and abs(value - round(value, 3)) > 1e-9:
@@ -49,7 +52,7 @@ def as_text(value: float) -> str:
 
 
 def meant(value: float) -> str:
-    """A question for a radius that is too large for pixels in [0, 1]; "" if nothing is likely."""
+    """Suggests x/255 for a radius x in (1, 255], too large for pixels in [0, 1]; else ""."""
     if not (math.isfinite(value) and 1 < value <= LEVELS):
         return ""
     levels = Fraction(value).limit_denominator(100)
@@ -57,7 +60,7 @@ def meant(value: float) -> str:
 
 
 def parse_threat_model(text: str) -> tuple[str, float]:
-    """(norm, epsilon) of a name like linf-8/255 or l2-0.5.
+    """Reads (norm, epsilon) from a name like linf-8/255 or l2-0.5.
 
     Raises:
         UsageError: another name.

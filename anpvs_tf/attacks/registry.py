@@ -1,7 +1,7 @@
 """The attacks by name, each a list of stages; AutoAttack (Croce & Hein 2020) is one of them.
 
-A stage is one restart or one target class of one attack. A later stage need only get
-what the earlier ones have not broken.
+A stage is one restart or one target class of one attack. A later stage need only get the
+examples that the earlier ones have not broken.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from anpvs_tf.common import randomness
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One pass over what is left.
+    """One pass over the examples that are left.
 
-    name: unique in its list, like "apgd-t/target3"; what comes before the slash
+    name: unique in its list, like "apgd-t/target3"; the part before the slash
     is the same for the stages of one attack.
     run: (logits_fn, images, labels, seed) -> adversarial images, as of `pgd`. The
     seed may be the same for every stage: each folds its name into it. Compiled
     once for each `logits_fn`, whatever the batch size; stages of one attack share
-    what is compiled.
+    the compilation.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Stage:
 
 
 def wrong_classes(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Every wrong class, the most likely first: int32 [batch, classes - 1]."""
+    """Ranks the wrong classes, the most likely first: int32 [batch, classes - 1]."""
     classes = logits.shape[-1]
     own = tf.one_hot(labels, classes, on_value=True, off_value=False)
     others = tf.where(own, tf.constant(float("-inf")), logits)
@@ -47,7 +47,7 @@ def wrong_classes(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def _compiled(attack, settings: AttackSettings, targeted: bool, **own):
-    """A compiled (logits_fn, images, labels, seed, rank) -> adversarial images.
+    """Compiles an attack to a function (logits_fn, images, labels, seed, rank) -> images.
 
     rank, an int tensor, says which wrong class a targeted attack aims at: 0 is
     the most likely one at the images, which are unperturbed.
@@ -83,7 +83,7 @@ def _stages(
     restarts: int | None = None,
     **own: object,
 ) -> list[Stage]:
-    """A stage for each restart and, if targeted, each target class; `own` goes to the attack."""
+    """Makes a stage for each restart and, if targeted, each class; `own` goes to the attack."""
     run = _compiled(attack, settings, targeted, **own)
     restarts = settings.restarts if restarts is None else restarts
     targets = min(settings.targets, settings.classes - 1) if targeted else 1
@@ -162,7 +162,7 @@ ATTACKS: dict[str, Callable[[AttackSettings], list[Stage]]] = {
 
 
 def stages(attack: str, settings: AttackSettings) -> list[Stage]:
-    """The stages of an attack, in the order in which they are run.
+    """Lists the stages of an attack, in the order in which they are run.
 
     Args:
         attack: a name in `ATTACKS`.
@@ -181,7 +181,7 @@ def worst_case(
     labels: tf.Tensor,
     seed: randomness.Seed,
 ) -> tf.Tensor:
-    """Attacks stage by stage what no earlier stage has broken.
+    """Attacks stage by stage the examples that no earlier stage has broken.
 
     Args:
         stages: as of `stages`.

@@ -15,7 +15,7 @@ EVALUATION_BATCH = 250
 # model for AutoAttack's version for such models and for the others.
 PGD_STEPS, STEPS = 40, 100
 RAND_DRAWS, DRAWS = 20, 1
-# The steps of PGD go so many radii together.
+# The length of all steps of PGD together, in radii.
 RADII = 2.5
 
 # bin/evaluate.py's flags, by the settings that they set.
@@ -58,7 +58,7 @@ def check_norm(norm: str) -> None:
 def check_threat_model(epsilon: object, norm: str) -> None:
     """Raises ValueError unless `norm` is one of `NORMS` and epsilon positive and finite.
 
-    The value of an epsilon that is a tensor (a schedule in training) is not looked at.
+    The value of an epsilon that is a tensor (a schedule in training) is not checked.
     """
     check_norm(norm)
     if isinstance(epsilon, numbers.Real) and not 0.0 < epsilon < float("inf"):
@@ -74,16 +74,16 @@ def usual_step_size(epsilon: float, steps: int) -> float:
 class AttackSettings:
     """Holds the settings that stages are made for. None stands for the attack's own default.
 
-    The defaults are AutoAttack's where it has an opinion.
+    The defaults are AutoAttack's where it has one.
 
     epsilon: radius of the ball, in pixel units.
     norm: "linf" or "l2".
     classes: of the model; no attack has more targets than there are wrong classes.
     steps: gradient steps; `PGD_STEPS` or `STEPS`.
     step_size: of PGD; `usual_step_size`.
-    restarts: of what has a random start or random search.
+    restarts: of attacks with a random start or a random search.
     targets: the most likely wrong classes, aimed at one after another.
-    draws: expectation over so many draws of a stochastic model; `DRAWS`, or `RAND_DRAWS`
+    draws: of a stochastic model, over which the expectation is taken; `DRAWS`, or `RAND_DRAWS`
         for "autoattack-rand".
     queries: of Square.
     noise_draws: of random noise.
@@ -116,7 +116,7 @@ class AttackSettings:
 
 
 def resolve(attack: str, settings: AttackSettings) -> AttackSettings:
-    """The settings with an attack's own defaults filled in, and None for what it does not use.
+    """Fills in an attack's own defaults, and None for steps and step_size that it does not use.
 
     Raises:
         ValueError: for an unknown attack.

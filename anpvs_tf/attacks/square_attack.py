@@ -9,7 +9,7 @@ from anpvs_tf.attacks import active_examples, losses, threat_model
 from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.common import randomness
 
-# Queries between two looks at which examples are left.
+# Queries between two checks of which examples are left.
 _PERIOD = 20
 
 # The share of the pixels that a patch covers halves after these queries of 10,000.
@@ -17,7 +17,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class _State(NamedTuple):
-    """One row an example that is left."""
+    """One row for each example that is left."""
 
     position: tf.Tensor  # int32, in the batch
     best: tf.Tensor  # the image of the largest margin, or the first that fools the model
@@ -36,7 +36,7 @@ class _Window(NamedTuple):
 def sides(
     queries: int, height: int, width: int, p_init: float, rescale: bool, norm: str
 ) -> np.ndarray:
-    """The side of the patch at each query, int32 [queries]."""
+    """Computes the side of the patch at each query, int32 [queries]."""
     query = np.arange(queries)
     if rescale:
         query = (query * 10_000) // queries
@@ -50,7 +50,7 @@ def sides(
 
 
 def _offsets(window: _Window, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each row's and column's distance from the window's corner, [H, 1] and [1, W]."""
+    """Computes each row's and column's distance from the window's corner, [H, 1] and [1, W]."""
     return tf.range(height)[:, None] - window.top, tf.range(width)[None, :] - window.left
 
 
@@ -59,7 +59,7 @@ def _within(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
 
 
 def pyramids(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
-    """The l2 patch: a positive pyramid above a negative one (Section 3.3), of unit norm.
+    """Makes the l2 patch: a positive pyramid above a negative one (Section 3.3), of unit norm.
 
     A pyramid of height h and width w is the sum over k of squares of side 2k + 1
     around its middle, cut to h x w, of weight 1 / (k + 1)^2.
@@ -98,14 +98,14 @@ def _norm_of_channels(deltas: tf.Tensor) -> tf.Tensor:
 
 
 def _stripes(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The l_inf start: columns of +-epsilon, a sign for each channel."""
+    """Makes the l_inf start: columns of +-epsilon, a sign for each channel."""
     _, _, width, channels = images.shape
     draws = randomness.uniform([1, 1, width, channels], seed)
     return tf.clip_by_value(images + epsilon * _signs(draws), 0.0, 1.0)
 
 
 def _tiles(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The l2 start: five rows of tiles with pyramids, a sign for each channel of a tile."""
+    """Makes the l2 start: five rows of tiles with pyramids, a sign for each channel of a tile."""
     _, height, width, channels = images.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -122,7 +122,7 @@ def _tiles(images: tf.Tensor, seed: tf.Tensor, epsilon: float) -> tf.Tensor:
 
 
 def _corner(draws: tf.Tensor, side: tf.Tensor, shape: tf.TensorShape) -> _Window:
-    """The square that two draws from [0, 1) choose in images of `shape`."""
+    """Places a square in images of `shape` by two draws from [0, 1)."""
     ends = tf.constant(shape[1:3].as_list()) - side + 1
     at = tf.cast(draws * tf.cast(ends, tf.float32), tf.int32)
     # A draw just below 1 may round up.
@@ -131,7 +131,7 @@ def _corner(draws: tf.Tensor, side: tf.Tensor, shape: tf.TensorShape) -> _Window
 
 
 def _propose_linf(best, origin, draws, side, epsilon: float) -> tf.Tensor:
-    """Images with a square of the l-infinity perturbation replaced by the ball's ends."""
+    """Replaces a square of the l-infinity perturbation by the ball's ends; returns the images."""
     _, height, width, _ = best.shape
     window = _corner(draws[:2], side, best.shape)
     mask = _within(*_offsets(window, height, width), side)[None, :, :, None]
@@ -146,7 +146,7 @@ def _propose_linf(best, origin, draws, side, epsilon: float) -> tf.Tensor:
 
 
 def _propose_l2(best, origin, draws, side, epsilon: float) -> tf.Tensor:
-    """Images with the l2 perturbation of one square moved into another."""
+    """Moves the l2 perturbation of one square into another; returns the images."""
     _, height, width, channels = best.shape
     delta = best - origin
     window = _corner(draws[:2], side, best.shape)
@@ -155,7 +155,7 @@ def _propose_l2(best, origin, draws, side, epsilon: float) -> tf.Tensor:
     mask = tf.cast(_within(*offsets, side), tf.float32)[None, :, :, None]
     donor_mask = _within(*_offsets(donor, height, width), side)
     donor_mask = tf.cast(donor_mask, tf.float32)[None, :, :, None]
-    # The patch gets what the ball has left and what the two windows hold.
+    # The patch gets the norm that is left in the ball and that of the two windows.
     spent = threat_model.length(delta, "l2")
     budget = tf.maximum(epsilon**2 - spent**2, 0.0) / channels
     budget += _norm_of_channels(delta * tf.maximum(mask, donor_mask)) ** 2
@@ -183,7 +183,7 @@ def square(
 ) -> tf.Tensor:
     """Replaces random squares of the perturbation where that increases the margin.
 
-    Black box: forward passes only, one a query. All examples see the
+    Black box: forward passes only, one for each query. All examples see the
     same squares, so an example's result depends on the seed and not on its
     neighbours. An example that is broken leaves.
 

@@ -1,4 +1,4 @@
-"""Makes a function to attack of a model that draws noise at each call."""
+"""Functions to attack, made of models that draw noise at each call."""
 
 import tensorflow as tf
 
@@ -6,7 +6,7 @@ from anpvs_tf.attacks import losses
 
 
 def expectation(logits_fn: losses.LogitsFn, draws: int) -> losses.LogitsFn:
-    """Expectation over a stochastic model's randomness (Athalye et al. 2018).
+    """Makes a function of several draws, for attacks on their mean (EOT, Athalye et al. 2018).
 
     Args:
         logits_fn: images -> logits, or a dict with "logits"; draws noise of its
@@ -15,8 +15,8 @@ def expectation(logits_fn: losses.LogitsFn, draws: int) -> losses.LogitsFn:
 
     Returns:
         A function images -> the same structure with a leading axis of draws.
-        Losses and gradients of attacks are means over it, decisions fall on the
-        mean of the softmax.
+        Losses and gradients of attacks are means over that axis; the mean of the
+        softmax decides on the class.
 
     Raises:
         ValueError: if draws < 1.
@@ -25,7 +25,7 @@ def expectation(logits_fn: losses.LogitsFn, draws: int) -> losses.LogitsFn:
         raise ValueError(f"the number of draws must be at least 1; received {draws}")
 
     def drawn(images):
-        # The first call tells the structure; a loop makes the others, not a larger
+        # The first call shows the structure; a loop makes the others, not a larger
         # batch, as the model may share one draw (of its weights) over a batch.
         first = logits_fn(images)
         if draws == 1:

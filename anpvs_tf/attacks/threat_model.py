@@ -14,7 +14,7 @@ from anpvs_tf.common import randomness
 
 
 def length(perturbations: tf.Tensor, norm: str) -> tf.Tensor:
-    """The norm of each perturbation, [batch, 1, ..., 1]."""
+    """Computes the norm of each perturbation, [batch, 1, ..., 1]."""
     axes = list(range(1, perturbations.shape.rank))
     if norm == "linf":
         return tf.reduce_max(tf.abs(perturbations), axis=axes, keepdims=True)
@@ -22,16 +22,16 @@ def length(perturbations: tf.Tensor, norm: str) -> tf.Tensor:
 
 
 def steepest(gradients: tf.Tensor, norm: str) -> tf.Tensor:
-    """The direction of unit norm along which the loss grows fastest; 0 for a zero gradient."""
+    """Computes the direction of norm 1 in which the loss grows fastest; 0 for a zero gradient."""
     if norm == "linf":
         return tf.sign(gradients)
-    # First by the largest entry: squares of small gradients would vanish.
+    # Divided by the largest entry first: squares of small gradients would vanish.
     gradients = tf.math.divide_no_nan(gradients, length(gradients, "linf"))
     return tf.math.divide_no_nan(gradients, length(gradients, norm))
 
 
 def project(perturbations: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
-    """The nearest perturbation inside the ball of radius epsilon."""
+    """Computes the nearest perturbations inside the ball of radius epsilon."""
     if norm == "linf":
         return tf.clip_by_value(perturbations, -epsilon, epsilon)
     factor = tf.math.divide_no_nan(

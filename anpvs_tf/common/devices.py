@@ -2,7 +2,7 @@
 
 They decide how fast a run is, not what it computes: the global batch is cut into equal
 parts in order, noise goes by the place in the global batch, and losses are means over
-it. So a run may go on with other devices than it began with.
+it. So a run may resume on other devices than it began with.
 """
 
 import contextlib
@@ -59,10 +59,10 @@ class Devices:
             )
 
     def distribute(self, batches: tf.data.Dataset, batch_size: int) -> Iterator:
-        """Iterates over global batches, each cut for the replicas in order.
+        """Yields global batches, each cut for the replicas in order.
 
         Raises:
-            WorkerLost: the workers ask each other whether there is a next one.
+            WorkerLost: a worker is gone; workers ask each other whether there is a next batch.
         """
         if self.replicas == 1:
             yield from batches
@@ -114,13 +114,13 @@ class Devices:
         return step
 
     def scatter(self, values: list) -> tf.distribute.DistributedValues:
-        """Gives each replica its own of `values`, as many as there are replicas in all."""
+        """Gives each replica its own entry of `values`, which has one for every replica."""
         return self.strategy.experimental_distribute_values_from_function(
             lambda context: values[context.replica_id_in_sync_group]
         )
 
     def gather(self, rows: list[np.ndarray]) -> np.ndarray:
-        """The rows of all replicas in order, from a row for each replica of this worker."""
+        """Gathers the rows of all replicas in order, from a row for each replica of this worker."""
         if self.workers == 1:
             return np.stack(rows)
         first = self.worker * len(rows)
@@ -132,7 +132,7 @@ class Devices:
             return self.strategy.gather(mine, axis=0).numpy()
 
     def of_chief(self, number: int) -> int:
-        """The chief's number, on every worker; waits for all."""
+        """Returns the chief's number on every worker; waits for all."""
         if self.workers == 1:
             return number
         rows = [np.array([number])] * (self.replicas // self.workers)
@@ -153,7 +153,7 @@ class Devices:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Turns what a lost worker leads to into WorkerLost."""
+        """Turns the errors that a lost worker causes into WorkerLost."""
         try:
             yield
         except _LOST as error:
@@ -161,19 +161,19 @@ class Devices:
                 raise
             raise WorkerLost(
                 f"another worker is gone ({one_line(error)}); start all workers again with the "
-                "same command: they go on from the last checkpoint"
+                "same command: they resume from the last checkpoint"
             ) from error
 
 
 def local() -> Devices:
-    """What TensorFlow takes by itself: one device."""
+    """Returns the strategy that TensorFlow has by default: one device."""
     return Devices(tf.distribute.get_strategy())
 
 
 def choose(
     name: str = "auto", logical_cpus: int | None = None, deterministic: bool = False
 ) -> Devices:
-    """Sets the devices up. Call it before anything else touches TensorFlow.
+    """Sets up the devices. Call it before any other use of TensorFlow.
 
     Args:
         name: of `STRATEGIES`. "auto" is "multi_worker" if `TF_CONFIG` is set, else
@@ -182,7 +182,7 @@ def choose(
         logical_cpus: cut the CPU into this many devices, to try strategies without GPUs.
 
     Raises:
-        UsageError: a strategy that the machine cannot have, or a TF_CONFIG that is none.
+        UsageError: a strategy that the machine cannot have, or a TF_CONFIG of another form.
     """
     if name not in STRATEGIES:
         raise UsageError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
@@ -211,7 +211,7 @@ def choose(
 
 
 def _place() -> tuple[int, int]:
-    """This worker's number and the number of workers, by TF_CONFIG; the chief is 0."""
+    """Reads this worker's number and the number of workers from TF_CONFIG; the chief is 0."""
     wanted = 'TF_CONFIG must be like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": \
 "worker", "index": 0}}'
     try:

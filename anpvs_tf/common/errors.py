@@ -20,7 +20,7 @@ class TrainingError(RuntimeError):
 
 
 class WorkerLost(TrainingError):
-    """Another worker is gone. The same command, started on all workers, goes on."""
+    """Another worker is gone. The same command, started on all workers, resumes the run."""
 
     # Kubeflow starts a container again if it ends with a code from 128 on; 138 is its own advice.
     code = 138
@@ -36,7 +36,7 @@ class Interrupted(RuntimeError):
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error, or its kind, in at most 200 characters."""
+    """Returns the message of an error, or its kind if it has none, in at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     # TensorFlow begins with where it was and ends with what happened.
     return text if len(text) <= 200 else f"{text[:60]}...{text[-137:]}"

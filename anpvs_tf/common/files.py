@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Functions that write files so that a reader never sees half of one."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ def check_directory(path: pathlib.Path, what: str, flag: str) -> None:
     """Raises UsageError unless a directory can be written, or made, at `path`.
 
     Args:
-        what: names it in the message, such as "run directory runs/a".
+        what: names the directory in the message, such as "run directory runs/a".
         flag: the flag that sets another one, such as "--run_dir".
     """
     try:
@@ -32,22 +32,22 @@ def check_directory(path: pathlib.Path, what: str, flag: str) -> None:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """`replace_atomically` with a text, whose line ends stay as they are.
+    """Writes a text as `replace_atomically` does; its line ends stay as they are.
 
     Raises:
-        TrainingError: it could not be written.
+        TrainingError: the file could not be written.
     """
     replace_atomically(path, lambda beside: beside.write_text(text, newline=""))
 
 
 def replace_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes beside and renames: a reader sees the old file or the new one, also after a crash.
+    """Writes a new file and renames it: a reader sees the old or the new one, even after a crash.
 
     Args:
         write: writes the file at the path that it is given, whose suffixes are those of `path`.
 
     Raises:
-        TrainingError: it could not be written; the old file is as it was.
+        TrainingError: the file could not be written; the old one is as it was.
     """
     beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with _said_in_one_line(path):
@@ -69,7 +69,7 @@ def staging(path: pathlib.Path, what: str, flag: str) -> Iterator[pathlib.Path]:
         what, flag: as of `check_directory`.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: the directory cannot be made.
     """
     absent = [parent for parent in path.parents if not parent.exists()]
     try:
@@ -90,7 +90,7 @@ def staging(path: pathlib.Path, what: str, flag: str) -> Iterator[pathlib.Path]:
 
 
 def flush(path: pathlib.Path) -> None:
-    """Returns when a file, or the names in a directory, are on the disk."""
+    """Waits until a file, or the names in a directory, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -107,5 +107,5 @@ def _said_in_one_line(path: pathlib.Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's.
         raise TrainingError(
             f"{path} could not be written: {one_line(error)}; make room and give the same "
-            "command to go on"
+            "command to resume"
         ) from error

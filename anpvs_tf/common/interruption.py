@@ -16,13 +16,13 @@ _asked = 0
 
 
 def asked() -> int:
-    """The number of the signal that asked for the end; 0 as long as none did."""
+    """Returns the number of the signal that asked for the end; 0 as long as none did."""
     return _asked
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Turns the first signal into `asked`; the second ends the process.
+    """Records the first signal for `asked`; the second ends the process.
 
     For the main thread. A thread listens, because a handler in Python waits for the
     operation that runs, which may never end when another worker is gone.

@@ -1,4 +1,4 @@
-"""A directory that one process at a time works in; the death of the process lets it go."""
+"""Directories that one process at a time works in; the hold ends with the process."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ def owned(path: pathlib.Path, flag: str) -> Iterator[None]:
         flag: the flag that sets another directory, such as "--run_dir".
 
     Raises:
-        InUse: another process works here.
+        InUse: another process works in the directory.
         UsageError: the directory cannot be made.
     """
     try:
@@ -40,7 +40,7 @@ def owned(path: pathlib.Path, flag: str) -> Iterator[None]:
 
 
 def in_use(path: pathlib.Path) -> bool:
-    """Whether a process holds the directory by `owned`."""
+    """Says whether a process holds the directory by `owned`."""
     if not path.is_dir():
         return False
     try:

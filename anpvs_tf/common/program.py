@@ -72,7 +72,7 @@ class Flags:
         Args:
             group: title of the group that the help shows it in; None leaves it out of the help.
             kind: bool, int, float, str, tuple (values between commas), or object for text
-                whose kind the program finds out; of object, `--name` alone means "true".
+                whose kind the program finds out; with object, `--name` alone means "true".
             choices: the texts that it may be.
             parse: makes the value of the text, or raises ValueError.
             repeated: it may be given several times; its value is a list.
@@ -98,7 +98,7 @@ class Flags:
             self.groups.setdefault(group, []).append(name)
 
     def parse(self, arguments: list[str]) -> list[str]:
-        """Reads a command line; returns what is no flag.
+        """Reads a command line; returns the arguments that are no flags.
 
         Raises:
             UsageError: an unknown flag, or a value of another kind.
@@ -120,10 +120,10 @@ class Flags:
                 raise UsageError(f"--{name} is missing: {self._shown[name][1]}")
 
     def help(self, usage: str) -> str:
-        """The text of --help.
+        """Makes the text of --help.
 
         Args:
-            usage: what it begins with.
+            usage: the text that it begins with.
         """
         lines = [usage.strip()]
         for title, names in self.groups.items():
@@ -160,8 +160,8 @@ def run(
     a misuse with 2, a run that had to stop with 1, a signal with 128 and its number.
 
     Args:
-        main: takes the values, and with `operands` the list of what is no flag.
-        usage: what --help begins with.
+        main: takes the values, and with `operands` the list of arguments that are no flags.
+        usage: the text that --help begins with.
         define: adds the program's flags.
     """
     chosen = Flags()
@@ -188,7 +188,7 @@ def _run(main: Callable[..., None], usage: str, chosen: Flags, operands: bool) -
 
 
 def _outcome(work: Callable[[], None]) -> int:
-    """The exit code of `work`, whose early end is said in one line."""
+    """Runs `work`; returns its exit code, and prints the cause of an early end in one line."""
     try:
         work()
         sys.stdout.flush()
@@ -202,13 +202,13 @@ def _outcome(work: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        # TensorFlow, HDF5 and Python each have a kind of their own for it.
+        # TensorFlow, HDF5 and Python each have an error of their own for a full disk.
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         full = f"the disk is full: {one_line(error)}; make room and give the same command"
         return _complain(full, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on or begins again", 130)
+        return _complain("interrupted; the same command resumes the work or begins it again", 130)
     return 0
 
 

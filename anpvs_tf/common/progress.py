@@ -52,7 +52,7 @@ class Progress:
 
     @staticmethod
     def say(text: str, file: TextIO | None = None) -> None:
-        """Prints a line, on standard output if not told otherwise; a bar goes on below it."""
+        """Prints a line, on standard output if no file is given; a bar stays below it."""
         file = file or sys.stdout
         tqdm.write(text, file=file)
         file.flush()
@@ -73,7 +73,7 @@ def ahead(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, 2:03 or 4.2 s."""
+    """Writes a duration as 1:02:03, 2:03 or 4.2 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(int(seconds), 60)

@@ -18,7 +18,7 @@ def hide_messages() -> None:
     Call it before TensorFlow is imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # That holds from the end of TensorFlow's import on; until then its libraries say all.
+    # That holds from the end of TensorFlow's import on; until then its libraries print everything.
     sys.meta_path.insert(0, _Finder())
     logging.set_verbosity(logging.WARNING)  # Keras and TFDS log each save and read.
     # It takes many networks and stages for one function that is retraced.

@@ -119,7 +119,7 @@ def scope(
 
 
 def layer_seed(name: str, fallback) -> tf.Tensor:
-    """The seed of layer `name` in the current scope.
+    """Returns the seed of layer `name` in the current scope.
 
     Args:
         name: the layer's name.
@@ -135,7 +135,7 @@ def layer_seed(name: str, fallback) -> tf.Tensor:
 def per_example(
     draw: Callable[[int | tf.Tensor], tf.Tensor], batch_size: int | tf.Tensor
 ) -> tf.Tensor:
-    """Noise for a batch: that of an example's place in the global batch, shared by its copies.
+    """Draws an example's noise by its place in the global batch; its copies share the noise.
 
     Every replica draws for the whole global batch and takes its part, so that the noise
     does not depend on how many replicas there are. It is cheap beside a training step.
@@ -161,7 +161,7 @@ def per_example(
 def for_examples(
     draw: Callable[[int | tf.Tensor, tf.Tensor], tf.Tensor], shape: tf.Tensor, seed: Seed
 ) -> tf.Tensor:
-    """Draws noise for a batch: of `ExampleSeeds` that of each example's number, else `per_example`.
+    """Draws an example's noise by its number with `ExampleSeeds`, else as `per_example` does.
 
     Args:
         draw: number of examples, seed (int32, shape [2]) -> float32 [examples, ...].

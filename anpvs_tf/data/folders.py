@@ -1,4 +1,4 @@
-"""Image folders: a sub-folder for each class, its name the class's.
+"""Image folders: a sub-folder for each class, named like it.
 
 PATH/train and PATH/test with the same classes, optionally PATH/validation (or val);
 or the classes directly in PATH, which is split by the names of the files. Images are
@@ -24,7 +24,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 # The files that file managers leave behind; names in lower case.
 LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 TEST_SHARE = 0.2
-# So many of the files, in their mixed order, tell whether a folder is grey.
+# Number of files, the first in the mixed order, that decide whether a folder is grey.
 SAMPLE = 100
 
 
@@ -80,7 +80,7 @@ class BadFiles(UsageError):
 
 
 def survey(path: str) -> Folder:
-    """Lists a folder; reads no image.
+    """Lists the files of a folder by split; reads no image.
 
     Raises:
         UsageError: no such folder, or one without two classes of images to train and to test on.
@@ -196,16 +196,16 @@ def _size(entry: os.DirEntry) -> int:
 
 
 def _place(name: bytes) -> float:
-    """A number in [0, 1) that is a function of "<class>/<file>" alone.
+    """Computes a number in [0, 1) from "<class>/<file>" alone.
 
-    So a file's place, and whether it tests, does not depend on the system, nor on
-    which other files there are.
+    So a file's place, and whether it is in the test set, depends neither on the system
+    nor on which other files there are.
     """
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
 
 
 def is_grey(folder: Folder) -> bool:
-    """Whether the first `SAMPLE` training images are all grey; unreadable ones do not count."""
+    """Says whether the first `SAMPLE` training images are all grey; skips unreadable ones."""
     files = folder.files["train"]
     for name in files.names[:SAMPLE]:
         try:
@@ -221,7 +221,7 @@ def _decoded(path: tf.Tensor) -> tf.Tensor:
 
 
 def stored(files: Files, image_shape: tuple[int, int, int]) -> StoredSplit:
-    """A split that is read from disk, its images made to fit `image_shape`."""
+    """Makes a split that is read from disk, its images made to fit `image_shape`."""
     root, names = os.fsencode(files.root), tf.constant(files.names)
     labels = tf.constant(files.labels)
     image = tf.TensorSpec(image_shape, tf.uint8)
@@ -240,7 +240,7 @@ def stored(files: Files, image_shape: tuple[int, int, int]) -> StoredSplit:
 
 
 def in_memory(files: Files, image_shape: tuple[int, int, int]) -> Split:
-    """A split in memory, its images made to fit `image_shape`.
+    """Reads a split into memory, its images made to fit `image_shape`.
 
     Raises:
         UsageError: files that are no readable images, by name.

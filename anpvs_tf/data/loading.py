@@ -1,8 +1,8 @@
 """Datasets with their splits, in memory or on disk, and tf.data pipelines over them.
 
 The order of the training examples and their augmentation are functions of
-(seed, epoch) and (seed, step); a run that is continued sees what it would have
-seen, in memory or streamed. Images leave the pipelines as float32 in [0, 1].
+(seed, epoch) and (seed, step); a resumed run sees the batches that it would have
+seen uninterrupted, in memory or streamed. Images leave the pipelines as float32 in [0, 1].
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ def load(
 ) -> Dataset:
     """Loads a dataset into memory, or opens it.
 
-    A dataset without a validation split gives the end of its training set, which is in
-    a mixed order: `VALIDATION_EXAMPLES`, and at most a tenth.
+    If a dataset has no validation split, the end of its training set, which is in a mixed
+    order, is held out: `VALIDATION_EXAMPLES`, and at most a tenth.
 
     Args:
         source: the dataset, or its name, as for `sources.describe`.
@@ -58,7 +58,7 @@ def load(
         download: let TFDS fetch a dataset that is absent.
         train_examples: keep only the first of the training split.
         stream: leave the images on disk, but for `digits`.
-        check: of what stays on disk: read it once, so that damaged files are found now.
+        check: read the data that stays on disk once, so that damaged files are found now.
 
     Raises:
         UsageError: unknown name, absent or damaged data, too many `train_examples`.
@@ -89,7 +89,7 @@ def load(
 def load_test(
     source: Source | str, data_dir: str | None = None, download: bool = True, stream: bool = False
 ) -> Split | StoredSplit:
-    """The test split alone; else as `load`."""
+    """Loads the test split alone; else as `load`."""
     if isinstance(source, str):
         source = describe(source, data_dir=data_dir)
     return _splits(source, {"test"}, data_dir, download, stream, True)["test"]
@@ -135,14 +135,14 @@ def _splits(
 
 
 def _digits() -> dict[str, Split]:
-    """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8; a fifth is the test set."""
+    """Loads scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8, a fifth as test set."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8, 1) / 16.0
     images = tf.image.resize(images, SOURCES["digits"].image_shape[:2], "bicubic").numpy()
     images = np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
-    # The file is ordered by writer; the published order would put writers apart.
+    # The file is ordered by writer: in that order, the splits would have different writers.
     order = np.random.default_rng(0).permutation(len(labels))
     whole = Split(images[order], labels[order].astype(np.int64))
     test = len(whole) // 5

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-# How the refusals below begin, in the words of the one who reads them.
+# The messages of the refusals below, as the user reads them.
 ANIMATED = "an animated WebP"
 PALETTE = "a BMP with a palette"
 OLD = "a BMP with the short header of OS/2"
@@ -26,7 +26,7 @@ def decode(content: tf.Tensor, channels: int = 0) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: no such image, or one that TensorFlow would misread or
-            die of; the message then has `ANIMATED`, `PALETTE`, `OLD` or `DARK`.
+            crash on; the message then has `ANIMATED`, `PALETTE`, `OLD` or `DARK`.
     """
     with tf.control_dependencies(_refusals(content)):
         content = tf.identity(content)
@@ -82,7 +82,7 @@ def orientation(content: tf.Tensor) -> tf.Tensor:
 
 
 def _refusals(content: tf.Tensor) -> list[tf.Operation]:
-    """Assertions that a file is not of a kind that TensorFlow misreads or dies of."""
+    """Makes assertions that a file is not of a kind that TensorFlow misreads or crashes on."""
     start = tf.io.decode_raw(tf.strings.substr(content, 0, 32), tf.uint8)
     head = tf.cast(tf.pad(start, [[0, 32]]), tf.int32)
 

@@ -11,11 +11,11 @@ from anpvs_tf.data.splits import Split, StoredSplit
 
 
 def readable(batches: Iterable, split: Split | StoredSplit) -> Iterator:
-    """`batches`, as long as the examples of `split`, which are behind them, can be read.
+    """Yields `batches`, as long as the examples of `split`, from which they come, can be read.
 
     Raises:
-        UsageError: with the names of files that cannot.
-        TrainingError: none of them is damaged now.
+        UsageError: files cannot be read; the message names them.
+        TrainingError: an example could not be read, but no file is found damaged.
     """
     try:
         yield from batches
@@ -24,12 +24,12 @@ def readable(batches: Iterable, split: Split | StoredSplit) -> Iterator:
             split.check()
         raise TrainingError(
             f"the training data could not be read for a moment: {one_line(error)}; give "
-            "the same command again to go on"
+            "the same command again to resume"
         ) from error
 
 
 def to_float(images: tf.Tensor) -> tf.Tensor:
-    """uint8 pixels -> float32 in [0, 1]."""
+    """Converts uint8 pixels to float32 in [0, 1]."""
     return tf.cast(images, tf.float32) / 255.0
 
 
@@ -60,10 +60,10 @@ def train_batches(
     first_epoch: int = 0,
     first_step: int = 0,
 ) -> tf.data.Dataset:
-    """Batches of (float32 images, int64 labels) of all epochs from `first_epoch` on.
+    """Makes batches of (float32 images, int64 labels) of all epochs from `first_epoch` on.
 
-    Each epoch visits the examples in an order of its own and drops the
-    incomplete batch at its end, another one every epoch.
+    Each epoch visits the examples in an order of its own and drops the incomplete
+    batch at its end, which has other examples in every epoch.
 
     Args:
         steps_per_epoch: at most this many batches an epoch; None for all.
@@ -96,7 +96,7 @@ def train_batches(
 
 
 def evaluation_batches(split: Split | StoredSplit, batch_size: int) -> tf.data.Dataset:
-    """Every example of a split once, in order; the last batch may be smaller."""
+    """Makes batches of every example of a split once, in order; the last may be smaller."""
     read = split.reader()
 
     def batch(indices):

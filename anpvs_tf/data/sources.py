@@ -36,7 +36,7 @@ class Source:
         image_shape: (height, width, channels).
         class_names: in the order of the labels; None where they are numbers.
         augment: random crop (pad 4) and horizontal flip in training.
-        version: what tells this state of a folder or TFDS dataset from another.
+        version: identifies this state of a folder or TFDS dataset.
     """
 
     name: str
@@ -71,7 +71,8 @@ def describe(
         data_dir: where TFDS keeps its data.
 
     Raises:
-        UsageError: unknown, or not to be used; another shape for a key of `SOURCES`.
+        UsageError: an unknown dataset, one that cannot be used, or another shape for a key of
+            `SOURCES`.
     """
     if name in SOURCES:
         source = SOURCES[name]
@@ -105,14 +106,14 @@ def describe(
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError for what cannot be the name of a dataset."""
+    """Raises UsageError unless `name` can be the name of a dataset."""
     kind, _, rest = name.partition(":")
     if name not in SOURCES and not (kind in ("folder", "tfds") and rest):
         raise UsageError(f"unknown dataset {name!r}; choose one of {', '.join([*SOURCES, *KINDS])}")
 
 
 def file_name(name: str) -> str:
-    """A dataset's name as a part of a file name: the last part of a folder's path."""
+    """Turns a dataset's name into a part of a file name; of a folder's path, the last part."""
     kind, _, rest = name.partition(":")
     if kind == "folder":
         name = f"folder-{pathlib.Path(rest).resolve().name}"

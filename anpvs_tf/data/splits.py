@@ -30,16 +30,16 @@ class Split:
         return self.images.shape[1:]
 
     def part(self, begin: int, end: int | None = None) -> "Split":
-        """The examples from `begin` to before `end` (the last if None)."""
+        """Returns the examples from `begin` to before `end` (to the last if None)."""
         return Split(self.images[begin:end], self.labels[begin:end])
 
     def take(self, examples: int | None) -> "Split":
-        """The first `examples` (all if None)."""
+        """Returns the first `examples` (all if None)."""
         return self.part(0, examples)
 
     def reader(self) -> Reader:
-        """Reads by place in the split."""
-        with tf.device("CPU"):  # Where tf.data runs; not on the GPU, which has better use for it.
+        """Returns a function that reads examples by their places in the split."""
+        with tf.device("CPU"):  # tf.data runs there; the GPU's memory is for training.
             images, labels = tf.constant(self.images), tf.constant(self.labels)
         return lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))
 
@@ -49,9 +49,9 @@ class StoredSplit:
     """A `Split` on disk: `images` are read when they are indexed, `labels` when first asked for.
 
     Attributes:
-        read: reads by row of what is stored.
+        read: reads stored rows by their numbers.
         rows: int64, the stored rows that make up this split, in its order.
-        check: reads everything once and raises UsageError, with the names of what is damaged.
+        check: reads everything once; raises UsageError, which names the damaged data.
     """
 
     read: Reader
@@ -72,15 +72,15 @@ class StoredSplit:
         return np.concatenate([np.zeros(0, np.int64), *found])
 
     def part(self, begin: int, end: int | None = None) -> "StoredSplit":
-        """The examples from `begin` to before `end` (the last if None)."""
+        """Returns the examples from `begin` to before `end` (to the last if None)."""
         return dataclasses.replace(self, rows=self.rows[begin:end])
 
     def take(self, examples: int | None) -> "StoredSplit":
-        """The first `examples` (all if None)."""
+        """Returns the first `examples` (all if None)."""
         return self.part(0, examples)
 
     def reader(self) -> Reader:
-        """Reads by place in the split."""
+        """Returns a function that reads examples by their places in the split."""
         rows = tf.constant(self.rows)
         return lambda indices: self.read(tf.gather(rows, indices))
 
@@ -111,7 +111,7 @@ def _batches(read: Reader, rows: np.ndarray):
 
 
 def fit(image: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
-    """An image in the channels and the size of a dataset.
+    """Converts an image to the channels and the size of a dataset.
 
     Alpha is dropped; grey becomes equal channels, colour its luma. The
     size is reached by bilinear interpolation, antialiased; the aspect is not kept.
@@ -125,7 +125,7 @@ def fit(image: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     """
     if image.shape == image_shape:
         return image
-    # To resize what has its size already would cost more than to decode it.
+    # Resizing an image that has the size already would cost more than decoding it.
     as_wanted = tf.reduce_all(tf.shape(image) == image_shape)
     fitted = tf.cond(as_wanted, lambda: image, lambda: _fitted(image, image_shape))
     return tf.ensure_shape(fitted, image_shape)

@@ -21,10 +21,10 @@ _HEADER, _FRAME = 12, 16
 
 
 def builder_of(name: str, data_dir: str | None) -> Any:
-    """TFDS's builder of a dataset, which need not be on this machine yet.
+    """Makes TFDS's builder of a dataset, which need not be on this machine yet.
 
     Raises:
-        UsageError: TFDS knows none of this name.
+        UsageError: TFDS knows no dataset of this name, or its files cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -50,10 +50,10 @@ class Description:
 
 
 def describe(name: str, data_dir: str | None) -> Description:
-    """What TFDS says of a dataset, without its data.
+    """Reads TFDS's description of a dataset, without its data.
 
     Raises:
-        UsageError: unknown, or no classification of uint8 images with integer labels.
+        UsageError: an unknown dataset, or no classification of uint8 images with integer labels.
     """
     import tensorflow_datasets as tfds
 
@@ -76,10 +76,10 @@ def describe(name: str, data_dir: str | None) -> Description:
 
 
 def prepared(name: str, data_dir: str | None, download: bool) -> Any:
-    """The builder of a dataset whose data is on this machine, after a download if need be.
+    """Returns the builder of a dataset; downloads the data if it is not on this machine.
 
     Raises:
-        UsageError: absent and not to be had.
+        UsageError: the data is absent, and cannot or may not be downloaded.
     """
     import tensorflow_datasets as tfds
 
@@ -116,17 +116,18 @@ class Part:
 
 
 def survey(name: str, data_dir: str | None, download: bool) -> dict[str, Part]:
-    """What "train", "test" and, where there is one, "validation" consist of; prepares the data.
+    """Finds the rows of "train", "test" and, if there is one, "validation"; prepares the data.
 
     Without a test split, "validation" is the test set, and without that, the first fifth
-    of the training examples, in an order that is mixed.
+    of the training examples, in a mixed order.
 
     Args:
         data_dir: where TFDS keeps its data; None for `TFDS_DATA_DIR` or its default.
         download: fetch a dataset that is absent.
 
     Raises:
-        UsageError: absent and not to be had, or without training split.
+        UsageError: the data is absent and cannot or may not be downloaded, or has no training
+            split.
     """
     builder = prepared(name, data_dir, download)
     held = builder.info.splits
@@ -154,10 +155,10 @@ def survey(name: str, data_dir: str | None, download: bool) -> dict[str, Part]:
 
 
 def in_memory(part: Part, image_shape: tuple[int, int, int]) -> Split:
-    """A split in memory, its images made to fit `image_shape`.
+    """Reads a split into memory, its images made to fit `image_shape`.
 
     Raises:
-        UsageError: damaged, or with labels that are no classes.
+        UsageError: the data is damaged, or has labels that are no classes.
     """
     import tensorflow_datasets as tfds
 
@@ -174,9 +175,9 @@ def in_memory(part: Part, image_shape: tuple[int, int, int]) -> Split:
 
 
 def stored(part: Part, image_shape: tuple[int, int, int]) -> StoredSplit:
-    """As `in_memory`, the same examples in the same order, to be read from disk.
+    """Makes a split of the examples of `in_memory`, in the same order, to be read from disk.
 
-    Checksums are compared by its `check` only.
+    Only its `check` compares checksums.
     """
     info = part.builder.info
     if info.file_format.value != "tfrecord":
@@ -237,7 +238,7 @@ class Records:
     Indexing takes an array of numbers and returns an array of bytes.
 
     Raises:
-        OSError: a file is absent, or not one record after the other to its end.
+        OSError: a file is absent, or does not end where a record ends.
     """
 
     def __init__(self, paths: list[str]):
@@ -262,7 +263,7 @@ class Records:
 
 
 def _begins(file) -> np.ndarray:
-    """Where each record of a TFRecord file begins, and the end of the last."""
+    """Finds where each record of a TFRecord file begins, and the end of the last."""
     size = os.fstat(file.fileno()).st_size
     found = [0]
     if size:
@@ -276,7 +277,7 @@ def _begins(file) -> np.ndarray:
 
 
 def _download(builder, root: str, existed: bool, held_before: set[str]) -> None:
-    """Downloads and prepares; a failure leaves `root` as it was."""
+    """Downloads and prepares a dataset; a failure leaves `root` as it was."""
     try:
         builder.download_and_prepare()
     except Exception as error:  # TFDS raises many kinds: network, checksum, disk.

@@ -15,7 +15,7 @@ from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning.admm import WeightPruning
 from anpvs_tf.pruning.frozen import FrozenNetwork, sampled_logits
 
-# Standard deviation of the start from which TRADES' attack leaves the clean image.
+# Standard deviation of the noise with which TRADES' attack starts beside the clean image.
 TRADES_START = 0.001
 
 
@@ -56,7 +56,7 @@ class Crafting:
         return FrozenNetwork(self.network, dtype=dtype, support=support, **choice)
 
     def refreeze(self) -> bool:
-        """Lets the crafting network follow the gates.
+        """Makes the crafting network anew if the gates have changed enough.
 
         Returns:
             Whether it changed, so that a `tf.function` of `train_step` is stale: a
@@ -78,7 +78,7 @@ class Crafting:
         return True
 
     def follow_pruning(self) -> None:
-        """Leaves out the weights that were cut now; the features stay."""
+        """Leaves out the weights that have just been cut; the features stay."""
         self.frozen = self._freeze(open_gates=self.frozen.open_gates)
 
     def restore(self) -> None:
@@ -89,7 +89,7 @@ class Crafting:
     def craft(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, warmth: tf.Tensor
     ) -> tf.Tensor:
-        """Adversarial images.
+        """Crafts adversarial images.
 
         Args:
             warmth: factor of epsilon and of the step size, in [0, 1].
@@ -103,7 +103,7 @@ class Crafting:
             )
             choices = {"loss": "kl", "start": images + TRADES_START * draw}
         if objective.train_attack == "n_fgsm":
-            choices.pop("start", None)  # Its own is farther off.
+            choices.pop("start", None)  # N-FGSM's own start is farther from the clean image.
             return noisy_fgsm(
                 self._attacked(seed),
                 images,
@@ -126,7 +126,7 @@ class Crafting:
         )
 
     def _attacked(self, seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Images -> logits of the frozen network, or of draws from its posterior."""
+        """Returns images -> logits of the frozen network, or of draws from its posterior."""
         frozen, draws = self.frozen, self.objective.crafting_draws
         if draws:
             return sampled_logits(self.network, draws, randomness.fold(seed, "posterior"), frozen)

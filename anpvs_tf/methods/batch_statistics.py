@@ -1,11 +1,11 @@
-"""The moving statistics of batch normalisations, which every replica has of its own part."""
+"""The moving statistics of batch normalisations, which every replica takes of its own part."""
 
 import keras
 import tensorflow as tf
 
 
 def moving(network: keras.Model, synchronized: bool = True) -> list[keras.Variable]:
-    """The moving statistics of batch normalisations."""
+    """Lists the moving statistics of batch normalisations."""
     return [
         variable
         for layer in network.layers
@@ -52,7 +52,7 @@ class Averages:
         ]
 
     def state(self) -> dict[str, tf.Variable]:
-        """Everything that a resumed run needs, by name."""
+        """Returns the variables that a resumed run needs, by name."""
         return {f"average_{v.path.replace('/', '_')}": average for v, average in self.pairs}
 
     def advance(self, share: tf.Tensor) -> None:

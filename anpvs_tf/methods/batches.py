@@ -1,4 +1,4 @@
-"""Batches as Keras users bring them, made into what a training step takes, or refused."""
+"""Batches as Keras users give them: converted for a training step, or refused."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def check_first(data: Any) -> None:
     """Refuses images outside [0, 1] before training or evaluation begins.
 
     Args:
-        data: what Keras's `fit` and `evaluate` take. Arrays and tensors are checked whole, of a
+        data: as Keras's `fit` and `evaluate` take it. Arrays and tensors are checked whole, of a
             tf.data.Dataset and a PyDataset the first batch, a generator not at all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Training steps whose losses or gradients are not finite: noticed, and left out if asked for."""
+"""Training steps whose losses or gradients are not finite: noticed, and on request left out."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ class FiniteStep:
     def judge(
         self, losses: list[tf.Tensor], gradients: list[tf.Tensor]
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Judges a step.
+        """Judges whether a step is finite; restores the moving statistics if it is left out.
 
         Returns:
             1.0 if it is not finite on this replica, else 0.0; and the gradients to apply, which
@@ -49,7 +49,10 @@ class FiniteStep:
         return nonfinite, [tf.where(self._bad, np.nan, gradient) for gradient in gradients]
 
     def applied(self) -> tf.Tensor | float:
-        """To be called after the optimizer; returns 1 for a step that counts, else 0."""
+        """Returns 1 for a step that counts, else 0, and keeps the optimizer from counting it.
+
+        Call it after the optimizer.
+        """
         if not self.skips:
             return 1.0
         if not self.scales:  # A scaling optimizer does not count a step that it leaves out.

@@ -30,7 +30,7 @@ class Objective:
         layer_beta: {layer: factor} instead of beta, by the name of a gate without "_gate".
         train_examples: N, the number of training examples.
         target_sparsity: share of `target_of` that is to be pruned in the end; beta is then
-            steered, and only begins with the value given here. None: beta is what it is.
+            steered, and only begins with the value given here. None: beta stays as given.
         target_of: one of `TARGETS`: "features" of the gates, or "operations", the
             multiplications of the network.
         target_steps: three steps: pruning begins, the target is to be reached, no feature is

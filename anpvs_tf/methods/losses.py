@@ -8,7 +8,7 @@ from anpvs_tf.methods.hyperparameters import REDUCTIONS
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
-    """Mean cross-entropy in nats.
+    """Computes the mean cross-entropy in nats.
 
     Args:
         labels: int [batch].
@@ -25,13 +25,16 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) 
 
 
 def accuracy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Share of right predictions, float32; labels int [batch], logits [batch, classes]."""
+    """Computes the share of right predictions, float32.
+
+    labels: int [batch]; logits: [batch, classes].
+    """
     hits = tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels)
     return tf.reduce_mean(tf.cast(hits, tf.float32))
 
 
 def prediction_shift(clean: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
-    """KL(softmax(clean) || softmax(adversarial)) in nats, mean over the batch.
+    """Computes KL(softmax(clean) || softmax(adversarial)) in nats, mean over the batch.
 
     The second term of TRADES (Zhang et al. 2019). Both: logits [batch, classes].
     """
@@ -43,13 +46,13 @@ def prediction_shift(clean: tf.Tensor, adversarial: tf.Tensor) -> tf.Tensor:
 def layer_vulnerability(
     clean: tf.Tensor, adversarial: tf.Tensor, reduction: str = "mean"
 ) -> tf.Tensor:
-    """How far one layer's features move under attack (Eq. 1), mean over the batch.
+    """Measures how far one layer's features move under attack (Eq. 1), mean over the batch.
 
     Args:
         clean, adversarial: the layer's features, [batch, ...], row for row the
             same examples.
         reduction: over the features of the layer: "mean" (the scale of the
-            published figures) or "sum" (Eq. 2 to the letter).
+            published values) or "sum" (Eq. 2 to the letter).
 
     Raises:
         ValueError: for another reduction.
@@ -68,7 +71,7 @@ def vulnerability(
     reduction: str = "mean",
     shares: list[float] | None = None,
 ) -> tf.Tensor:
-    """Vulnerability of a network: the mean of its latent layers' (Eq. 2).
+    """Computes the vulnerability of a network: the mean of its latent layers' (Eq. 2).
 
     Args:
         clean, adversarial, reduction: as in `layer_vulnerability`, for each layer.
@@ -84,5 +87,5 @@ def vulnerability(
 
 
 def squared_norm(weights: Iterable[tf.Tensor]) -> tf.Tensor:
-    """sum ||v||^2 / 2 over the weights, the unit of weight decay."""
+    """Computes sum ||v||^2 / 2 over the weights, the unit of weight decay."""
     return tf.add_n([tf.nn.l2_loss(tf.cast(w, tf.float32)) for w in weights])

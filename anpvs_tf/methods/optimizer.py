@@ -21,7 +21,7 @@ class GroupedAdam(keras.optimizers.Adam):
         gate_rate_multiple: the gates' learning rate over the weights'.
         average: decay of the moving average of the variables, in [0, 1); 0 keeps none.
         gates_until: the step from which gates no longer move; None: they always do.
-        skip_nonfinite: leave a variable and all that is kept of it as they are if its
+        skip_nonfinite: leave a variable, its moments and its average as they are if its
             gradient is not finite.
     """
 
@@ -76,16 +76,16 @@ class GroupedAdam(keras.optimizers.Adam):
         super().update_step(gradient, variable, learning_rate)
 
     def average_share(self) -> tf.Tensor:
-        """How far the averages move towards the values after this update, in (0, 1]."""
-        # The first update's weights are where the average begins.
+        """Computes how far the averages move towards the values after this update, in (0, 1]."""
+        # The average begins with the weights after the first update.
         return tf.where(tf.equal(self.iterations, 0), 1.0, 1.0 - self.average)
 
     def averages(self) -> list:
-        """The moving average of each trained variable, in their order; empty if none is kept."""
+        """Lists moving averages in the order of the trained variables; empty if none are kept."""
         return list(self._averages)
 
     def slots(self) -> list[list]:
-        """The moments and averages, each a list with a variable for each trained one."""
+        """Lists the moments and averages, each a list with a variable for each trained one."""
         kept = [self._momentums, self._velocities, self._averages]
         return [variables for variables in kept if variables]
 
@@ -113,7 +113,7 @@ class GroupedSGD(GroupedAdam):
         self.momentum = momentum
 
     def _update_weight(self, gradient, variable, learning_rate) -> None:
-        # As keras.optimizers.SGD; what is Adam's first moment for gates is the velocity here.
+        # As keras.optimizers.SGD; the variable of Adam's first moment holds the velocity.
         rate = tf.cast(learning_rate, variable.dtype)
         step = rate * tf.cast(gradient, variable.dtype)
         velocity = self._momentums[self._get_variable_index(variable)]
@@ -126,7 +126,7 @@ class GroupedSGD(GroupedAdam):
 
 
 def updating(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer that moves the variables: the one inside, if `optimizer` scales the loss."""
+    """Returns the optimizer that moves variables: the inner one, if `optimizer` scales the loss."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
@@ -134,14 +134,14 @@ OPTIMIZERS = {"adam": GroupedAdam, "sgd": GroupedSGD}
 
 
 def is_gate_variable(variable) -> bool:
-    """Whether a variable is a gate's parameter (by name: replicas have no `path`)."""
+    """Says whether a variable is a gate's parameter (by name: replicas have no `path`)."""
     return "gate_" in variable.name
 
 
 def learning_rate_schedule(
     learning_rate: float, total_steps: int, decay_at: tuple[float, ...], decay: str = "steps"
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """How the learning rate falls.
+    """Makes the schedule of the learning rate.
 
     Args:
         learning_rate: at the start.
@@ -188,6 +188,6 @@ class OneCycle(LinearDecay):
     """Linear from 0 to the learning rate at step `begin`, then linear to 0 at step `end`."""
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        # The first step's rate is not 0: it would be lost.
+        # The first step's rate is not 0: the step would be lost.
         growth = (tf.cast(step, tf.float32) + 1.0) / max(1, self.begin)
         return super().__call__(step) * tf.minimum(growth, 1.0)

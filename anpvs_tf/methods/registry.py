@@ -9,7 +9,7 @@ class Method:
 
     Attributes:
         name: the word of the `--method` flag.
-        summary: what it does, in one line.
+        summary: the method in one line.
         source: the paper it comes from.
         adversarial: train on adversarial examples too, not on clean ones alone.
         trades: the loss of Zhang et al. 2019 in place of J (Eq. 6).
@@ -48,7 +48,7 @@ class Method:
         return self.adversarial and not self.trades
 
     def uses(self, trait: str | None) -> bool:
-        """Whether the method, or the run that it begins with, has a trait.
+        """Says whether the method, or the run that it begins with, has a trait.
 
         Args:
             trait: an attribute of `Method`; None for what every method has.

@@ -103,7 +103,7 @@ class RobustClassifier(keras.Model):
         return [*self.trackers.values(), *self.test_trackers.values()]
 
     def compile(self, optimizer="adam", **kwargs) -> None:
-        """Keras's `compile`; if the optimizer averages weights, statistics are averaged too."""
+        """Compiles as Keras does; averages statistics too if the optimizer averages weights."""
         super().compile(optimizer=optimizer, **kwargs)
         held = self.objective.freeze_gates_step
         if self.learned_gates and getattr(updating(self.optimizer), "gates_until", None) != held:
@@ -126,7 +126,7 @@ class RobustClassifier(keras.Model):
         return optimizer if isinstance(optimizer, GroupedAdam) else None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits of images, float32 [batch, classes]."""
+        """Computes the logits of images, float32 [batch, classes]."""
         return self.network(images, training=training)["logits"]
 
     def begin_epoch(self, epoch: int) -> bool:
@@ -148,13 +148,13 @@ class RobustClassifier(keras.Model):
         return state
 
     def deployed_weights(self) -> list[np.ndarray]:
-        """The network's weights as they are evaluated and saved: the average, if one is kept."""
+        """Returns the weights that are evaluated and saved: the average, if one is kept."""
         begun = self.optimizer.iterations > 0
         held = self.deployed_variables() if begun else self.network.weights
         return [np.asarray(variable) for variable in held]
 
     def deployed_variables(self) -> list[keras.Variable | tf.Variable]:
-        """Where `deployed_weights` are kept after the first step."""
+        """Returns the variables that hold `deployed_weights` after the first step."""
         averager = self._averager()
         averages = averager.averages() if averager is not None else []
         if not averages:
@@ -165,22 +165,22 @@ class RobustClassifier(keras.Model):
         return [of.get(id(weight), weight) for weight in self.network.weights]
 
     def craft(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Adversarial images, with the epsilon of this step."""
+        """Crafts adversarial images, with the epsilon of this step."""
         warmth = self._progress(0, self.objective.epsilon_warmup_steps)
         return self.crafting.craft(images, labels, seed, warmth)
 
     def _progress(self, begin: int, length: int) -> tf.Tensor:
-        """0 before step `begin`, then linear to 1 over `length` steps."""
+        """Computes a ramp: 0 before step `begin`, then linear to 1 over `length` steps."""
         step = tf.cast(self.optimizer.iterations, tf.float32)
         return tf.clip_by_value((step - begin + 1.0) / (length + 1.0), 0.0, 1.0)
 
     def _gates_frozen(self) -> tf.Tensor | None:
-        """bool scalar: whether gates act as deployed in this step; None if they never do."""
+        """Says whether gates act as deployed in this step, bool scalar; None if they never do."""
         step = self.objective.freeze_gates_step
         return None if step is None else self.optimizer.iterations >= step
 
     def weighted_kl(self) -> tf.Tensor:
-        """beta KL of the gates, in nats; the betas are 0, then on a ramp, then at their values.
+        """Computes beta KL of the gates, in nats; the betas are 0, then grow, then stay.
 
         With a target the betas are those of `SparsityTarget.pressures`.
         """
@@ -203,7 +203,9 @@ class RobustClassifier(keras.Model):
     def loss_terms(
         self, outputs: dict[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor | None, dict[str, tf.Tensor]]:
-        """The weights' loss (Eq. 6), the gates' (Eq. 5; None if no gate learns), and the terms.
+        """Computes the weights' loss (Eq. 6), the gates' loss (Eq. 5), and the terms of both.
+
+        The gates' loss is None if no gate learns.
 
         Args:
             outputs: the network's, on [clean; adversarial] for an adversarial
@@ -256,7 +258,7 @@ class RobustClassifier(keras.Model):
         return weight_loss, gate_loss, terms
 
     def _of_weights_alone(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The part of the weights' loss that does not depend on the images."""
+        """Sums the terms of the weights' loss that do not depend on the images."""
         total = terms["weight_decay"]
         if self.method.bayesian:
             total += self.objective.kl_scale * terms["kl"] / self.objective.train_examples
@@ -265,18 +267,18 @@ class RobustClassifier(keras.Model):
         return total + terms["regularization"] if "regularization" in terms else total
 
     def _regularized(self) -> list[keras.Variable]:
-        """The variables that a user gave a regularizer."""
+        """Lists the variables that a user gave a regularizer."""
         return [v for v in self.network.trainable_variables if v.regularizer is not None]
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains as Keras's `fit`; images outside [0, 1] are refused before (`check_first`)."""
+        """Trains as Keras's `fit`; refuses images outside [0, 1] before (`check_first`)."""
         given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         batches.check_first(given.get("x"))
         batches.check_first(given.get("validation_data"))
         return super().fit(*args, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates as Keras's `evaluate`; images outside [0, 1] are refused before."""
+        """Evaluates as Keras's `evaluate`; refuses images outside [0, 1] before."""
         batches.check_first(x)
         return super().evaluate(x, *args, **kwargs)
 
@@ -318,7 +320,7 @@ class RobustClassifier(keras.Model):
         return self.network.output["logits"].shape[-1]
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what Keras needs to save the classifier whole.
+        """Returns the configuration from which Keras restores the classifier.
 
         Raises:
             UsageError: a method whose state a `.keras` file would not hold.
@@ -417,7 +419,7 @@ class RobustClassifier(keras.Model):
         replaced: list[tuple[keras.Variable, tf.Tensor]],
         update_statistics: bool = True,
     ) -> dict[str, tf.Tensor]:
-        """The network in training, with other values in place of some variables."""
+        """Runs the network in training, with other values in place of some variables."""
         if not replaced and update_statistics:
             outputs = self.network(images, training=True)
             self._check_no_losses_in_calls()

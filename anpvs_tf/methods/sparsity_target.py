@@ -11,8 +11,8 @@ from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import Gate
 from anpvs_tf.pruning import open_operations
 
-# A feature is near its end if its importance is below so many times the threshold, and too
-# close if it has to wait below so many.
+# A feature is near its end if its importance is below NEAR times the threshold; one that has
+# to wait is too close below CLOSE times.
 NEAR, CLOSE = 4.0, 2.0
 # Where near and pruned features exceed the ramp by this share, no others are pressed.
 BRAKE = 0.02
@@ -20,16 +20,17 @@ BRAKE = 0.02
 # long to come near their end, and beta is not to grow beyond measure meanwhile.
 BETA_GAIN, PUSH_GAIN, MOST_BEHIND = 3.0, 6.0, 0.1
 LOWEST, HIGHEST = 1e-3, 1e4
-# But beta grows to so many times its first value at most: a target that is missed is better
+# But beta grows to at most this multiple of its first value: a target that is missed is better
 # than a network that the KL divergence has silenced.
 MOST_GROWN = 30.0
-# Pruned features are held, and those that come too close are pressed back, so many times as hard
-# as what is pushed: neither is to give way to a loss whose gradient an optimizer rescales.
+# Pruned features are held, and those that come too close are pressed back, this many times as
+# hard as features are pushed: neither is to give way to a loss whose gradient an optimizer
+# rescales.
 HOLD = 100.0
 
 
 class _Survey(NamedTuple):
-    """Where the features of all gates stand, one after the other.
+    """The state of the features of all gates, one gate after the other.
 
     Attributes:
         values: importance over the threshold.
@@ -59,8 +60,8 @@ class SparsityTarget:
       as many as the share allows, by a push that grows like beta until they are pruned; the
       others wait there, pressed back where they come too close, so that the target is not
       overshot however many arrive together;
-    * what is pruned stays pressed, so that it stays pruned; after the last of the three
-      `target_steps` nothing else is pressed any more.
+    * pruned features stay pressed, so that they stay pruned; after the last of the three
+      `target_steps` no others are pressed any more.
 
     Everything is part of the training step's graph and depends on the step counter and on
     `state()` alone.
@@ -88,21 +89,21 @@ class SparsityTarget:
         self.whole = tf.Variable(whole, **same)
 
     def state(self) -> dict[str, tf.Variable]:
-        """Everything that a resumed run needs, by name."""
+        """Returns the variables that a resumed run needs, by name."""
         steered = {"target_log_beta": self.log_beta, "target_log_push": self.log_push}
         return steered | {"target_whole": self.whole}
 
     def beta(self) -> tf.Tensor:
-        """The factor that is steered, a float32 scalar."""
+        """Returns the factor that is steered, a float32 scalar."""
         return tf.exp(tf.convert_to_tensor(self.log_beta))
 
     def pruned(self) -> tf.Tensor:
-        """The share of features or operations that is pruned now, in [0, 1]."""
+        """Computes the share of features or operations that is pruned now, in [0, 1]."""
         left, _ = self._left(self._masks())
         return 1.0 - left / tf.convert_to_tensor(self.whole)
 
     def pressures(self, step: tf.Tensor) -> list[tf.Tensor]:
-        """The factor of each feature's KL divergence, [features] for each gate."""
+        """Computes the factor of each feature's KL divergence, [features] for each gate."""
         begin, _, last = self.objective.target_steps
         found = self._survey()
         allowed = self._allowed(step)
@@ -122,7 +123,7 @@ class SparsityTarget:
         decided = tf.maximum(decided, self.objective.beta)
         pressing = tf.where(found.near & within, decided, self.beta() * brake * worth)
         pressing = tf.where(waits | ~((step >= begin) & (step < last)), 0.0, pressing)
-        # Not even an optimizer's momentum carries on what has to wait.
+        # Pressed back, so that not even an optimizer's momentum moves a feature that has to wait.
         pressing = tf.where(waits & (found.values <= CLOSE), -HOLD * decided, pressing)
         pressing = tf.where(found.costs > 0, pressing, 0.0)  # These may not be pruned.
         pressures = tf.where(found.is_open, pressing, HOLD * decided)

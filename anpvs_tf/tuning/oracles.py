@@ -42,13 +42,16 @@ class Lasting:
         for trial_id in set(self.trials) - set(self.start_order):
             (pathlib.Path(self._get_trial_dir(trial_id)) / _TRIAL).unlink()
             del self.trials[trial_id]
-        # And it says first that a trial is done.
+        # The trial's file is also the first to say that the trial is done.
         running = (t.trial_id for t in self.trials.values() if t.status == TrialStatus.RUNNING)
         self._retry_queue = sorted(running, reverse=True)
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Trial:
-        """The next trial. As long as others run, the answer is to wait: one may come back."""
+        """Returns the next trial; if none is left while others run, the answer is to wait.
+
+        A trial that runs may come back: that of a tuner that dies.
+        """
         trial = super().create_trial(tuner_id)
         if trial.status == TrialStatus.STOPPED:
             if self.ongoing_trials:
@@ -60,12 +63,12 @@ class Lasting:
 
     @keras_tuner.synchronized
     def tuners(self) -> set[str]:
-        """The ids of those who were not told yet that the sweep is done."""
+        """Returns the ids of the tuners that were not told yet that the sweep is done."""
         return set(self.tuner_ids) | set(self.ongoing_trials)
 
     @keras_tuner.synchronized
     def release(self, tuner_id: str) -> None:
-        """Gives the trial of a tuner that died to the next who asks."""
+        """Gives the trial of a tuner that died to the next tuner that asks."""
         self.tuner_ids.discard(tuner_id)
         trial = self.ongoing_trials.pop(tuner_id, None)
         if trial is not None:
@@ -73,7 +76,7 @@ class Lasting:
             self.save()
 
     def planned(self) -> list[int]:
-        """Lists the work of each trial of the whole sweep, as `work` has it."""
+        """Lists the work of each trial of the whole sweep, as `work` measures it."""
         return [1] * self.max_trials
 
 
@@ -126,18 +129,18 @@ _ORACLES = {"random": Random, "bayesian": Bayesian, "hyperband": Hyperband, "gri
 
 
 def make(tuner: str, trials: int | None, seed: int, epochs: int) -> Lasting:
-    """An oracle by a name of `names.TUNERS`.
+    """Makes an oracle by a name of `names.TUNERS`.
 
     Args:
-        trials: at most so many; None for no limit.
+        trials: the most trials; None for no limit.
         epochs: of the longest trial; for hyperband.
     """
     size = {"max_epochs": epochs} if tuner == "hyperband" else {"max_trials": trials}
     return _ORACLES[tuner](
         objective=keras_tuner.Objective(SCORE, "max"),
-        # keras-tuner takes 0 for none, and then draws one.
+        # keras-tuner takes seed 0 for no seed, and then draws one.
         seed=seed + 1,
-        # It compares with ==; failed trials do not end a sweep.
+        # keras-tuner compares their number with ==: with None, failed trials do not end a sweep.
         max_consecutive_failed_trials=None,
         **size,
     )

@@ -1,4 +1,4 @@
-"""How long a sweep will take, by the trials that ended while this process looked."""
+"""The time that a sweep will take, by the trials that ended while this process looked."""
 
 import time
 
@@ -14,7 +14,7 @@ class Remaining:
     """Counts the trials of an oracle and times them.
 
     Args:
-        oracle: it knows the trials that ended before; their time is not known.
+        oracle: knows the trials that ended before, but not the time that they took.
     """
 
     def __init__(self, oracle: oracles.Lasting):
@@ -26,7 +26,7 @@ class Remaining:
         return [trial for trial in list(self.oracle.trials.values()) if trial.status not in _OPEN]
 
     def ended(self) -> int:
-        """The number of trials that ended, well or not."""
+        """Counts the trials that ended, successful or not."""
         return len(self._ended())
 
     def text(self) -> str:

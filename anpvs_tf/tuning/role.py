@@ -1,4 +1,4 @@
-"""Which part of a sweep this process does; imports no TensorFlow."""
+"""The part of a sweep that this process does; imports no TensorFlow."""
 
 import dataclasses
 import os
@@ -27,10 +27,10 @@ class Role:
 
 
 def own_role() -> Role:
-    """The role that the environment gives.
+    """Reads the role of this process from the environment.
 
     Raises:
-        UsageError: it says half.
+        UsageError: a variable is missing, or is no port or no name.
     """
     ip, port, tuner_id = (os.environ.get(name, "") for name in _VARIABLES)
     if not ip:

@@ -20,7 +20,7 @@ FIGURES = {
 # Those of which more is better.
 TARGETS = ("robust", "clean", "sparsity")
 HELP = (
-    f"what is maximised on validation: {', '.join(TARGETS)}; one of them where another figure "
+    f"what is maximised on validation: {', '.join(TARGETS)}; one of them where another value "
     "keeps a limit, as in robust@sparsity>=0.75; or pareto, the mean of the three"
 )
 # Settings of the data and of the attack by which all trials are judged; "eval_..." are too.
@@ -37,7 +37,7 @@ class Limit:
     value: float
 
     def miss(self, figures: dict[str, float]) -> float:
-        """By how much the limit is missed; 0 if it is kept."""
+        """Computes by how much the limit is missed; 0 if it is kept."""
         found = figures[self.figure]
         kept = _COMPARISONS[self.comparison](found, self.value)
         return 0.0 if kept else abs(found - self.value)
@@ -48,8 +48,8 @@ class Score:
     """The score of a trial; more is better.
 
     A run that keeps the limit has the mean of its `targets`, which is at least 0. One
-    that does not has minus what it misses: less than any run that keeps it, and the
-    nearer the better, so that a search finds its way.
+    that misses it has minus the distance from it: less than any run that keeps it, and
+    more the nearer it is, so that a search is led to the limit.
     """
 
     text: str
@@ -64,17 +64,17 @@ class Score:
         return self.limit is None or self.limit.miss(figures) == 0.0
 
     def score(self, figures: dict[str, float]) -> float:
-        """Args: figures: those of `validation_figures`."""
+        """Computes the score from the values of `validation_figures`."""
         if not self.feasible(figures):
             return -self.limit.miss(figures)
         return sum(figures[name] for name in self.targets) / len(self.targets)
 
 
 def parse(text: str) -> Score:
-    """The objective of `--objective`.
+    """Reads the objective of `--objective`.
 
     Raises:
-        UsageError: not of a form that `HELP` describes.
+        UsageError: the text has no form that `HELP` describes.
     """
     if text == "pareto":
         return Score(text, TARGETS)
@@ -97,7 +97,7 @@ def parse(text: str) -> Score:
 
 
 def check_recorded(objective: Score, methods: set[str]) -> None:
-    """Raises UsageError if a method's runs have nothing to say of the objective."""
+    """Raises UsageError if the runs of a method lack a value that the objective needs."""
     for name in sorted(methods):
         if "sparsity" in objective.figures and not METHODS[name].prunes:
             able = [row.name for row in METHODS.values() if row.prunes]
@@ -108,7 +108,7 @@ def check_recorded(objective: Score, methods: set[str]) -> None:
 
 
 def check_comparable(swept: Iterable[str]) -> None:
-    """Raises UsageError if a swept setting decides what trials are measured by."""
+    """Raises UsageError if a swept setting decides how trials are measured."""
     for name in swept:
         if name in _YARDSTICKS or name.startswith("eval_"):
             raise UsageError(

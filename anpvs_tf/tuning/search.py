@@ -33,7 +33,7 @@ from anpvs_tf.tuning.remaining import Remaining
 from anpvs_tf.tuning.role import CHIEF_SECONDS, Role, own_role
 from anpvs_tf.tuning.sweep import Sweep, wait_until
 
-# Or it prints the traceback of each failed trial; the trial's file has it.
+# By default keras-tuner prints the traceback of each failed trial; the trial's file has it.
 config.DEBUG = False
 
 
@@ -49,7 +49,7 @@ class TrainingRuns(keras_tuner.HyperModel):
             swept.declare(name, hp)
 
     def build(self, hp: keras_tuner.HyperParameters) -> Settings:
-        """Raises UsageError if the values do not go together."""
+        """Makes the settings of a trial; raises UsageError if the values do not fit together."""
         return self.sweep.settings_of(hp.values)
 
     def fit(self, hp: keras_tuner.HyperParameters, model: Settings, run: RunDirectory) -> float:
@@ -79,7 +79,7 @@ class RunTuner(BaseTuner):
         )
         # By this file keras-tuner knows that there is something to reload.
         self.save()
-        # A worker's oracle is the chief's, which says it.
+        # A worker uses the chief's oracle, and the chief says how much remains.
         self.remaining = None if own_role().name == "worker" else Remaining(self.oracle)
 
     def pre_create_trial(self) -> None:
@@ -125,11 +125,11 @@ class RunTuner(BaseTuner):
 
 
 def run(sweep: Sweep) -> None:
-    """Carries the sweep out, or this process's part of it, or continues it.
+    """Runs the sweep, or this process's part of it; resumes it if it was begun.
 
     Raises:
-        UsageError: it cannot begin or go on here; nothing was written.
-        TrainingError: the machine failed; the same command goes on.
+        UsageError: it cannot begin or resume here; nothing was written.
+        TrainingError: the machine failed; the same command resumes the sweep.
         Interrupted: a signal asked for it; the state is saved.
     """
     own = own_role()
@@ -152,7 +152,7 @@ def run(sweep: Sweep) -> None:
 
 
 def _tuner(sweep: Sweep) -> RunTuner:
-    with contextlib.redirect_stdout(None):  # It says what it reloads.
+    with contextlib.redirect_stdout(None):  # keras-tuner prints what it reloads.
         return RunTuner(sweep)
 
 
@@ -162,7 +162,7 @@ def _search(tuner: RunTuner) -> None:
     except keras_tuner.errors.FatalError as fatal:
         cause = fatal.__cause__
         if isinstance(cause, OSError):
-            raise TrainingError(f"{one_line(cause)}; the same command goes on") from cause
+            raise TrainingError(f"{one_line(cause)}; the same command resumes the sweep") from cause
         raise (cause or fatal) from None
 
 
@@ -204,7 +204,7 @@ def _lead(sweep: Sweep, tuner: RunTuner, own: Role) -> None:
 
 
 def _place_of(sweep: Sweep, tuner_id: str) -> pathlib.Path:
-    """Held by a worker as long as it lives."""
+    """Returns the directory that a worker holds as long as it lives."""
     return sweep.path / "workers" / tuner_id
 
 
@@ -246,5 +246,5 @@ def _work(sweep: Sweep, own: Role) -> None:
         except grpc.RpcError as error:
             raise TrainingError(
                 f"the chief on {own.ip}:{own.port} is gone ({one_line(error)}); start it and "
-                "the workers again, they go on"
+                "the workers again: they resume"
             ) from error

@@ -18,7 +18,7 @@ HELP = (
     "A number may be a range, low:high[:log|:linear][:steps]; any setting may be choices, 'a|b|c'"
 )
 SCALES = ("log", "linear")
-# A sampled number has so many significant digits, so that tables show all of it.
+# Significant digits of a sampled number, few enough that tables show all of it.
 DIGITS = 4
 _BOOLEANS = {"true": True, "false": False}
 
@@ -41,7 +41,7 @@ class Range:
         declare(name, self.low, self.high, sampling=self.scale)
 
     def value(self, sampled: float) -> float:
-        """The setting's value of what keras-tuner drew."""
+        """Returns the setting's value for the one that keras-tuner drew."""
         if self.whole:
             return int(sampled)
         return min(max(_rounded(sampled), self.low), self.high)
@@ -68,7 +68,7 @@ class Choices:
         hyperparameters.Choice(name, list(self.values if self.numbers else self.texts))
 
     def value(self, sampled: Any) -> Any:
-        """The setting's value of what keras-tuner drew."""
+        """Returns the setting's value for the one that keras-tuner drew."""
         return sampled if self.numbers else self.values[self.texts.index(sampled)]
 
 
@@ -83,12 +83,12 @@ class Space:
     swept: dict[str, Swept]
 
     def values(self, sampled: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a trial; entries of `sampled` that are none are left out."""
+        """Returns the settings of a trial; leaves out entries of `sampled` that are no settings."""
         drawn = {name: swept.value(sampled[name]) for name, swept in self.swept.items()}
         return self.constants | drawn
 
     def corners(self) -> list[dict[str, Any]]:
-        """Settings that reach both ends of each range, and each choice, once."""
+        """Lists settings that reach both ends of each range, and each choice, once."""
         first = {name: swept.ends[0] for name, swept in self.swept.items()}
         found = [self.constants | first]
         for name, swept in self.swept.items():
@@ -97,10 +97,10 @@ class Space:
 
 
 def parse(texts: Mapping[str, str]) -> Space:
-    """The space that flags describe.
+    """Reads the space that flags describe.
 
     Raises:
-        UsageError: a text that is no value, range or choices of its setting; nothing is swept.
+        UsageError: a text is no value, range or choices of its setting, or nothing is swept.
     """
     found = {name: _parse(name, text) for name, text in texts.items()}
     swept = {name: value for name, value in found.items() if isinstance(value, Swept)}
@@ -147,7 +147,7 @@ def _range(name: str, text: str, kind: type) -> Swept:
 
 
 def _value(name: str, text: str) -> Any:
-    """A setting's value as its flag takes it."""
+    """Reads a setting's value from the text of its flag."""
     kind = settings.kind_of(settings.FIELDS[name])
     try:
         if kind is bool:

@@ -1,12 +1,12 @@
 """A sweep: its directory, its definition, the settings and the run of each trial.
 
 TensorFlow, which takes seconds to import, is imported when a trial is to be trained: a sweep
-that cannot be is refused at once.
+that cannot be run is refused at once.
 
-SWEEP/sweep.json          what is swept; the trials, the front, the chosen trial
+SWEEP/sweep.json          the definition, the trials, the front, the chosen trial
 SWEEP/trial-0000/ …       the run directory of each trial
 SWEEP/base-…/             runs that trials start from, each trained once
-SWEEP/tuner/              what keras-tuner knows
+SWEEP/tuner/              keras-tuner's files
 SWEEP/workers/            held by the workers that live
 """
 
@@ -44,7 +44,7 @@ class Definition:
         recipe: of `defaults.RECIPES`.
         tuner: of `oracles.TUNERS`.
         objective: as `score.parse` takes it.
-        trials: at most so many; None for as many as the tuner makes.
+        trials: the most trials; None for as many as the tuner makes.
         search_seed: of the search; that of training is a setting.
     """
 
@@ -61,7 +61,7 @@ class Sweep:
 
     Args:
         path: the sweep's directory.
-        definition: what is swept.
+        definition: of the sweep.
         data_dir, download: as in `loading.load`.
         execution: how each trial is trained, as fields of `trainer.Execution`.
         command: the command line, kept in each run's config.json.
@@ -117,7 +117,7 @@ class Sweep:
 
     @property
     def trials(self) -> int | None:
-        """At most so many trials; None if the tuner decides."""
+        """The most trials; None if the tuner decides."""
         if self.definition.tuner in ("hyperband", "grid"):
             return self.definition.trials
         return self.definition.trials or TRIALS
@@ -138,13 +138,13 @@ class Sweep:
         return RunDirectory(self.path / f"trial-{int(trial_id):04d}")
 
     def settings_of(self, sampled: dict[str, Any]) -> Settings:
-        """The settings of a trial.
+        """Makes the settings of a trial.
 
         Args:
             sampled: keras-tuner's values, those of hyperband among them.
 
         Raises:
-            UsageError: settings that do not go together.
+            UsageError: settings that do not fit together.
         """
         # Precision goes by the processor, so workers need processors of one kind.
         whole = resolution.resolve(
@@ -157,9 +157,9 @@ class Sweep:
         return resolution.choose(values, self.definition.recipe, self.data_dir)
 
     def train(self, chosen: Settings, run: RunDirectory) -> None:
-        """Trains a trial and what it starts from, or continues, or finds it done.
+        """Trains or resumes a trial and the run that it starts from, unless they are done.
 
-        Another process that trains the same is waited for.
+        Waits for another process that trains the same run.
 
         Raises:
             UsageError, TrainingError, Interrupted: as `trainer.train`.
@@ -168,7 +168,7 @@ class Sweep:
         self._train(chosen, run)
 
     def _with_base(self, chosen: Settings) -> Settings:
-        """With the run that it starts from, trained once for all trials that need it."""
+        """Adds the run that a trial starts from; trains it once for all trials that need it."""
         if chosen.base_run is not None or METHODS[chosen.method].base is None:
             return chosen
         from anpvs_tf.training import warm_start
@@ -207,7 +207,7 @@ class Sweep:
     # ---- The directory ----
 
     def check(self) -> None:
-        """Raises UsageError unless the sweep can begin or go on in its directory."""
+        """Raises UsageError unless the sweep can begin or resume in its directory."""
         from anpvs_tf.data import loading
 
         chosen = self._chosen(self.space.corners()[0])
@@ -227,11 +227,11 @@ class Sweep:
             if field.name != "trials" and old != new:
                 raise UsageError(
                     f"{self.path} holds a sweep of other {field.name}: {_shown(old)}, now "
-                    f"{_shown(new)}; give --run_dir alone to go on, or choose another --run_dir"
+                    f"{_shown(new)}; give --run_dir alone to resume, or choose another --run_dir"
                 )
 
     def begin(self) -> None:
-        """Writes sweep.json, and what TensorBoard says of the sweep."""
+        """Writes sweep.json and, for a new sweep, its description for TensorBoard."""
         new = not self.state_path.exists()
         self.write(self.held() | {"finished": False})
         if new:
@@ -240,7 +240,7 @@ class Sweep:
             tensorboard.write_experiment(self.path / "tensorboard", list(self.space.swept))
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replaces sweep.json, which keeps the definition."""
+        """Replaces the state in sweep.json, which keeps the definition."""
         state = {"sweep": dataclasses.asdict(self.definition)} | {
             name: value for name, value in state.items() if name != "sweep"
         }
@@ -248,7 +248,7 @@ class Sweep:
 
 
 def shortened(whole: Settings, epochs: int) -> Settings:
-    """The same recipe in fewer epochs: what counts epochs shrinks in proportion.
+    """Returns the same recipe in fewer epochs: settings that count epochs shrink in proportion.
 
     Warm starts stay as they are.
     """
@@ -265,7 +265,7 @@ def read_state(path: pathlib.Path) -> dict[str, Any]:
     """Reads a sweep.json; returns an empty dict if no file exists.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     file = pathlib.Path(path) / "sweep.json"
     try:
@@ -275,10 +275,10 @@ def read_state(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_definition(path: str | os.PathLike) -> Definition | None:
-    """The definition of the sweep in a directory; None if there is none.
+    """Reads the definition of the sweep in a directory; returns None if there is no sweep.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: sweep.json cannot be read.
     """
     state = read_state(pathlib.Path(path))
     if not state:
@@ -290,7 +290,7 @@ def read_definition(path: str | os.PathLike) -> Definition | None:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = float("inf")) -> bool:
-    """Waits for a condition, at most so long; returns whether it came.
+    """Waits for a condition, at most `seconds`; returns whether it became true.
 
     Raises:
         Interrupted: a signal asked for the end.
@@ -298,7 +298,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = float("inf")) -> 
     end = time.monotonic() + seconds
     while not condition():
         if interruption.asked():
-            raise Interrupted(interruption.asked(), "the same command goes on")
+            raise Interrupted(interruption.asked(), "the same command resumes the sweep")
         if time.monotonic() > end:
             return False
         time.sleep(0.5)

@@ -20,23 +20,26 @@ _STATES = {"COMPLETED": "done", "FAILED": "failed", "INVALID": "failed", "RUNNIN
 
 
 def reason_path(path: pathlib.Path, trial_id: str) -> pathlib.Path:
-    """Where a worker says why a trial failed: keras-tuner does not tell the chief."""
+    """Returns the path of the file where a worker says why a trial failed.
+
+    keras-tuner does not tell the chief.
+    """
     return path / TUNER / f"trial_{trial_id}" / "failure.txt"
 
 
 def values(sweep: Sweep, drawn: dict[str, Any]) -> dict[str, Any]:
-    """The swept settings of a trial, and the epochs that hyperband gave it."""
+    """Returns the swept settings of a trial, and the epochs that hyperband gave it."""
     found = {name: one.value(drawn[name]) for name, one in sweep.space.swept.items()}
     return found | ({"epochs": drawn["tuner/epochs"]} if "tuner/epochs" in drawn else {})
 
 
 def values_text(sweep: Sweep, drawn: dict[str, Any]) -> str:
-    """The swept settings of a trial as flags."""
+    """Writes the swept settings of a trial as flags."""
     return " ".join(f"--{name}={as_text(value)}" for name, value in values(sweep, drawn).items())
 
 
 def trials(sweep: Sweep) -> list[dict[str, Any]]:
-    """A row a trial, by number, from the sweep's files.
+    """Reads a row for each trial, by number, from the sweep's files.
 
     Each has name, values, state ("done", "failed" or "unfinished"), and reason if it failed.
     One that is done has clean, robust, sparsity, vulnerability (on validation), latency
@@ -86,13 +89,13 @@ def _merits(row: dict[str, Any]) -> tuple[float, ...]:
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The trial with the best score; None if none is done, or all are at chance."""
+    """Finds the trial with the best score; None if none is done, or all are at chance."""
     done = [row for row in rows if row["state"] == "done" and not row["at_chance"]]
     return max(done, key=lambda row: row["score"], default=None)
 
 
 def write(sweep: Sweep, finished: bool = False) -> None:
-    """Replaces sweep.json by what the sweep's files say now."""
+    """Updates sweep.json with the trials that the sweep's files hold now."""
     rows = trials(sweep)
     best = chosen(rows)
     sweep.write(
@@ -106,7 +109,7 @@ def write(sweep: Sweep, finished: bool = False) -> None:
 
 
 def text(sweep: Sweep) -> str:
-    """The lines that end a sweep: trials, front, what to do with the chosen one."""
+    """Writes the lines that end a sweep: trials, front, how to export the chosen trial."""
     rows = trials(sweep)
     if not rows:
         return f"{sweep.path} holds no trial yet"
