@@ -1,1 +1,1 @@
-"""Measures accuracy under attack, keeps what is known of each example, and checks the figures."""
+"""Measures accuracy under attack, keeps each example's state, and checks the results."""

@@ -42,7 +42,7 @@ def evaluate(
     seed: int = 0,
     **settings: float,
 ) -> Robustness:
-    """Attacks a classifier on images in memory, and says what it withstands.
+    """Attacks a classifier on images in memory and measures its robust accuracy.
 
     `bin/evaluate.py` does the same for runs and model files, with records, self-checks and
     resuming.

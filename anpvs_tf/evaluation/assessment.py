@@ -25,12 +25,12 @@ from anpvs_tf.runs.result_record import ResultRecord
 
 
 def file_name(attack: str, settings: AttackSettings, identity: str) -> str:
-    """The name of an attack's file of per-example results."""
+    """Makes the name of an attack's file of per-example results."""
     return f"{attack}-{settings.norm}-epsilon{settings.epsilon:g}-{identity[:8]}.npz"
 
 
 def transfer_stages(sources: Sequence[Subject], settings: AttackSettings) -> list[Stage]:
-    """Black box: PGD crafted on each source, which knows nothing of the model."""
+    """Makes the black-box stages: PGD crafted on each source, without access to the model."""
     settings = resolve(TRANSFER, settings)
 
     def stage(source, restart):
@@ -57,7 +57,7 @@ def transfer_stages(sources: Sequence[Subject], settings: AttackSettings) -> lis
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
+    """Computes the 95 % interval of a share (Wilson 1927)."""
     low, high = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
     return float(low), float(high)
 
@@ -72,7 +72,7 @@ class Conditions:
         directory: where the per-example results go; made if absent.
         seed: of the attacks.
         batch_size: examples attacked at a time.
-        sources: where transferred examples are crafted.
+        sources: the models on which transferred examples are crafted.
         check_examples: run the self-checks on so many examples; 0 leaves them out.
     """
 
@@ -92,7 +92,7 @@ def assess(
 
     Args:
         attacks: (name, settings) in the order in which they are run; each sees every
-            example, so that its own figure does not depend on the others.
+            example, so that its accuracy does not depend on the others.
 
     Yields:
         A record for each attack, and for each threat model with more than one attack
@@ -119,7 +119,7 @@ def assess(
 def _in_threat_model(
     conditions: Conditions, chosen: list[tuple[str, AttackSettings]], steady: bool
 ) -> Iterator[ResultRecord]:
-    """The records of attacks of one epsilon and norm, and that of their worst case."""
+    """Yields the records of attacks of one epsilon and norm, and that of their worst case."""
     subject = conditions.subject
     runs = [_run(conditions, *one) for one in chosen]
     outcomes = [_outcome(run, *one) for run, one in zip(runs, chosen, strict=True)]
@@ -131,7 +131,7 @@ def _in_threat_model(
         if attack != TRANSFER and (
             stronger := _stronger(outcome, outcomes, [name for name, _ in chosen])
         ):
-            # Others here found more: this figure overstates robustness.
+            # Other attacks found more: this accuracy overstates robustness.
             record["reliable"] = False
             record["unreliable_because"] = [*record.get("unreliable_because", []), stronger]
         record["attack"] = description(attack, settings, conditions.sources)
@@ -172,7 +172,7 @@ def _run(conditions: Conditions, attack: str, settings: AttackSettings) -> Attac
         "norm": settings.norm,
         "epsilon": settings.epsilon,
         "stages": [stage.name for stage in stages],
-        "drawn_for": "example",  # Once it was for a batch: such files are others.
+        "drawn_for": "example",  # Files of versions that drew for a batch do not match.
     }
     identity = attack_run.fingerprint(models, conditions.split, what)
     return AttackRun(
@@ -197,7 +197,7 @@ def _above_chance(subject: Subject, outcome: Outcome) -> self_checks.Check:
     return self_checks.Check(
         "accuracy",
         found is None,
-        "figures of a network that cannot classify say nothing of robustness",
+        "accuracies of a network that cannot classify say nothing of robustness",
         found or f"clean {accuracy:.1%}, a constant answer {best_constant:.1%}",
     )
 
@@ -241,7 +241,7 @@ def _stronger(outcome: Outcome, outcomes: list[Outcome], names: list[str]) -> st
 def _record(subject, outcome, robust, settings, steady, checks) -> ResultRecord:
     correct, count = outcome.correct, len(robust)
     survived = int(np.sum(robust))
-    # Of a stochastic model that was attacked in single draws, nothing is known to be robust.
+    # Attacks in single draws do not show the robust accuracy of a stochastic model.
     called = steady or settings.draws > 1
     record = recording.record(
         dataset=subject.dataset,

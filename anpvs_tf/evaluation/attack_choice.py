@@ -1,4 +1,4 @@
-"""Which attacks an evaluation runs, with which settings; imports no TensorFlow."""
+"""The choice of an evaluation's attacks and their settings; imports no TensorFlow."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,19 @@ ATTACKS = (*USES, TRANSFER)
 
 
 def resolve(attack: str, settings: AttackSettings) -> AttackSettings:
-    """As `attacks.settings.resolve`, for every attack here."""
+    """Fills in an attack's own defaults, as `attacks.settings.resolve`, for all of `ATTACKS`."""
     return attack_settings.resolve("pgd" if attack == TRANSFER else attack, settings)
 
 
 def uses(attack: str) -> tuple[str, ...]:
-    """The settings that an attack depends on."""
+    """Returns the names of the settings that an attack depends on."""
     return USES["pgd" if attack == TRANSFER else attack]
 
 
 def description(
     attack: str, settings: AttackSettings, sources: "Sequence[Subject]" = ()
 ) -> dict[str, Any]:
-    """An attack and what it depends on, as records hold them."""
+    """Describes an attack as records hold it: its name and the settings that it depends on."""
     found = {name: getattr(resolve(attack, settings), name) for name in uses(attack)}
     if attack == TRANSFER:
         found["sources"] = [source.name for source in sources]
@@ -61,7 +61,7 @@ class Choice:
 def chosen_attacks(
     choice: Choice, usual: Mapping[str, Any], classes: int, latent: bool
 ) -> list[tuple[str, AttackSettings]]:
-    """The attacks of a choice, in order, each with its settings, none twice.
+    """Lists the attacks of a choice, in order, each with its settings, none twice.
 
     Args:
         usual: the settings of the run, or of the dataset, that say how it is usually attacked:

@@ -1,8 +1,8 @@
 """An attack on every example of a split: stage by stage, in batches, interruptible.
 
-A stage (one restart, one target class) gets what no earlier stage has broken, in
-full batches. The state of each example is written after every batch, so that a
-stopped attack goes on where it was.
+A stage (one restart, one target class) gets the examples that no earlier stage has
+broken, in full batches. The state of each example is written after every batch, so
+that a stopped attack resumes where it was.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from anpvs_tf.evaluation.feature_movement import movement
 
 Progress = Callable[[str, int, int], None]
 
-# Images of a split that may stay on disk.
+# Images that are read and hashed at a time: those of a split may stay on disk.
 HASHED_AT_ONCE = 1_000
 
 
@@ -72,20 +72,20 @@ class Outcome:
         return self.stage >= len(self.stages)
 
     def left(self) -> np.ndarray:
-        """Indices of the examples of the stage under way."""
+        """Finds the indices of the examples of the stage under way."""
         if self.stage == 0:
-            return np.arange(len(self.labels))  # All: their features' movement is of interest.
+            return np.arange(len(self.labels))  # All: the movement of their features is measured.
         unbroken = (self.broken_by < 0) | (self.broken_by >= self.stage)
         return np.flatnonzero(self.correct & unbroken)
 
     def vulnerability(self) -> dict[str, float]:
-        """{latent layer: Eq. 1, mean over its features}; empty where there are none."""
+        """Computes {latent layer: mean of Eq. 1 over its features}; empty if none was measured."""
         return {
             layer: float(total.mean()) / self.moved_examples for layer, total in self.moved.items()
         }
 
     def accuracy_after(self) -> dict[str, float]:
-        """{stage's name: robust accuracy once it was done}."""
+        """Computes {stage's name: robust accuracy after that stage}."""
         return {
             name: float(np.mean(self.correct & ((self.broken_by < 0) | (self.broken_by > i))))
             for i, name in enumerate(self.stages)
@@ -93,7 +93,7 @@ class Outcome:
 
 
 def fingerprint(subjects: list[Subject], split: loading.Split, what: dict) -> str:
-    """A digest of the models involved, the examples and `what`: the identity of an attack."""
+    """Computes an attack's identity: a digest of its models, the examples and `what`."""
     what = what | {"models": [subject.digest for subject in subjects]}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for begin in range(0, len(split), HASHED_AT_ONCE):
@@ -112,10 +112,10 @@ class AttackRun:
         epsilon, norm: the ball, asserted on every batch.
         seed: of all random draws.
         batch_size: examples attacked at a time.
-        draws: the model is stochastic: it decides by its mean softmax over so many calls.
+        draws: a stochastic model decides by its mean softmax over so many calls.
         path: where the state is kept (.npz); None keeps nothing.
         identity: `fingerprint` of this attack: a file of another one is replaced.
-        use_latent: hand the attacks the latent features too.
+        use_latent: give the attacks the latent features too.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class AttackRun:
         return {name: tf.reduce_sum(distances, axis=0) for name, distances in moved.items()}
 
     def run(self, progress: Progress = lambda stage, done, total: None) -> Outcome:
-        """Attacks what has not been attacked yet.
+        """Attacks the examples that have not been attacked yet, stage by stage.
 
         Args:
             progress: called with (stage's name, examples done, examples of the stage).
@@ -190,7 +190,7 @@ class AttackRun:
                 f"labels from {labels.min()} to {labels.max()}; {self.subject.dataset} has "
                 f"{self.subject.classes} classes"
             )
-        # Single draws: the mean of several is a log-probability in any case.
+        # Single draws are checked: the mean of several is a log-probability in any case.
         probe = pipelines.to_float(self.split.images[: self.batch_size])
         check_logits(self.subject, logits_of(self.subject.logits, probe).numpy())
         predictions = []
@@ -211,13 +211,13 @@ class AttackRun:
     def _attack(self, stage: Stage, outcome: Outcome, rows: np.ndarray) -> None:
         images = pipelines.to_float(self.split.images[rows])
         labels = tf.constant(outcome.labels[rows])
-        # An example's own: no figure depends on the size of the batches.
+        # Each example has its own seed: no result depends on the size of the batches.
         seed = randomness.ExampleSeeds(
             randomness.seed_of(self.seed, "attack"), tf.constant(rows, tf.int32)
         )
         try:
             adversarial = stage.run(self.attacked, images, labels, seed)
-        except LookupError as error:  # TensorFlow's word for an operation without gradient.
+        except LookupError as error:  # TensorFlow raises it for an operation without gradient.
             raise UsageError(
                 f"{self.subject.name} has no gradient ({error}); use --attack=square or transfer"
             ) from error

@@ -1,4 +1,4 @@
-"""The model that is evaluated: a run's network as it is deployed, or a model of the user's."""
+"""The model that is evaluated: a run's network as it is deployed, or a user's own model."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from anpvs_tf.data.sources import Source
 from anpvs_tf.evaluation import final_activation, input_ranges
 from anpvs_tf.networks import bayesian
 
-# Their layers may be in a model file: importing registers them.
+# A model file may hold layers of these modules: importing them registers the layers.
 from anpvs_tf.pruning.frozen import FrozenNetwork, sampled_logits
 from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.runs.settings import Settings
@@ -30,16 +30,16 @@ class Subject:
     Attributes:
         name: where it comes from.
         source: the data that it classifies.
-        digest: of its weights: what tells it from others.
+        digest: of its weights, which tells it from other models.
         logits: float32 images [batch, H, W, C] in [0, 1] -> logits [batch, classes], as
             deployed: what is attacked and what decides.
         outputs: the same with the latent features, {"logits": ..., "<layer>": ...}; None
-            where only logits are to be had.
+            if the model returns only logits.
         network: of a run, else None.
         settings: of the run, else None.
         posterior_draws: it is an ensemble of so many networks drawn from the run's
             posterior; None if it is not.
-        input_range: what the model takes for black and white; `logits` takes 0 and 1.
+        input_range: the model's values for black and white; `logits` takes 0 and 1.
         remark: what was assumed of the model, for the user.
     """
 
@@ -64,7 +64,7 @@ class Subject:
 
 
 def of_run(run: FinishedRun, posterior_draws: int | None = None) -> Subject:
-    """The network of a finished run; of a Bayesian one, that of the posterior means.
+    """Makes a subject of a finished run's network; if it is Bayesian, with the posterior means.
 
     Args:
         posterior_draws: instead, the ensemble (the mean softmax) of so many networks
@@ -112,18 +112,18 @@ def _ensemble(run: FinishedRun, network: keras.Model, draws: int) -> Subject:
 
 
 def of_model(path: str, source: Source, input_range: tuple[float, float] | None = None) -> Subject:
-    """A SavedModel directory (a version of an export, say) or a Keras model file.
+    """Loads a SavedModel directory (a version of an export, say) or a Keras model file.
 
     A SavedModel is called by its signature `serving_default`. Its logits are the output
     "logits", or its only output.
 
     Args:
         source: the data that the model classifies.
-        input_range: what the model takes for black and white; None to read it off a layer at
-            its input, or integers there (0 to 255), else 0 to 1.
+        input_range: the model's values for black and white; None reads them off a layer at its
+            input: 0 to 255 if it takes integers, 0 to 1 if no layer says otherwise.
 
     Raises:
-        UsageError: no such model, or one that does not fit the dataset.
+        UsageError: the model does not exist, or it is one that does not fit the dataset.
     """
     if not pathlib.Path(path).exists():
         raise UsageError(f"--saved_model={path} does not exist")
@@ -187,7 +187,7 @@ class Loaded(NamedTuple):
     """A model file.
 
     call: images -> its outputs; input_range: its black and white; seen: how that is known;
-    ending: what was taken away at its end.
+    ending: says which activation was removed at its end.
     """
 
     call: Callable[[tf.Tensor], Any]
@@ -262,7 +262,7 @@ def check_logits(subject: Subject, logits: np.ndarray) -> None:
     """Raises UsageError for outputs that cannot be logits: not finite, or all from 0 to 1."""
     if not np.all(np.isfinite(logits)):
         raise UsageError(f"{subject.name} returns logits that are not finite")
-    # Those of a network that is dead are all the same.
+    # Logits that are all the same pass: a dead network returns them.
     if len(logits) and 0 <= logits.min() < logits.max() <= 1:
         raise UsageError(
             f"{subject.name} returns probabilities, values from 0 to 1; attacks need logits, from "
@@ -274,7 +274,7 @@ def check_logits(subject: Subject, logits: np.ndarray) -> None:
 def sampled_outputs(
     network: keras.Model, draws: int, seed: tf.Tensor
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The ensemble of the networks of `sampled_logits`, with latent features.
+    """Makes the ensemble of the networks of `sampled_logits`, with latent features.
 
     Args: as of `sampled_logits`.
 

@@ -16,7 +16,7 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation.feature_movement import movement
 from anpvs_tf.pruning.frozen import FrozenNetwork
 
-# So many examples are kept to be looked at.
+# Examples of an evaluation that are kept to be shown.
 SHOWN = 4
 
 
@@ -32,7 +32,7 @@ class PgdAttack:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Figures over `examples` examples; accuracies in [0, 1].
+    """Accuracies in [0, 1] and vulnerabilities, over `examples` examples.
 
     `layer_vulnerability` is Eq. 1 averaged over each latent layer's features, and
     `vulnerability` its mean over layers (Eq. 2, `mean` reduction).
@@ -48,7 +48,7 @@ class Result:
 class Evaluator:
     """Evaluates one network again and again with one compilation.
 
-    Every replica takes whole batches, so the figures do not depend on how many there are.
+    Every replica takes whole batches, so the results do not depend on the number of replicas.
 
     The attack runs on the frozen network, which is what is deployed.
 
@@ -56,8 +56,8 @@ class Evaluator:
         network: a functional model in float32: images -> dict with "logits".
         attack: the adversary.
         batch_size: examples attacked at a time.
-        prune: leave out what is pruned now, which is faster; the gates must then
-            not change any more.
+        prune: leave out the features that are pruned now, which is faster; the gates must
+            then not change any more.
         devices: that share the batches; None for one.
 
     Attributes:
@@ -84,8 +84,11 @@ class Evaluator:
     def evaluate_batch(
         self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
-        """One batch: clean hits, robust hits (bool [batch]), each latent layer's summed distance
-        between clean and adversarial features, and the adversarial images.
+        """Attacks one batch and classifies it before and after.
+
+        Returns:
+            Clean hits, robust hits (bool [batch]), each latent layer's summed distance between
+            clean and adversarial features, and the adversarial images.
         """
         weights = self.frozen.fold()
         clean = self.network(images, training=False)
@@ -119,7 +122,7 @@ class Evaluator:
         seed: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Result:
-        """Evaluates on every example of `split`.
+        """Evaluates the network on every example of `split`.
 
         Args:
             seed: of the random starts.
@@ -146,11 +149,14 @@ class Evaluator:
         )
 
     def _group(self, group: list, seed: int) -> np.ndarray:
-        """Rows (examples, clean hits, robust hits, distance of each layer) of a batch a replica.
+        """Evaluates a batch on each replica.
 
         Args:
-            group: (number, (images, labels)) of successive batches; if there are fewer than
-                replicas, rows of zeros follow.
+            group: (number, (images, labels)) of successive batches.
+
+        Returns:
+            A row a batch (examples, clean hits, robust hits, distance of each layer); if there
+            are fewer batches than replicas, rows of zeros follow.
         """
         replicas = self.devices.replicas
         padded = group + group[:1] * (replicas - len(group))

@@ -9,13 +9,13 @@ _LAST = (keras.layers.Dense, keras.layers.Activation)
 
 
 def without(model: keras.Model) -> tuple[keras.Model, str]:
-    """Takes the last softmax or sigmoid away: a gradient through it vanishes, and misleads.
+    """Removes the last softmax or sigmoid: a gradient through it vanishes, and misleads.
 
     Args:
-        model: functional or sequential with one output; any other is returned as it is.
+        model: functional or sequential with one output; any other model is returned as it is.
 
     Returns:
-        A model of the same weights, and the activation's name; "" if nothing was taken away.
+        A model of the same weights, and the activation's name; "" if nothing was removed.
     """
     if len(getattr(model, "outputs", None) or ()) != 1:
         return model, ""

@@ -8,8 +8,8 @@ import numpy as np
 from anpvs_tf.common.errors import UsageError
 
 UNIT, BYTES, SYMMETRIC = (0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)
-# A layer that maps the distance of black and white to so much or less is made for 0 to 255:
-# pixels come out of it about 1 to 5 apart, and those of [0, 1] would be all the same.
+# A layer that maps the distance of 0 and 255 to so much or less is made for pixels from 0 to
+# 255: its outputs lie about 1 to 5 apart; for pixels of [0, 1] they would be almost equal.
 LARGEST_SPREAD = 25.0
 
 # Layers that may come before that layer: they keep the range.
@@ -27,7 +27,7 @@ _KEEPING = (
 
 
 def of_keras(model: keras.Model) -> tuple[tuple[float, float], str]:
-    """((black, white), how that is known); UNIT and "" if nothing says otherwise."""
+    """Reads ((black, white), how that is known) off a model; UNIT and "" if no layer says it."""
     for layer in _layers(model):
         if isinstance(layer, keras.layers.Rescaling):
             scale, offset = np.asarray(layer.scale, float), np.asarray(layer.offset, float)
@@ -51,7 +51,7 @@ def _by_spread(spread: np.ndarray) -> tuple[float, float]:
 
 
 def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """The layers from the input on, those of nested models among them."""
+    """Yields the layers from the input on, those of nested models among them."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer)
@@ -60,16 +60,16 @@ def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def takes_integers(model: keras.Model) -> bool:
-    """Whether the model's input is of integers, through which no gradient passes."""
+    """Says whether the model takes integers, through which no gradient passes."""
     inputs = getattr(model, "inputs", None) or []
     return any("int" in str(tensor.dtype) for tensor in inputs)
 
 
 def with_float_input(model: keras.Model) -> keras.Model:
-    """A copy of a model of integer images that takes the same numbers as float32.
+    """Copies a model of integer images; the copy takes the same numbers as float32.
 
     Raises:
-        UsageError: it is not functional or sequential.
+        UsageError: the model is neither functional nor sequential.
     """
     try:
         images = keras.Input(model.inputs[0].shape[1:], dtype="float32")

@@ -1,4 +1,4 @@
-"""The writer of result records: what training and bin/evaluate.py say of every measurement."""
+"""Makes the result records of all measurements, by training and by bin/evaluate.py."""
 
 import keras
 
@@ -20,7 +20,7 @@ def record(
     settings: Settings | None = None,
     network: keras.Model | None = None,
 ) -> ResultRecord:
-    """Makes the record of a measurement; its attack is for the caller to add.
+    """Makes the record of a measurement; the caller adds its attack.
 
     Args:
         settings, network: of the run that was measured; None for a model that was not

@@ -22,12 +22,12 @@ STANDARD = {
     "queries": AttackSettings.queries,
     "restarts": AttackSettings.restarts,
 }
-# Its authors alone know these things of a network.
+# Only the authors of a network know these.
 YOURS = ("link", "name", "authors", "venue", "additional_data")
 
 
 def missing(record: ResultRecord) -> list[str]:
-    """Says what keeps a record off the leaderboard of its dataset; nothing if it may go there."""
+    """Lists what keeps a record off the leaderboard of its dataset; empty if nothing does."""
     found = []
     board = (record["dataset"], record["threat_model"]["norm"])
     epsilon = record["threat_model"]["epsilon"]
@@ -45,7 +45,7 @@ def missing(record: ResultRecord) -> list[str]:
     if record["examples"] != IMAGES:
         found.append(f"{IMAGES:,} test images must be attacked; these were {record['examples']:,}")
     if not record.get("reliable", True):
-        found.append("the figure must be reliable")
+        found.append("the accuracy must be reliable")
     return found
 
 

@@ -1,8 +1,8 @@
-"""Is a robust accuracy to be believed? Checks after Carlini et al. (2019), on a few examples.
+"""Checks whether a robust accuracy is reliable, after Carlini et al. (2019), on a few examples.
 
-A defence that hides its gradients looks robust to the attacks that need them. It is
-found out by attacks that should be weaker and are not, or stronger and do nothing.
-`measure` runs those attacks; each check then judges the figures, without the model.
+A defence that hides its gradients looks robust to the attacks that need them. Attacks
+reveal it that should be weaker and are not, or that should be stronger and break nothing.
+`measure` runs those attacks; each check then judges the values, without the model.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation.attack_run import AttackRun, Outcome, Progress
 from anpvs_tf.evaluation.attacked_model import Subject
 
-# How much better a stronger attack may be before a figure counts as not converged.
+# How much better a stronger attack may be before an accuracy counts as not converged.
 TOLERANCE = 0.01
 STRONGER_STEPS, STRONGER_RESTARTS, QUERIES = 4, 5, 500
 VANISHING_SHARE = 0.05
@@ -25,7 +25,7 @@ VANISHING_SHARE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """name; passed; meaning: what a failure would say; found: the figures."""
+    """name; passed; meaning: what a failure would say; found: the values."""
 
     name: str
     passed: bool
@@ -34,7 +34,7 @@ class Check:
 
 
 def deterministic(subject: Subject, images: tf.Tensor) -> bool:
-    """Whether two forward passes agree."""
+    """Says whether two forward passes agree."""
     first, second = (subject.logits(images).numpy() for _ in range(2))
     return bool(np.allclose(first, second, rtol=1e-4, atol=1e-4 * np.abs(first).max(initial=1e-9)))
 
@@ -44,14 +44,14 @@ class Measured:
     """The values that the checks judge: shares of `examples` images, in [0, 1], if not said.
 
     Attributes:
-        steps: of PGD, as the evaluation has them; draws: that it averages over.
+        steps: of PGD, as the evaluation has them; draws: that each attack averages over.
         one_step, pgd, double: right after FGSM, after PGD, and after PGD of twice the steps.
         by_restart: after PGD of `STRONGER_STEPS` times the steps, one start after another.
         noise, square: right after random noise, and after Square with `QUERIES` queries.
         everything: right after attacks of radius `whole`, which may paint every image grey.
         transferred: right after transferred examples; None if there were none.
         reported: right after all other attacks of the evaluation; None if there were none.
-        vanishing: at which the cross-entropy's gradient is zero.
+        vanishing: images at which the cross-entropy's gradient is zero.
         steady: whether two passes of the network agree.
         deployed: (whether the network that was attacked classifies like the trained one, the
             largest difference of their logits over the largest logit); None without a trained one.
@@ -86,7 +86,7 @@ class Measured:
 
 
 def judge(measured: Measured) -> list[Check]:
-    """Returns the checks that the values allow, in the order in which they are shown."""
+    """Makes the checks that the values allow, in the order in which they are shown."""
     found = (check(measured) for check in _CHECKS)
     return [check for check in found if check is not None]
 
@@ -102,7 +102,7 @@ def measure(
     batch_size: int,
     progress: Progress = lambda stage, done, total: None,
 ) -> Measured:
-    """Attacks a model at one epsilon as the checks need it.
+    """Attacks a model at one epsilon and returns the values that the checks judge.
 
     Args:
         split: the first examples of those that were evaluated.
@@ -161,7 +161,7 @@ def measure(
 
 
 def _vanishing(subject: Subject, split: loading.Split, norm: str, batch_size: int) -> float:
-    """Share of the images at which the cross-entropy's gradient shows no way."""
+    """Computes the share of the images at which the cross-entropy's gradient is zero."""
 
     @tf.function(autograph=False, reduce_retracing=True)
     def zeros(images, labels):
@@ -175,7 +175,7 @@ def _vanishing(subject: Subject, split: loading.Split, norm: str, batch_size: in
 
 
 def _deployed(subject: Subject, split: loading.Split, batch_size: int) -> tuple[bool, float]:
-    """The deployed network against the trained one, as `Measured` has it."""
+    """Compares the deployed network with the trained one, for `Measured.deployed`."""
     differences, equal = [], True
     for images, _ in pipelines.evaluation_batches(split, batch_size):
         deployed, trained = subject.logits(images), subject.outputs(images)["logits"]
@@ -264,7 +264,7 @@ def _deterministic(measured: Measured) -> Check:
     return Check(
         "deterministic",
         measured.steady or measured.draws > 1,
-        "two passes differ: use --eot, a figure without it is no robust accuracy",
+        "two passes differ: use --eot, without it this is no robust accuracy",
         f"two passes {'agree' if measured.steady else 'differ'}, --eot={measured.draws}",
     )
 
@@ -276,7 +276,7 @@ def _frozen(measured: Measured) -> Check | None:
     return Check(
         "frozen",
         equal and largest < 1e-4,
-        "what was attacked is not what was trained",
+        "the attacked network is not the trained one",
         f"frozen and gated logits differ by at most {largest:.1e} of the largest",
     )
 

@@ -12,7 +12,7 @@ from anpvs_tf.runs.finished_run import FinishedRun
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """How figures are shown: value * scale with so many digits."""
+    """How values are shown: value * scale with so many digits."""
 
     scale: float
     digits: int
@@ -88,7 +88,7 @@ _COMPARISON = (
 
 
 def comparison_columns(groups: list[Group]) -> tuple[Column, ...]:
-    """Chooses the columns of Table 1 for which there are figures, ours or published."""
+    """Chooses the columns of Table 1 for which there are values, ours or published."""
     prunes = any(METHODS[group.method].prunes for group in groups)
     found = []
     for column in _COMPARISON:

@@ -1,4 +1,4 @@
-"""The command lines that make a run's figures again."""
+"""The command lines that make a run's records again."""
 
 import math
 import pathlib
@@ -9,12 +9,12 @@ from anpvs_tf.runs import records
 from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.runs.result_record import ResultRecord
 
-# The settings of attacks that bin/evaluate.py takes by itself; None for those of the dataset.
+# The defaults of bin/evaluate.py for the settings of attacks; None for the dataset's own.
 _USUAL = {name: getattr(AttackSettings, name) for name in FLAGS} | {"draws": DRAWS}
 
 
 def shell(command: list[str]) -> str:
-    """A program's command line as a user types it in the project's directory."""
+    """Writes a program's command line as a user types it in the project's directory."""
     program = pathlib.PurePath(command[0])
     if program.parent.name == "bin":
         program = pathlib.PurePath("bin", program.name)
@@ -22,16 +22,16 @@ def shell(command: list[str]) -> str:
 
 
 def training(run: FinishedRun) -> str:
-    """The command that trained a run."""
+    """Returns the command that trained a run."""
     if not run.command:
         return f"(trained from Python; {run.directory.config_path} has the settings)"
     return shell(run.command)
 
 
 def evaluation(run: FinishedRun, record: ResultRecord) -> str:
-    """The command of bin/evaluate.py that makes a record of it again.
+    """Writes the command of bin/evaluate.py that makes a record of a run again.
 
-    Self-checks are left out: they change no figure.
+    Self-checks are left out: they change no accuracy.
     """
     attack, threat = record["attack"], record["threat_model"]
     parts = attack["of"] if attack["name"] == records.WORST_CASE else [attack]
@@ -41,7 +41,7 @@ def evaluation(run: FinishedRun, record: ResultRecord) -> str:
         flags["norm"] = threat["norm"]
     for name, flag in FLAGS.items():
         values = {part[name] for part in parts if name in part}
-        # Attacks of one command that differ took their defaults.
+        # If the attacks of one command differ in a setting, they took its defaults.
         if len(values) == 1 and _USUAL[name] not in values:
             flags[flag] = str(values.pop())
     if "attack_steps" in flags and "step_size" in flags:

@@ -10,26 +10,26 @@ from anpvs_tf.runs.finished_run import FinishedRun
 KINDS = {"flops": "FLOPs", "parameters": "parameters"}
 # A dense network costs the same as a pruned one if it costs at most so much more or less.
 TOLERANCE = 0.1
-# How the dense networks are trained that pruned ones are held against.
+# The method of the dense networks that pruned ones are compared with.
 BASELINE = "at"
 
 
 def of(run: FinishedRun) -> dict[str, int]:
-    """{kind: cost of the deployed network}; without the kinds that the record lacks."""
+    """Returns {kind: cost of the deployed network}; without the kinds that the record lacks."""
     saved = run.trained.get("efficiency") or {}
     return {kind: saved[kind][0] for kind in KINDS if kind in saved}
 
 
 def mean(group: Group, kind: str) -> float | None:
-    """The mean cost of a group's networks; None if no record of it has the cost."""
+    """Computes the mean cost of a group's networks; None if no record of it has the cost."""
     found = [of(run)[kind] for run in group.runs if kind in of(run)]
     return statistics.fmean(found) if found else None
 
 
 def equals(group: Group, groups: list[Group]) -> dict[str, Group]:
-    """{kind: the dense group whose cost is nearest a pruned one's, within `TOLERANCE`}.
+    """Finds {kind: the dense group whose cost is nearest a pruned one's, within `TOLERANCE`}.
 
-    Only groups that were evaluated in the same way are held against each other.
+    Only groups that were evaluated in the same way are compared.
     """
     found: dict[str, Group] = {}
     alike = measurements.conditions(group.runs[0])
@@ -52,7 +52,7 @@ def equals(group: Group, groups: list[Group]) -> dict[str, Group]:
 
 
 def notes(groups: list[Group]) -> list[str]:
-    """A sentence for each pruned group: the dense network of its cost, or that there is none."""
+    """Writes a sentence for each pruned group: the dense network of its cost, or its absence."""
     made = []
     for group in groups:
         # A method that prunes weights one by one leaves every operation in place.

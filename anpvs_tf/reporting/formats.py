@@ -15,7 +15,7 @@ def number(column: Column, value: float) -> str:
 
 
 def published_number(column: Column, value: float) -> str:
-    """A published figure with the digits that it has in the paper."""
+    """Writes a published value with the digits that it has in the paper."""
     return f"{value:.{min(column.unit.digits, 3)}f}"
 
 
@@ -28,14 +28,14 @@ def head(column: Column) -> str:
 
 
 def runs_text(row: Row, cell: Cell | None = None) -> str:
-    """n of a row; of a cell only where it is another."""
+    """Writes the number n of runs of a row; of a cell only if it differs from the row's."""
     if cell is None:
         return f"n = {len(row.seeds)}"
     return f"n = {len(cell.values)}" if len(cell.values) != len(row.seeds) else ""
 
 
 def _parts(column: Column, row: Row) -> tuple[str, str, str, Cell] | None:
-    """mean, standard deviation or "", n or "", cell."""
+    """Writes (mean, standard deviation or "", n or "", cell); None if the row has no such cell."""
     cell = row.cells.get(column.key)
     if cell is None:
         return None
@@ -44,7 +44,7 @@ def _parts(column: Column, row: Row) -> tuple[str, str, str, Cell] | None:
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table with its title and notes."""
+    """Writes a table as Markdown, with its title and notes."""
 
     def shown(column, row):
         found = _parts(column, row)
@@ -73,7 +73,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """CSV: for each column mean, standard deviation, n, and whether it is unreliable.
+    """Writes a table as CSV: of each column mean, standard deviation, n, whether unreliable.
 
     Units are the table's: percent, not shares.
     """
@@ -118,12 +118,15 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text with what LaTeX would misread escaped."""
+    """Escapes the characters of a text that LaTeX would misread."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def latex(table: Table) -> str:
-    """A LaTeX table; needs no package. Spread and n stand under a figure, to keep it narrow."""
+    """Writes a table as LaTeX, which needs no package.
+
+    Standard deviation and n stand under a mean, to keep the table narrow.
+    """
 
     def stacked(lines, line):
         return rf"\begin{{tabular}}[{line}]{{@{{}}r@{{}}}}" + r"\\".join(lines) + r"\end{tabular}"

@@ -13,11 +13,11 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import FinishedRun, open_run
 from anpvs_tf.runs.settings import Settings, as_text, decisive
 
-# Settings that tell groups apart: what decides the weights, but for the seed and the base run
-# that goes with it, and how they are evaluated.
+# Groups differ in the settings that decide the weights, but for the seed and the base run that
+# goes with it, and in those of the evaluation.
 _FREE = ("seed", "base_run")
 _EVALUATION = ("norm", "epsilon", "eval_step_size", "eval_attack_steps", "eval_examples")
-# Beyond so many settings that differ, a group's label names only what tells it apart.
+# If more settings differ, a group's label names only those that tell the groups apart.
 _MOST_NAMED = 4
 
 
@@ -86,7 +86,7 @@ def collect(paths: Iterable[str]) -> tuple[list[FinishedRun], list[Skipped]]:
 
 
 def groups(runs: list[FinishedRun]) -> list[Group]:
-    """Runs by settings, in the order of `METHODS` and then of the settings that differ."""
+    """Groups runs by settings, in the order of `METHODS` and then of the settings that differ."""
 
     by_method: dict[str, list[tuple[dict, list[FinishedRun]]]] = {}
     for run in sorted(runs, key=lambda run: (run.settings.seed, run.path)):
@@ -113,15 +113,15 @@ def groups(runs: list[FinishedRun]) -> list[Group]:
 
 
 def distinguishing(settings: Settings) -> dict[str, Any]:
-    """The settings that make a run another one than runs of its method with other seeds."""
+    """Returns the settings in which the runs of a group are equal."""
     names = dict.fromkeys([*decisive(METHODS[settings.method]), *_EVALUATION])
     return {name: getattr(settings, name) for name in names if name not in _FREE}
 
 
 def most_robust(groups: list[Group]) -> list[Group]:
-    """Of each method, the group with the highest accuracy under the attack that ended training.
+    """Chooses each method's group of the highest accuracy under the attack that ended training.
 
-    Groups that most others were not attacked like come after those that they were.
+    Groups that were attacked as most groups were come before the others.
     """
 
     def attacked(group: Group) -> tuple:
@@ -138,12 +138,12 @@ def most_robust(groups: list[Group]) -> list[Group]:
 
 
 def runs_of(groups: list[Group]) -> list[FinishedRun]:
-    """The runs of all groups."""
+    """Lists the runs of all groups."""
     return [run for group in groups for run in group.runs]
 
 
 def varying(settings: Iterable[dict[str, Any]]) -> list[str]:
-    """The names of the settings that are not the same everywhere."""
+    """Lists the names of the settings that are not the same everywhere."""
     settings = list(settings)
     return [
         name
@@ -153,7 +153,7 @@ def varying(settings: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _telling_apart(settings: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """As few of the settings as it takes, first come first served."""
+    """Chooses each setting that tells apart more groups than those before it, in order."""
     chosen: list[str] = []
     classes = 1
     for name in names:
@@ -176,7 +176,7 @@ def _identity(run: FinishedRun) -> dict[str, Any]:
 
 
 def run_paths(paths: Iterable[str]) -> list[pathlib.Path]:
-    """The run directories at `paths`, and those one level below a path that is none.
+    """Finds the run directories at `paths`, and those one level below a path that is none.
 
     Raises:
         UsageError: a path that is no run directory and holds none.

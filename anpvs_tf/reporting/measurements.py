@@ -1,4 +1,4 @@
-"""Figures of single runs, looked up in their records."""
+"""Values of single runs, looked up in their records."""
 
 import collections
 import dataclasses
@@ -17,12 +17,12 @@ from anpvs_tf.runs.result_record import ResultRecord
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One figure of one run.
+    """One value of one run.
 
     Attributes:
         value: as the record has it: accuracies and shares in [0, 1].
-        command: what makes it again.
-        examples: how many test images it is of; None where that says nothing.
+        command: that makes it again.
+        examples: how many test images it is of; None if it is of none.
         unreliable: a self-check failed, or a stronger attack found more.
     """
 
@@ -52,7 +52,7 @@ class Attack:
 
 
 def attack_of(record: ResultRecord) -> Attack:
-    """The attack of a record; the sources of transferred examples do not tell attacks apart."""
+    """Makes the attack of a record; the sources of transferred examples are no part of it."""
     held = {k: v for k, v in record["attack"].items() if (k, v) != ("draws", 1) and k != "sources"}
     if record.get("posterior_draws"):  # Then another network was attacked.
         held["posterior_draws"] = record["posterior_draws"]
@@ -62,7 +62,7 @@ def attack_of(record: ResultRecord) -> Attack:
 
 
 def conditions(run: FinishedRun) -> tuple[Attack, int]:
-    """How a run was attacked when its training ended, and on how many images."""
+    """Returns the attack that ended a run's training, and the number of its images."""
     return attack_of(run.trained), run.trained["examples"]
 
 
@@ -72,7 +72,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def attack_text(attack: Attack, varied: str = "") -> str:
-    """An attack in words, without the setting `varied`."""
+    """Describes an attack in words, without the setting `varied`."""
     held = {name: value for name, value in attack.values.items() if name != varied}
     size = held.pop("step_size", None)
     text = records.attack_text(held).replace("1 start(s)", "1 start").replace("start(s)", "starts")
@@ -85,11 +85,11 @@ def attack_text(attack: Attack, varied: str = "") -> str:
 
 
 def in_words(attacks: dict[str, Attack], varied: str = "") -> list[str]:
-    """["<where, where>: <attack>", ...]: where each attack was used, alike ones together.
+    """Writes ["<where, where>: <attack>", ...]: where each attack was used, equal ones once.
 
     Args:
         attacks: the attacks by where they were used.
-        varied: a setting that is not said, because `attacks` says it.
+        varied: a setting that is left out, because the keys of `attacks` say it.
     """
     kinds: dict[str, list[str]] = {}
     for where, attack in attacks.items():
@@ -98,7 +98,11 @@ def in_words(attacks: dict[str, Attack], varied: str = "") -> list[str]:
 
 
 def trained(key: str) -> Lookup:
-    """A figure of the record of bin/train.py; `key` may lead into dicts: "efficiency/flops"."""
+    """Makes a look-up of a value in the record of bin/train.py.
+
+    Args:
+        key: of the value; it may lead into dicts: "efficiency/flops".
+    """
 
     def look_up(run):
         found: Any = run.trained
@@ -112,32 +116,32 @@ def trained(key: str) -> Lookup:
 
 
 def sparsity(run: FinishedRun) -> Measurement | None:
-    """Share of the features that is pruned; of the weights for a method that prunes those."""
+    """Looks up the share of features that is pruned; of weights if the method prunes those."""
     of_weights = METHODS[run.settings.method].weight_pruning
     return trained("weight_sparsity" if of_weights else "sparsity")(run)
 
 
 def white_box(run: FinishedRun, key: str = "robust_accuracy") -> Measurement | None:
-    """The evaluation that ended training."""
+    """Looks up a value of the evaluation that ended training."""
     return under_attack(run, attack_of(run.trained), key)
 
 
 def under_attack(
     run: FinishedRun, attack: Attack, key: str = "robust_accuracy"
 ) -> Measurement | None:
-    """A figure under one attack.
+    """Looks up a value under one attack.
 
-    Of several records, that of the most images, and of these the first: bin/train.py's own.
-    All of them say whether it is reliable.
+    Of several records, it takes that of the most images, and of these the first: bin/train.py's
+    own. The value is unreliable if any of the records says so.
     """
     found = [r for r in run.records if attack_of(r) == attack]
     return _best(run, found, key)
 
 
 def strongest_named(run: FinishedRun, names: Iterable[str], key: str) -> Measurement | None:
-    """A figure under an attack of one of these names in the run's own threat model.
+    """Looks up a value under an attack of one of these names in the run's own threat model.
 
-    Ensembles of posterior draws are another network, and not meant.
+    Records of ensembles of posterior draws, which are other networks, are left out.
     """
     own = run.trained["threat_model"]
     found = [
@@ -166,15 +170,15 @@ def _best(run: FinishedRun, found: list[ResultRecord], key: str) -> Measurement 
 
 
 def epsilon_sweep(runs: list[FinishedRun], name: str) -> dict[float, Attack]:
-    """{epsilon: the attack of that name that most runs have there}; empty for one epsilon.
+    """Finds {epsilon: the attack of that name that most runs have there}; empty for one epsilon.
 
-    Of the norm that the runs share.
+    The attacks have the norm that the runs share.
     """
     return _sweep(runs, lambda attack: attack.epsilon if attack.values["name"] == name else None)
 
 
 def steps_sweep(runs: list[FinishedRun]) -> dict[int, Attack]:
-    """{steps: the PGD that most runs have at their own epsilon}; empty for one count."""
+    """Finds {steps: the PGD that most runs have at their own epsilon}; empty for one count."""
     usual = {run.trained["threat_model"]["epsilon"] for run in runs}
 
     def steps(attack):
@@ -185,7 +189,7 @@ def steps_sweep(runs: list[FinishedRun]) -> dict[int, Attack]:
 
 
 def attack_names(runs: list[FinishedRun]) -> list[str]:
-    """The names of the attacks in the records, in the order in which they appear."""
+    """Lists the names of the attacks in the records, in the order in which they appear."""
     found = [r["attack"]["name"] for run in runs for r in run.records]
     return list(dict.fromkeys(found))
 

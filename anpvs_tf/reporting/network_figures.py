@@ -15,10 +15,10 @@ BINS = 30
 
 
 def build(probes: list[Probe], command: str) -> list[Picture]:
-    """The figures of these networks; none without networks.
+    """Makes the figures of these networks; none without networks.
 
     Args:
-        command: the report's own, which computes them.
+        command: the report's own command line, which computes them.
     """
     if not probes:
         return []
@@ -27,7 +27,7 @@ def build(probes: list[Probe], command: str) -> list[Picture]:
 
 
 def histograms(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
-    """Figure 4, bottom: vulnerability of features by layer, the zeros apart."""
+    """Makes Figure 4, bottom: vulnerability of features by layer, the zeros apart."""
     layers = _layers(probes)
 
     def draw(theme: Theme) -> Figure:
@@ -81,7 +81,7 @@ def histograms(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
 
 
 def projections(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
-    """Figure 4, top: the gradient of the vulnerability with respect to the pixels."""
+    """Makes Figure 4, top: the gradient of the vulnerability with respect to the pixels."""
     shown = range(min(PROJECTED, len(probes[0].labels)))
     names = _class_names(probes)
 
@@ -121,7 +121,7 @@ def projections(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
 
 
 def surfaces(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
-    """Figure 5: the loss around the images, as surfaces and as contours."""
+    """Makes Figure 5: the loss around the images, as surfaces and as contours."""
 
     def draw(theme: Theme) -> Figure:
         wide = 3.1 if len(probes) <= 4 else 2.6
@@ -191,7 +191,7 @@ def surfaces(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
 
 
 def examples(probes: list[Probe], commands: tuple[str, ...]) -> Picture:
-    """Adversarial images with the predictions before and after."""
+    """Makes the figure of adversarial images with the predictions before and after."""
     names = _class_names(probes)
     count = len(probes[0].labels)
 
@@ -254,7 +254,7 @@ def _canvas(width: float, height: float, least: float) -> Figure:
 
 
 def _layers(probes: list[Probe]) -> list[str]:
-    """The latent layers that all networks have; of many, some from first to last."""
+    """Chooses the latent layers that all networks have; of many, some from first to last."""
     names = [name for name in probes[0].moved if all(name in probe.moved for probe in probes)]
     if len(names) <= MOST_LAYERS:
         return names

@@ -1,4 +1,4 @@
-"""The report as one page: no other file, no network."""
+"""The report as one page, which loads nothing else."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ _TERMS = {
     "network's loss in n steps, from a random start. An image counts only if it is classified "
     "correctly before and after. One attack: the true robustness may be lower.",
     "AutoAttack": "Four strong attacks one after another, one of them without gradients. The "
-    "figure to hold against other work.",
+    "accuracy to compare with other work.",
     "Black box": "The images were attacked on another network, which stands in for one that the "
     "adversary does not know.",
     "Latent feature": "A value inside the network, between the image and the classes' scores.",
@@ -29,14 +29,14 @@ _TERMS = {
     "of the features that is closed for good; they are left out of the network.",
     "Memory": "Size of the feature maps, in percent of the unpruned network's.",
     "xFLOPs": "How many times fewer arithmetic operations an image takes.",
-    "Seed, n, ±": "A seed fixes all random draws of a training run. Figures are means over n "
+    "Seed, n, ±": "A seed fixes all random draws of a training run. Values are means over n "
     "seeds, with the standard deviation over them.",
     "Bold": "The best of its column.",
     "†": "Unreliable: a self-check of the evaluation failed, or another attack found over a point "
     "more. Do not quote it.",
 }
 
-# Terms of which there is nothing without a column.
+# Terms that the page leaves out without this column.
 _TERMS_OF_COLUMNS = {
     "AutoAttack": "autoattack_accuracy",
     "Black box": "black_accuracy",
@@ -67,7 +67,7 @@ def render(
     """Renders the page as HTML, by `templates/page.html`.
 
     Args:
-        absent: what the report lacks, and what would bring it.
+        absent: the parts that the report lacks, with the commands that would add them.
         command: that made the report.
     """
     held: dict[str, Any] = {
@@ -114,12 +114,12 @@ def _summary(groups: list[Group], table: Table) -> list[str]:
             )
             lines.append(f"{extreme} {column.about}: {names}.")
         elif any(cell.unreliable for cell in leading(column, table.rows)):
-            lines.append(f"{extreme} {column.about}: undecided, the best figure is unreliable.")
+            lines.append(f"{extreme} {column.about}: undecided, the best value is unreliable.")
     return lines
 
 
 def _terms(tables: list[Table]) -> dict[str, str]:
-    """The terms that occur in the tables, with what they mean."""
+    """Chooses the terms that occur in the tables, with their meanings."""
     columns = {column.key for table in tables for column in table.columns}
     cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
     absent = {term for term, key in _TERMS_OF_COLUMNS.items() if key not in columns}
@@ -129,7 +129,7 @@ def _terms(tables: list[Table]) -> dict[str, str]:
 
 
 def _head(column: Column) -> str:
-    """The head of a column, which breaks between words only."""
+    """Writes the head of a column, which breaks between words only."""
     text = formats.head(column).replace("-", "\N{NON-BREAKING HYPHEN}")
     for kept in (", %", " = ", " steps"):
         text = text.replace(kept, kept.replace(" ", "\N{NO-BREAK SPACE}"))
@@ -137,12 +137,12 @@ def _head(column: Column) -> str:
 
 
 def _first_order(column: Column) -> str:
-    """The order of the first click on a column's head, which puts the best on top."""
+    """Returns the order of the first click on a column's head, which puts the best on top."""
     return "ascending" if column.better is min else "descending"
 
 
 def _single_runs(table: Table, row: Row) -> list[tuple[int, str, str]]:
-    """(seed, figures, the command that makes them) of every run of a row, by seed."""
+    """Lists (seed, values, the command that makes them) of every run of a row, by seed."""
     found: dict[tuple[int, str], list[str]] = {}
     for column in table.columns:
         cell = row.cells.get(column.key)

@@ -1,4 +1,4 @@
-"""The Pareto front, of figures of which more is better."""
+"""The Pareto front of points, of whose values more is better."""
 
 from collections.abc import Sequence
 
@@ -16,5 +16,5 @@ def front(points: Sequence[tuple[float, ...]]) -> list[bool]:
 
 
 def line(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Lists the different points of the front, by the first figure."""
+    """Lists the different points of the front, by their first value."""
     return sorted({point for point, best in zip(points, front(points), strict=True) if best})

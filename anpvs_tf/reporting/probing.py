@@ -32,7 +32,7 @@ class Probe:
     first test images of `PICTURED` classes.
 
     Attributes:
-        run: whose network it is.
+        run: that trained the network.
         examples: test images behind `moved`.
         moved: {latent layer: float64 [features]}, Eq. 1 of each feature (of a convolution, at
             each place of its map).
@@ -75,7 +75,7 @@ def probe(
     examples: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Probe:
-    """Looks at the network of a group's first run.
+    """Measures the network of a group's first run.
 
     Args:
         split: the test images.
@@ -133,7 +133,7 @@ def probe(
 
 
 def first_of_classes(labels: np.ndarray, count: int) -> list[int]:
-    """The rows of the first example of each of the first `count` classes that there are."""
+    """Finds the row of the first example of each of the first `count` classes in `labels`."""
     return [int(np.flatnonzero(labels == one)[0]) for one in np.unique(labels)[:count]]
 
 

@@ -58,7 +58,7 @@ def unchecked(runs: list[FinishedRun]) -> list[str]:
 
 
 def _checks(run: FinishedRun) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """(threat model, checks) of each evaluation that made checks."""
+    """Lists (threat model, checks) of each evaluation that made checks."""
     found = []
     for record in run.evaluations:
         one = record["threat_model"], record.get("checks")

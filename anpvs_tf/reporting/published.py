@@ -1,8 +1,8 @@
-"""What Madaan, Shin and Hwang (ICML 2020) report, means of five seeds (Tables 1 and 3)."""
+"""The values of Madaan, Shin and Hwang (ICML 2020), means of five seeds (Tables 1 and 3)."""
 
 from anpvs_tf.runs.settings import Settings
 
-# The names of the columns, as in `tables`; "-" is a figure that was not published.
+# The names of the columns, as in `tables`; "-" is a value that was not published.
 _COLUMNS = (
     "clean_accuracy",
     "white_accuracy",
@@ -73,7 +73,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
 
 
 def figures(settings: Settings) -> dict[str, float]:
-    """{column: published figure}; empty where dataset, network or threat model is another."""
+    """Returns {column: published value}; empty if dataset, network or threat model is another."""
     own = (settings.network, settings.epsilon)
     if _SETTING.get(settings.dataset) != own or settings.norm != "linf":
         return {}

@@ -30,7 +30,7 @@ from anpvs_tf.reporting.grouping import Group, collect, most_robust
 # This file marks a directory as a report, and lists the files that are the report's own.
 MANIFEST = "report.json"
 PAGE = "report.html"
-# Side by side in a figure.
+# The most networks that stand side by side in a figure.
 MOST_NETWORKS = 6
 
 
@@ -96,7 +96,7 @@ def write(
 def _probes(
     groups: list[Group], split: loading.Split, examples: int
 ) -> tuple[list[probing.Probe], list[str]]:
-    """Looks at the networks that have figures; says which have none and why."""
+    """Measures the networks for the figures; says which networks have no figures, and why."""
     probes, missing = [], []
     chosen = most_robust(groups)
     for group in chosen[:MOST_NETWORKS]:
@@ -206,7 +206,7 @@ def _files(directory: pathlib.Path) -> set[str]:
 
 @contextlib.contextmanager
 def _beside(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory beside `out` that takes its place at the end; an error leaves `out` as it is."""
+    """Makes a directory beside `out` to replace it at the end; an error leaves `out` as it is."""
     with staging(out, f"--out={out}", "--out") as made:
         yield made
         check_free(out)

@@ -20,14 +20,14 @@ _clean = measurements.trained("clean_accuracy")
 
 
 def build(groups: list[Group]) -> list[Picture]:
-    """The figures for which there are data."""
+    """Makes the figures for which there are data."""
     strokes = Strokes(groups)
     found = [against_epsilon(groups, strokes), against_steps(groups, strokes)]
     return [picture for picture in found if picture is not None]
 
 
 def against_epsilon(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Accuracy against the radius of the ball, a panel an attack."""
+    """Makes the figure of accuracy against the radius of the ball, a panel an attack."""
     runs = runs_of(groups)
     sweeps = {
         name: sweep
@@ -78,7 +78,7 @@ def against_epsilon(groups: list[Group], strokes: Strokes) -> Picture | None:
 
 
 def against_steps(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Accuracy against the number of PGD's steps."""
+    """Makes the figure of accuracy against the number of PGD's steps."""
     sweep = measurements.steps_sweep(runs_of(groups))
     curves, commands = {}, []
     for group in groups:
@@ -118,9 +118,9 @@ def against_steps(groups: list[Group], strokes: Strokes) -> Picture | None:
 def _curves(
     group: Group, sweep: dict[float, Attack], start: Lookup | None = None
 ) -> tuple[list[dict[float, float]], list[str]]:
-    """A curve {x: accuracy} for each run with two points or more, and the commands behind it.
+    """Makes a curve {x: accuracy} of each run with two points or more, and lists the commands.
 
-    start: what stands at 0.
+    start: looks up the value at 0; None for a curve without it.
     """
     curves, commands = [], []
     for run in group.runs:

@@ -1,4 +1,4 @@
-"""The list of runs: a line a run with its state, its figures, its size and its age."""
+"""The list of runs: a line a run with its state, accuracies, sparsity, size and age."""
 
 import pathlib
 import time
@@ -20,7 +20,7 @@ _NOTHING = "-"
 
 
 def text(paths: Iterable[str]) -> str:
-    """A table of the runs at `paths` and one level below, in the order of their paths.
+    """Writes a table of the runs at `paths` and one level below, in the order of their paths.
 
     Raises:
         UsageError: a path that is no run directory and holds none.

@@ -1,4 +1,4 @@
-"""How figures look: two themes, colours that the colour-blind tell apart, reproducible files."""
+"""How figures look: two themes, colours for colour-blind readers too, reproducible files."""
 
 import base64
 import dataclasses
@@ -74,7 +74,7 @@ class Picture:
         name: of its files.
         title: what it shows, in a line.
         caption: how to read it.
-        alt: what it shows, for who does not see it.
+        alt: what it shows, for readers who cannot see it.
         draw: makes it.
         raster: it is embedded as PNG, having more shapes than pixels are worth.
         commands: that made its data.
@@ -124,7 +124,7 @@ class Strokes:
 
 
 def render(draw: Draw, theme: Theme, kind: str) -> bytes:
-    """A figure as a file; the same figure gives the same bytes.
+    """Renders a figure as a file; the same figure gives the same bytes.
 
     Args:
         kind: "png" or "svg".
@@ -139,7 +139,7 @@ def render(draw: Draw, theme: Theme, kind: str) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """A file of `render` as a data URI."""
+    """Encodes a file of `render` as a data URI."""
     mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
@@ -147,7 +147,7 @@ def data_uri(data: bytes, kind: str) -> str:
 def panels(
     count: int, width: float = 3.2, height: float = 2.7, across: int = 4, legend: bool = True
 ) -> tuple[Figure, list]:
-    """A figure of `count` panels in rows of at most `across`; sizes in inches.
+    """Makes a figure of `count` panels in rows of at most `across`; sizes in inches.
 
     legend: leave a line for `legend`.
     """
@@ -162,7 +162,7 @@ def panels(
 
 
 def legend(figure: Figure, entries: list) -> None:
-    """One legend for all panels, below them, in as many columns as fit."""
+    """Draws one legend for all panels, below them, in as many columns as fit."""
     if not entries:
         return
     inches = figure.get_size_inches()[0]
@@ -179,7 +179,7 @@ def percent(axis: object) -> None:
 
 
 def curve(axis, stroke, theme: Theme, curves: list[dict[float, float]], markers=True) -> None:
-    """The mean of curves {x: y}, and a band of one standard deviation where there are several."""
+    """Draws the mean of curves {x: y}, and of several a band of one standard deviation."""
     places = sorted({x for curve in curves for x in curve})
     held = [[curve[x] for curve in curves if x in curve] for x in places]
     mean = np.array([np.mean(values) for values in held])

@@ -12,18 +12,18 @@ from anpvs_tf.reporting.grouping import Group, runs_of
 from anpvs_tf.reporting.measurements import Attack, Measurement
 from anpvs_tf.runs.finished_run import FinishedRun
 
-# Table 3 takes the method apart.
+# The methods of Table 3, which shows what each part of ANP-VS adds.
 ABLATION = ("at", "at_vs", "anp", "anpvs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One figure over the runs of a group, in the column's unit (percent, not shares).
+    """One value over the runs of a group, in the column's unit (percent, not shares).
 
     Attributes:
-        values, seeds, commands: one for each run that has the figure.
-        examples: the test images that it is of.
-        unreliable: at least one of the runs' figures is.
+        values, seeds, commands: one for each run that has the value.
+        examples: how many test images it is of.
+        unreliable: the value of at least one run is.
         best: it is the best of its column.
     """
 
@@ -48,8 +48,8 @@ class Cell:
 class Row:
     """A group of runs.
 
-    published: {column: published figure}, in the column's unit; with the method's last row.
-    at_chance: the clean accuracy of a run of it is not above chance: it is no best of a column.
+    published: {column: published value}, in the column's unit; with the method's last row.
+    at_chance: the clean accuracy of one of its runs is not above chance; none of its cells is best.
     """
 
     label: str
@@ -62,7 +62,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """notes: what is particular to the table; key: what the signs in it mean."""
+    """notes: on this table; key: the meaning of its signs."""
 
     name: str
     title: str
@@ -73,19 +73,19 @@ class Table:
 
 
 def build(groups: list[Group]) -> list[Table]:
-    """The tables for which there are figures; Table 1 always."""
+    """Makes the tables for which there are values; Table 1 always."""
     tables = [comparison(groups), other_radii(groups), more_steps(groups), ablation(groups)]
     return [table for table in tables if table is not None]
 
 
 def comparison(groups: list[Group]) -> Table:
-    """Table 1: accuracy, vulnerability, size."""
+    """Makes Table 1: accuracy, vulnerability, size."""
     columns, notes = comparison_columns(groups), costs.notes(groups)
     return _table("table1", "Table 1. Robustness and size", columns, groups, notes)
 
 
 def other_radii(groups: list[Group]) -> Table | None:
-    """Table 2, first half: PGD with other radii."""
+    """Makes Table 2, first half: PGD with other radii."""
     sweep = measurements.epsilon_sweep(runs_of(groups), "pgd")
     points = {f"ε = {radius.as_text(epsilon)}": attack for epsilon, attack in sweep.items()}
     return _sweep_table(
@@ -94,7 +94,7 @@ def other_radii(groups: list[Group]) -> Table | None:
 
 
 def more_steps(groups: list[Group]) -> Table | None:
-    """Table 2, second half: PGD with other numbers of steps."""
+    """Makes Table 2, second half: PGD with other numbers of steps."""
     sweep = measurements.steps_sweep(runs_of(groups))
     points = {f"{steps} steps": attack for steps, attack in sweep.items()}
     title = "Table 2b. Accuracy, %, under PGD of more steps"
@@ -125,7 +125,7 @@ def _sweep_table(
 
 
 def ablation(groups: list[Group]) -> Table | None:
-    """Table 3: adversarial training with vulnerability suppression, with gates, with both."""
+    """Makes Table 3: adversarial training with vulnerability suppression, with gates, with both."""
     chosen = [group for group in groups if group.method in ABLATION]
     if len({group.method for group in chosen}) < 2:
         return None
@@ -171,7 +171,7 @@ def _cell(column: Column, group: Group) -> Cell | None:
             found.append((run.settings.seed, measured))
     if not found:
         return None
-    # Figures of fewer images do not enter the mean of those of more.
+    # Values of fewer images do not enter the mean of values of more.
     most = max(one.examples or 0 for _, one in found)
     found = [(seed, one) for seed, one in found if (one.examples or 0) == most]
     return Cell(
@@ -184,7 +184,7 @@ def _cell(column: Column, group: Group) -> Cell | None:
 
 
 def _with_best(columns: tuple[Column, ...], rows: list[Row], row: Row) -> Row:
-    """`row` with its best cells marked. Where the best figure is unreliable, none is marked."""
+    """Marks the best cells of `row`, but none of a column whose best value is unreliable."""
     cells = dict(row.cells)
     for column in columns:
         first = leading(column, rows)
@@ -195,10 +195,10 @@ def _with_best(columns: tuple[Column, ...], rows: list[Row], row: Row) -> Row:
 
 
 def leading(column: Column, rows: Sequence[Row]) -> list[Cell]:
-    """The cells with the best mean as it is shown.
+    """Finds the cells with the best mean as it is shown.
 
-    None where all are equal, or not of the same number of images. A network at chance that
-    nothing moves is not robust, so its row takes no part.
+    There are none if all are equal, or not of the same number of images. A network at chance
+    is not robust even if no attack changes its answers, so its row takes no part.
     """
     rows = [row for row in rows if not row.at_chance]
     cells = [row.cells[column.key] for row in rows if column.key in row.cells]
@@ -212,7 +212,7 @@ def leading(column: Column, rows: Sequence[Row]) -> list[Cell]:
 
 
 def conditions_text(run: FinishedRun) -> str:
-    """How a run was evaluated after training, in words."""
+    """Describes in words how a run was evaluated after training."""
     record = run.trained
     norm = {"linf": "l∞"}.get(record["threat_model"]["norm"], record["threat_model"]["norm"])
     return (
@@ -249,7 +249,7 @@ def _notes(columns: tuple[Column, ...], rows: list[Row], groups: list[Group]) ->
     if stuck := [row.label for row in rows if row.at_chance]:
         notes.append(
             f"At chance: {', '.join(stuck)}. Clean accuracy is not above that of a constant "
-            "answer, so none of these figures is called best."
+            "answer, so none of these values is called best."
         )
     if any(row.published for row in rows):
         notes.append(
@@ -257,7 +257,7 @@ def _notes(columns: tuple[Column, ...], rows: list[Row], groups: list[Group]) ->
         )
         if groups[0].settings.dataset.startswith("cifar"):
             notes.append(
-                "The published figures come from code that attacks standardised images; ε is not "
+                "The published values come from code that attacks standardised images; ε is not "
                 "the same there as in pixels."
             )
     return notes
@@ -273,6 +273,6 @@ def _key(rows: list[Row]) -> tuple[str, ...]:
     if any(cell.unreliable for cell in cells):
         key.append(
             "†: unreliable. A self-check failed, or another attack found over a point more. A "
-            "column whose best figure is unreliable has no bold one."
+            "column whose best value is unreliable has no bold one."
         )
     return tuple(key)

@@ -1,4 +1,4 @@
-"""Figures of what training logged: the trade-off, the curves, what is pruned where."""
+"""Figures of what training logged: the trade-off, the curves, where features are pruned."""
 
 import dataclasses
 import statistics
@@ -41,12 +41,12 @@ _TERMS = {
     "kl": "KL of the gates, nats",
     "weight_decay": "weight decay",
 }
-# How many steps were left out: of interest where there are any.
+# The number of steps that were left out; shown only if there are any.
 _SKIPPED = "nonfinite"
 
 
 def build(groups: list[Group]) -> list[Picture]:
-    """The figures for which there are data."""
+    """Makes the figures for which there are data."""
     strokes = Strokes(groups)
     found = [
         trade_off(groups, strokes),
@@ -62,7 +62,10 @@ def build(groups: list[Group]) -> list[Picture]:
 
 
 def trade_off(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Accuracy against sparsity, a point a run, with the Pareto front; None if no method prunes."""
+    """Makes Figure 3: accuracy against sparsity, a point a run, with the Pareto front.
+
+    None if no method prunes.
+    """
     runs = runs_of(groups)
     if not any(METHODS[group.method].prunes for group in groups):
         return None
@@ -114,7 +117,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture | None:
         "A point is a run; sparsity is of features (of weights where a method prunes those). "
         "Further right is smaller, higher is better. The line joins the runs that no other run "
         "equals in both. Hollow: a check, or a stronger attack, contradicts "
-        "the figure."
+        "the accuracy."
         + ("" if alike else " The runs were attacked differently: under PGD they do not compare."),
         "Scatter plots of clean accuracy and accuracy under PGD against sparsity: "
         + "; ".join(
@@ -128,7 +131,7 @@ def trade_off(groups: list[Group], strokes: Strokes) -> Picture | None:
 
 
 def _trade_offs(runs: list[FinishedRun], look_up: measurements.Lookup) -> list[tuple[float, float]]:
-    """(sparsity, accuracy) of the runs that have both; a network at chance is on no front."""
+    """Lists (sparsity, accuracy) of the runs that have both; a network at chance is on no front."""
     return [
         (measurements.sparsity(run).value, found.value)
         for run in runs
@@ -139,7 +142,7 @@ def _trade_offs(runs: list[FinishedRun], look_up: measurements.Lookup) -> list[t
 def _point(
     axis, place: tuple[float, float], stroke: Stroke, theme: Theme, unreliable: bool
 ) -> None:
-    """A run as a marker, hollow if its figure is unreliable."""
+    """Draws a run as a marker, hollow if its accuracy is unreliable."""
     color = stroke.of(theme)
     fill, edge = (theme.background, color) if unreliable else (color, theme.background)
     style = {"markersize": 7, "markerfacecolor": fill, "markeredgecolor": edge}
@@ -147,7 +150,7 @@ def _point(
 
 
 def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Robust accuracy against what a network costs: a curve each of dense and pruned networks.
+    """Makes the figure of robust accuracy against cost, with fronts of dense and pruned networks.
 
     None if all networks cost the same.
     """
@@ -199,7 +202,7 @@ def cost(groups: list[Group], strokes: Strokes) -> Picture | None:
         "A point is a run; cost is that of one image in the network as it is deployed. Further "
         "left is cheaper, higher is better. A line joins the runs of a family, dense or pruned, "
         "that no cheaper run of it equals. Hollow: a check, or a stronger attack, contradicts "
-        "the figure."
+        "the accuracy."
         + ("" if alike else " The runs were attacked differently and do not compare."),
         "Scatter plots of accuracy under PGD against FLOPs and against parameters: "
         + "; ".join(
@@ -228,7 +231,7 @@ _FAMILIES = {False: ("dense", "--"), True: ("pruned", "-")}
 
 
 def _coordinates(points: list[_Cost], kind: str, pruned: bool) -> list[tuple[float, float]]:
-    """(cost, accuracy) of one family's runs; a network at chance is on no front."""
+    """Lists (cost, accuracy) of one family's runs; a network at chance is on no front."""
     return [
         (one.costs[kind], one.accuracy.value)
         for one in points
@@ -239,7 +242,7 @@ def _coordinates(points: list[_Cost], kind: str, pruned: bool) -> list[tuple[flo
 
 
 def _cost_scale(axis, found: list[int]) -> None:
-    """A logarithmic axis of costs, or a linear one where they are close together."""
+    """Makes an axis of costs logarithmic, or linear if the costs are close together."""
     if found and max(found) > 3 * min(found):
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
@@ -258,7 +261,7 @@ def _mean(group: Group, look_up: measurements.Lookup) -> float:
 
 
 def training(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """Validation accuracy, vulnerability and sparsity after each epoch."""
+    """Makes the figure of validation accuracy, vulnerability and sparsity after each epoch."""
     columns = [name for name in _WATCHED if any(name in run.metrics[0] for run in _with(groups))]
     if not any(METHODS[group.method].prunes for group in groups):
         columns = [name for name in columns if name != "sparsity"]
@@ -276,7 +279,7 @@ def training(groups: list[Group], strokes: Strokes) -> Picture | None:
 
 
 def loss_terms(groups: list[Group], strokes: Strokes) -> Picture | None:
-    """The terms of the training loss after each epoch."""
+    """Makes the figure of the terms of the training loss after each epoch."""
     logged = {
         name
         for run in _with(groups)
@@ -319,12 +322,12 @@ def _over_epochs(groups: list[Group], strokes: Strokes, titles: dict[str, str], 
 
 
 def _across(count: int) -> int:
-    """How many panels stand in a row, so that the last row is not almost empty."""
+    """Chooses how many panels stand in a row, so that the last row is not almost empty."""
     return 4 if count in (4, 7, 8) else 3
 
 
 def active_features(groups: list[Group]) -> Picture | None:
-    """Draws where features were pruned: the share of each layer's features that is active."""
+    """Makes the figure of where features were pruned: each layer's share that is active."""
     chosen = [
         group
         for group in groups
@@ -336,7 +339,7 @@ def active_features(groups: list[Group]) -> Picture | None:
     chosen = most_robust(chosen) if several else chosen
 
     def draw(theme: Theme):
-        # The most layers first: they say where those stand that not all networks have.
+        # The most layers first: they give the order of layers that not all networks have.
         held = sorted((_layers(group.runs[0]) for group in chosen), key=len, reverse=True)
         names = list(dict.fromkeys(name for layers in held for name in layers))
         figure, axes = panels(len(chosen), 3.3, 2.9, _across(len(chosen)))
@@ -412,7 +415,7 @@ def _layers(run: FinishedRun) -> dict[str, list[int]]:
 
 
 def _with(groups: list[Group]) -> list[FinishedRun]:
-    """The runs that have metrics."""
+    """Lists the runs that have metrics."""
     return [run for run in runs_of(groups) if run.metrics]
 
 

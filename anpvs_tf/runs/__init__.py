@@ -1,1 +1,1 @@
-"""Holds what a run is: its settings and their defaults, its directory and its records."""
+"""The parts of a run: its settings and their defaults, its directory and its records."""

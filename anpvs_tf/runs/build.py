@@ -37,7 +37,7 @@ def _freeze_gates_step(settings: Settings, total_steps: int) -> int | None:
 
 
 def _target_steps(settings: Settings, steps: int) -> tuple[int, int, int]:
-    """When pruning begins, the target is to be reached, and nothing is pruned any more."""
+    """Computes the steps at which pruning begins, should reach its target, and ends."""
     begin = settings.kl_warmup_epochs * steps
     total = settings.epochs * steps
     reached = max(begin + 1, round(settings.target_at * total))
@@ -47,7 +47,7 @@ def _target_steps(settings: Settings, steps: int) -> tuple[int, int, int]:
 
 
 def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:
-    """ADMM on the kernels of a network, as the settings say."""
+    """Makes the pruning by ADMM of the kernels of a network, as the settings say."""
     return WeightPruning(
         network,
         settings.prune_ratio,
@@ -62,7 +62,7 @@ def weight_pruning(settings: Settings, network: keras.Model) -> WeightPruning:
 def make_optimizer(
     settings: Settings, total_steps: int, skip_nonfinite: bool = False
 ) -> keras.optimizers.Optimizer:
-    """The weights' optimizer, with a rate of the gates' own; loss scaling for float16."""
+    """Makes the weights' optimizer, with a rate of the gates' own; loss scaling for float16."""
     optimizer = OPTIMIZERS[settings.optimizer](
         learning_rate=learning_rate_schedule(
             settings.learning_rate, total_steps, settings.decay_at, settings.decay
@@ -78,7 +78,10 @@ def make_optimizer(
 
 
 def first_selectable_epoch(settings: Settings) -> int:
-    """The first epoch whose network is what was asked for: all warm-ups are over."""
+    """Computes the first epoch whose network may be selected, at the latest the last epoch.
+
+    Warm-ups are over by then, and so is pruning to a target or by ADMM.
+    """
     method = METHODS[settings.method]
     begins = 0
     if method.adversarial:
@@ -93,14 +96,14 @@ def first_selectable_epoch(settings: Settings) -> int:
 
 
 def _least(min_active: float, features: int) -> int:
-    """How many features of a layer `min_active`, a number or below 1 a share, is."""
+    """Computes how many features of a layer `min_active`, a number or below 1 a share, is."""
     if min_active < 1:
         return math.ceil(min_active * features)
     return min(round(min_active), features)
 
 
 def build_network(settings: Settings, dtype: str) -> keras.Model:
-    """The network of a run with its initial weights.
+    """Builds the network of a run with its initial weights.
 
     Raises:
         UsageError: the network does not fit the dataset.

@@ -1,4 +1,4 @@
-"""Whether a classifier is better than a constant answer: figures of one that is not mislead."""
+"""Checks that a classifier is better than a constant answer; if not, its accuracies mislead."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from anpvs_tf.runs.settings import Settings
 
 
 def of_labels(labels: Sequence[int], classes: int) -> float:
-    """Accuracy of the best constant answer, and at least that of guessing: in (0, 1]."""
+    """Computes the accuracy of the best constant answer, at least that of guessing: in (0, 1]."""
     most = np.bincount(np.asarray(labels, int)).max(initial=0) / max(len(labels), 1)
     return max(float(most), 1.0 / classes)
 
@@ -18,7 +18,7 @@ def of_labels(labels: Sequence[int], classes: int) -> float:
 def recorded(
     record: Mapping[str, Any], chance: float, settings: Settings | None = None
 ) -> dict[str, Any]:
-    """The fields of a record that say so: chance, and at_chance only if it is.
+    """Makes the fields of a record: chance, and at_chance only if the classifier is at chance.
 
     Args:
         record: has clean_accuracy and examples.
@@ -39,7 +39,7 @@ def verdict(
         chance: of `of_labels`.
         settings: of the run; None for a model that was not trained here.
     """
-    from scipy.stats import binomtest  # It takes as long to import as the flags to check.
+    from scipy.stats import binomtest  # Importing it takes as long as checking the flags.
 
     right = round(accuracy * examples)
     interval = binomtest(right, examples).proportion_ci(method="wilson")

@@ -1,4 +1,4 @@
-"""SHA256SUMS: what the files of a finished run are; `sha256sum -c SHA256SUMS` reads it too."""
+"""SHA256SUMS, the digests of a finished run's files; `sha256sum -c SHA256SUMS` reads it too."""
 
 import hashlib
 import pathlib
@@ -14,7 +14,7 @@ def digest(data: bytes) -> str:
 
 
 def text(sums: Mapping[str, list[str]]) -> str:
-    """The file that says so.
+    """Writes the text of SHA256SUMS.
 
     Args:
         sums: {path below the directory: its digests}; two while it is being replaced.
@@ -23,10 +23,10 @@ def text(sums: Mapping[str, list[str]]) -> str:
 
 
 def read(directory: pathlib.Path) -> dict[str, list[str]]:
-    """The digests that are held of each file; none without the file.
+    """Reads the digests of each file from SHA256SUMS; none if it does not exist.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: SHA256SUMS cannot be read.
     """
     path, sums = directory / NAME, {}
     if not path.exists():

@@ -55,7 +55,7 @@ def plan(settings: Settings, images: int, start: str) -> str:
 
 
 def epoch_summary(settings: Settings, row: dict[str, Any], timing: dict[str, Any]) -> str:
-    """The line that stays on the screen after an epoch."""
+    """Writes the line that stays on the screen after an epoch."""
     sparsity = f"sparsity {row['sparsity']:.1%}  " if METHODS[settings.method].prunes else ""
     return (
         f"epoch {row['epoch']}/{settings.epochs}  loss {row['loss']:.3f}  "
@@ -80,7 +80,7 @@ def target_summary(target: dict[str, Any]) -> str:
 
 
 def evaluation_table(records: list[ResultRecord]) -> str:
-    """Records of bin/evaluate.py as lines: the figures, then every check."""
+    """Writes records of bin/evaluate.py as lines: the accuracies, then every check."""
     lines, shown = [], []
     for record in records:
         threat = record["threat_model"]
@@ -117,7 +117,7 @@ def evaluation_table(records: list[ResultRecord]) -> str:
 
 
 def result_table(record: ResultRecord) -> str:
-    """The record of a training run as the lines that end it."""
+    """Writes the record of a training run as the lines that end it."""
     attack, threat = record["attack"], record["threat_model"]
     features = "  ".join(
         f"{layer} {active}/{total}" for layer, (active, total) in record["active_features"].items()

@@ -5,7 +5,7 @@ metrics.csv              a row an epoch
 timings.csv              how long each took
 SHA256SUMS               of the files of a finished run
 results.json             a list of evaluation records; present when training is finished
-evaluation/              what bin/evaluate.py knows of each example, a file an attack
+evaluation/              the state of each example in bin/evaluate.py, a file an attack
 checkpoints/             the last two training states
 checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
+    """Returns the versions of the packages that decide a result."""
     packages = ("tensorflow", "keras", "tensorflow-probability", "tensorflow-datasets")
     packages += ("scikit-learn", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}
@@ -47,12 +47,12 @@ def versions() -> dict[str, str]:
 
 
 def now() -> str:
-    """The time as ISO 8601, UTC, to the second."""
+    """Returns the time as ISO 8601, UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def default_name(settings: Settings) -> str:
-    """`<dataset>-<network>-<method>-seed<seed>`; after the network `x<width>` if it is not 1."""
+    """Makes `<dataset>-<network>-<method>-seed<seed>`; a width but 1 is `<network>x<width>`."""
     width = "" if settings.width == 1 else f"x{settings.width:g}"
     network = f"{settings.network}{width}"
     return f"{file_name(settings.dataset)}-{network}-{settings.method}-seed{settings.seed}"
@@ -78,7 +78,7 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return any(self.checkpoints.glob("ckpt-*.index"))
 
     def check_place(self) -> None:
@@ -86,7 +86,7 @@ class RunDirectory:
         check_directory(self.path, f"run directory {self.path}", "--run_dir")
 
     def check(self, settings: Settings, overwrite: bool = False) -> None:
-        """Raises UsageError unless a run with these settings can begin or go on here.
+        """Raises UsageError unless a run with these settings can begin or resume here.
 
         Args:
             overwrite: a run of other settings may be here; it will be deleted.
@@ -113,7 +113,7 @@ class RunDirectory:
             )
 
     def _empty(self) -> bool:
-        """Whether there is nothing but what a process leaves that dies in `begin`."""
+        """Says whether the directory is empty, but for what a process left that died in `begin`."""
         found = [path for path in self.path.iterdir() if not path.match(".tmp-*-config.json")]
         return found in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
 
@@ -133,11 +133,11 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def owned(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the directory against other processes, as `common.lock.owned`."""
+        """Locks the directory against other processes, as `common.lock.owned`."""
         return lock.owned(self.path, "--run_dir")
 
     def in_use(self) -> bool:
-        """Whether a process holds the directory by `owned`."""
+        """Says whether a process holds the lock of `owned`."""
         return lock.in_use(self.path)
 
     def begin(
@@ -168,7 +168,7 @@ class RunDirectory:
             write_atomically(self.config_path, json.dumps(config, indent=2) + "\n")
 
     def settings(self) -> Settings:
-        """The settings in config.json.
+        """Reads the settings in config.json.
 
         Raises:
             UsageError: no readable config.json of this version of the package.
@@ -183,7 +183,7 @@ class RunDirectory:
             ) from error
 
     def metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv, as text."""
+        """Reads the rows of metrics.csv, as text."""
         if not self.metrics_path.exists():
             return []
         with open(self.metrics_path, newline="") as file:
@@ -199,7 +199,7 @@ class RunDirectory:
             write_atomically(path, text.getvalue())
 
     def results(self) -> list[ResultRecord]:
-        """The records of results.json; none before the run is finished.
+        """Reads the records of results.json; none before the run is finished.
 
         Raises:
             UsageError: a file of the finished run is damaged.
@@ -230,7 +230,7 @@ class RunDirectory:
                 for path in written
                 if path.exists()
             }
-        # At every moment the sums hold for what is there.
+        # At every moment the sums are right for the files that exist.
         name, path = self.results_path.name, self.path / checksums.NAME
         sums[name] = [*sums.get(name, []), checksums.digest(text.encode())]
         write_atomically(path, checksums.text(sums))

@@ -32,7 +32,7 @@ _TRAITS = {
 
 
 def groups() -> dict[str, list[dataclasses.Field]]:
-    """The settings that a user chooses, in the groups of the help."""
+    """Groups the settings that a user chooses, as the help shows them."""
     found = {title: [CHOSEN[n] for n in names if n in CHOSEN] for title, names in _OFTEN.items()}
     often = {field.name for fields in found.values() for field in fields}
     for trait, title in _TRAITS.items():
@@ -45,7 +45,7 @@ def groups() -> dict[str, list[dataclasses.Field]]:
 
 
 def _methods(field: dataclasses.Field) -> str:
-    """The methods that use a setting, in words."""
+    """Names the methods that use a setting, in words."""
     users = [method.name for method in METHODS.values() if used(method, field.name)]
     others = [name for name in METHODS if name not in users]
     if len(others) < len(users):
@@ -54,7 +54,7 @@ def _methods(field: dataclasses.Field) -> str:
 
 
 def describe(field: dataclasses.Field) -> str:
-    """The help of a setting: meaning, choices, default by dataset."""
+    """Writes the help of a setting: meaning, choices, default by dataset."""
     text = field.metadata["help"]
     if "choices" in field.metadata:
         text += f" ({', '.join(field.metadata['choices'])})"
@@ -69,7 +69,7 @@ def describe(field: dataclasses.Field) -> str:
 
 
 def describe_methods(dataset: str = "digits", recipe: str = "published") -> str:
-    """The table of methods: what each does, its source, its own flags with their defaults.
+    """Writes the table of methods: what each does, its source, its own flags with their defaults.
 
     Raises:
         UsageError: as `defaults`.

@@ -12,15 +12,15 @@ from anpvs_tf.runs import build
 from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.runs.settings import Settings
 
-# How far the costs of two networks may differ that are compared as equal.
+# Costs of two networks that differ by no more than this share are compared as equal.
 TOLERANCE = 0.1
-# Widths that are looked at: 1/64 apart, finer than one of 64 features.
+# The widths that are tried lie 1/64 apart, finer than one of 64 features.
 STEP = 1 / 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """A width, what a network of it costs, and what was wanted."""
+    """A width, the cost of a network of it, and the cost that was wanted."""
 
     width: float
     cost: int
@@ -28,7 +28,7 @@ class Matched:
 
 
 def matched(settings: Settings, run: FinishedRun, cost: str = "flops") -> Matched:
-    """The width at which the network of `settings` costs what the network of a run does.
+    """Finds the width at which the network of `settings` costs what the network of a run does.
 
     Both are counted as they are deployed: frozen, without pruned features.
 

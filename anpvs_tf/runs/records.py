@@ -1,4 +1,4 @@
-"""The records of a run: epoch rows and results."""
+"""Merges the result records of a run and describes them in words."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ WORST_CASE = "worst-case"
 
 
 def merged(held: list[ResultRecord], new: list[ResultRecord]) -> list[ResultRecord]:
-    """`held` with `new` behind it; what `new` evaluates anew is replaced."""
+    """Appends `new` to `held`; a new record replaces those of the same measurement."""
 
     def identity(record):
         keys = ("model", "dataset", "split", "examples", "threat_model", "attack", "attack_seed")
@@ -19,7 +19,7 @@ def merged(held: list[ResultRecord], new: list[ResultRecord]) -> list[ResultReco
     for record in new:
         same = [other for other in kept if identity(other) == identity(record)]
         if same and "checks" not in record:
-            # A repetition without checks does not take back what they found.
+            # A repetition without checks keeps the results of the earlier checks.
             found = {
                 key: same[-1][key]
                 for key in ("checks", "reliable", "unreliable_because")
@@ -31,7 +31,7 @@ def merged(held: list[ResultRecord], new: list[ResultRecord]) -> list[ResultReco
 
 
 def attack_text(attack: dict[str, Any]) -> str:
-    """An attack of a record in words."""
+    """Describes an attack of a record in words."""
     if attack["name"] == WORST_CASE:
         return "worst case of " + ", ".join(dict.fromkeys(one["name"] for one in attack["of"]))
     words = {
@@ -60,5 +60,5 @@ def pruned(record: ResultRecord) -> list[str]:
 
 
 def of_training(record: ResultRecord) -> bool:
-    """Whether bin/train.py wrote this record; else bin/evaluate.py did."""
+    """Says whether bin/train.py wrote this record; if not, bin/evaluate.py did."""
     return "efficiency" in record

@@ -17,12 +17,12 @@ from anpvs_tf.networks.names import check_images
 from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
 from anpvs_tf.runs.settings import FIELDS, Settings, declared, kind_of, layer_betas, source_of, used
 
-# Counts are 32-bit numbers where TensorFlow counts.
+# TensorFlow keeps counts as 32-bit numbers.
 LARGEST = 2**31 - 1
 
 
 def _like(source: Source) -> str:
-    """The dataset whose defaults hold: its own, or what is like it."""
+    """Names the dataset whose defaults hold: its own, or the one that it is like."""
     if source.name in BY_DATASET:
         return source.name
     return "mnist" if source.image_shape[-1] == 1 else "cifar10"
@@ -31,7 +31,7 @@ def _like(source: Source) -> str:
 def defaults(
     source: Source | str, recipe: str = "published", method: str | None = None
 ) -> dict[str, Any]:
-    """The settings of a dataset before the user's own.
+    """Returns the settings of a dataset before the user's own.
 
     A dataset of the user's has those of MNIST if it is grey, of CIFAR-10 in colour, and
     LeNet-5 if images are not 32 x 32 x 3.
@@ -65,12 +65,12 @@ def defaults(
 def resolve(
     overrides: Mapping[str, Any], recipe: str = "published", data_dir: str | None = None
 ) -> Settings:
-    """As `choose`, and with the fast precision of this machine if none was chosen."""
+    """Makes settings as `choose` does, with this machine's fast precision if none was chosen."""
     return with_precision(choose(overrides, recipe, data_dir))
 
 
 def with_precision(settings: Settings) -> Settings:
-    """The settings with the fast precision of this machine in place of "auto"."""
+    """Replaces the precision "auto" by the fast one of this machine."""
     if settings.precision == "auto":
         return dataclasses.replace(settings, precision=fast_precision())
     return settings
@@ -79,20 +79,20 @@ def with_precision(settings: Settings) -> Settings:
 def choose(
     overrides: Mapping[str, Any], recipe: str = "published", data_dir: str | None = None
 ) -> Settings:
-    """Settings from a user's choices; a setting that is None or absent takes its default.
+    """Makes settings from a user's choices; a setting that is None or absent takes its default.
 
     Without an image folder or a dataset of TFDS to look at, it imports no TensorFlow.
 
     Args:
-        data_dir: where TFDS keeps its data, for what has to be found out of a dataset; nothing
-            is looked at if the choices have `classes`, as a run's own settings do.
+        data_dir: where TFDS keeps its data, from which the facts of a dataset are read; no data
+            are read if the choices have `classes`, as a run's own settings do.
 
     Raises:
         UsageError: a value that is unknown, not finite or out of range, or one that the
             method does not use.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    # First what can be refused without a look at the data, or at what TensorFlow finds here.
+    # First the checks that need neither the data nor TensorFlow.
     given = {name: checked(name, value) for name, value in given.items()}
     _check_choice("recipe", recipe, RECIPES)
     check_name(given.get("dataset", "digits"))
@@ -166,7 +166,7 @@ def validated(values: Mapping[str, Any]) -> Settings:
 
 
 def checked(name: str, value: Any) -> Any:
-    """The value of one setting, in the form in which `Settings` has it.
+    """Checks the value of one setting and returns it in the form in which `Settings` has it.
 
     Raises:
         UsageError: no setting of this name, a value of another kind or out of range.
@@ -196,7 +196,7 @@ def check_used(method: str, given: Iterable[str]) -> None:
 
 
 def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
-    """The defaults of a threat model that is not the dataset's."""
+    """Computes the defaults of a threat model that is not the dataset's."""
     epsilon = given.get("epsilon", BY_NORM[values["norm"]][_like(source_of(values))])
     return {
         "epsilon": epsilon,
@@ -218,7 +218,7 @@ def _check_kind(field: dataclasses.Field, value: Any) -> None:
     if kind is float:
         good |= isinstance(value, int)  # An integer is a number too,
     if isinstance(value, bool):
-        good = kind is bool  # but True is neither.
+        good = kind is bool  # but True is no number.
     if good and isinstance(value, tuple):
         item = typing.get_args(declared(field))[0]
         good = all(isinstance(one, item) for one in value)
@@ -227,7 +227,7 @@ def _check_kind(field: dataclasses.Field, value: Any) -> None:
 
 
 def parsed_size(values) -> tuple[int, int]:
-    """(height, width) of --image_size.
+    """Parses --image_size as (height, width).
 
     Raises:
         UsageError: other than one or two numbers.
@@ -254,7 +254,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         if not isinstance(number, int | float):
             continue
         bounds = []
-        good = abs(number) < math.inf  # Any integer is comparable; not any is a float.
+        good = abs(number) < math.inf  # Every integer compares; not every one fits a float.
         if "at_least" in limits:
             good &= number >= limits["at_least"]
             bounds.append(f"at least {limits['at_least']:g}")
@@ -273,7 +273,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 
 def fast_precision() -> str:
-    """bfloat16 where the device multiplies it faster than float32, else float32."""
+    """Chooses bfloat16 if the device multiplies it faster than float32, else float32."""
     import tensorflow as tf  # Here: the checks of settings must not wait for it.
 
     for gpu in tf.config.list_physical_devices("GPU"):

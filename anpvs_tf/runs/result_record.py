@@ -13,14 +13,14 @@ class ThreatModel(TypedDict):
 class ResultRecord(TypedDict, total=False):
     """One measurement of one network, as results.json holds it; shares are in [0, 1].
 
-    A key is absent where the figure does not exist. Only `threat_model`, `attack`, `dataset`,
+    A key is absent if the value does not exist. Only `threat_model`, `attack`, `dataset`,
     `split`, `examples`, `clean_accuracy`, `robust_accuracy`, `date` and `versions` are in all.
 
     Attributes:
         dataset, split, examples: what it was measured on.
         method, network, width, seed: of the run; absent for a model that was not trained here.
         model: the run directory or model file, of bin/evaluate.py.
-        input_range: what the model takes for black and white, if not [0, 1].
+        input_range: the model's values for black and white, if not [0, 1].
         attack: name and settings; of a worst case, `of` lists the attacks.
         clean_accuracy: of unperturbed images; clean_interval: its 95 % interval.
         robust_accuracy: under the attack; None for a stochastic model in single draws.
@@ -33,10 +33,10 @@ class ResultRecord(TypedDict, total=False):
         active_features: {layer: (active, all)}.
         posterior_draws: of an ensemble, from how many draws of a Bayesian run it is.
         checks: the self-checks, each as `evaluation.self_checks.Check`.
-        reliable, unreliable_because: whether the figure is to be believed, and why not.
-        per_example: the file of what is known of each example; attack_seed: of the attack.
+        reliable, unreliable_because: whether the robust accuracy is reliable, and why not.
+        per_example: the file of the state of each example; attack_seed: of the attack.
         epoch, stopped, target, efficiency, timing: of bin/train.py alone: the epoch that was
-            kept, why training ended early, what came of --target_sparsity, the deployed
+            kept, why training ended early, whether --target_sparsity was reached, the deployed
             network's cost, the time.
         date, versions: when, and by which packages.
     """

@@ -30,7 +30,7 @@ SELECTIONS = ("last", "best")
 
 
 def _setting(help: str, used_by: str | None = None, weights: str | bool = True, **range_) -> Any:
-    """A field of `Settings`.
+    """Makes a field of `Settings`.
 
     Args:
         used_by: the trait (attribute of `Method`) of the methods that use it; None for all.
@@ -276,12 +276,12 @@ FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
 def used(method: Method, name: str) -> bool:
-    """Whether a method, or the run that it begins with, uses a setting."""
+    """Says whether a method, or the run that it begins with, uses a setting."""
     return method.uses(FIELDS[name].metadata["used_by"])
 
 
 def decisive(method: Method) -> list[str]:
-    """The settings that decide the weights of a run of this method."""
+    """Lists the settings that decide the weights of a run of this method."""
     found = []
     for name, field in FIELDS.items():
         weights = field.metadata["weights"]
@@ -290,12 +290,12 @@ def decisive(method: Method) -> list[str]:
     return found
 
 
-# The settings that a user chooses; the others are found out.
+# The settings that a user chooses; the others are found in the data.
 CHOSEN = {name: field for name, field in FIELDS.items() if "found" not in field.metadata}
 
 
 def source_of(values: Mapping[str, Any]) -> Source:
-    """The dataset of a run as its settings describe it."""
+    """Makes the facts about the dataset of a run from its settings."""
     return Source(
         values["dataset"],
         (*values["image_size"], values["channels"]),
@@ -314,7 +314,7 @@ def as_text(value: Any) -> str:
 
 
 def layer_betas(settings: Settings) -> dict[str, float]:
-    """{layer: factor} of `layer_beta`.
+    """Parses `layer_beta` as {layer: factor}.
 
     Raises:
         UsageError: not of the form layer=factor.
@@ -337,11 +337,11 @@ def layer_betas(settings: Settings) -> dict[str, float]:
 
 
 def kind_of(field: dataclasses.Field) -> type:
-    """The kind of a setting's values, besides None: bool, int, float, str or tuple."""
+    """Returns the kind of a setting's values, besides None: bool, int, float, str or tuple."""
     return typing.get_origin(declared(field)) or declared(field)
 
 
 def declared(field: dataclasses.Field) -> Any:
-    """The type of a setting as it is declared, without None."""
+    """Returns the type of a setting as it is declared, without None."""
     union = isinstance(field.type, types.UnionType)
     return typing.get_args(field.type)[0] if union else field.type

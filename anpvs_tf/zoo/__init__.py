@@ -1,4 +1,4 @@
-"""Small robust networks that come with the package, to be attacked by anybody."""
+"""Small robust networks that come with the package, ready to be attacked."""
 
 import lazy_loader
 

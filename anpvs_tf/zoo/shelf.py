@@ -1,4 +1,4 @@
-"""The networks of the zoo: what they are, and where they lie.
+"""The networks of the zoo: their facts and their files.
 
 NETWORK.keras beside this module is the file of `bin/export.py --format=keras`, NETWORK.md its model
 card, and networks.json says of each what `Entry` holds.
@@ -27,10 +27,10 @@ class Entry:
         norm, epsilon: the threat model; the radius in pixel units of [0, 1].
         sha256: of its file.
         parameters: numbers in its weights.
-        pruned: share of the gated features that is gone, in [0, 1].
+        pruned: share of the gated features that is pruned, in [0, 1].
         clean_accuracy, autoattack_accuracy: in [0, 1], of the first `examples` test images.
         command: that trained it.
-        made: the day.
+        made: the day on which its file was made.
     """
 
     dataset: str
@@ -47,12 +47,12 @@ class Entry:
 
 
 def names() -> tuple[str, ...]:
-    """Lists the networks that there are."""
+    """Lists the names of the networks."""
     return tuple(_entries())
 
 
 def entry(name: str) -> Entry:
-    """Tells the facts about a network.
+    """Returns the facts about a network.
 
     Raises:
         UsageError: no network of this name.

@@ -39,7 +39,7 @@ def test_an_entry_has_the_fields_of_the_leaderboard(tmp_path):
         ({"examples": 1017}, "10,000 test images must be attacked; these were 1,017"),
         ({"threat_model": {"norm": "linf", "epsilon": 0.03}}, "must be linf 8/255 or l2 0.5"),
         ({"threat_model": {"norm": "l2", "epsilon": 1.0}}, "must be linf 8/255 or l2 0.5"),
-        ({"reliable": False}, "the figure must be reliable"),
+        ({"reliable": False}, "the accuracy must be reliable"),
     ],
 )
 def test_what_is_missing_is_said(changes, why, tmp_path):
