@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from anpvs_tf.networks import architectures
 from anpvs_tf.networks.architectures import lenet5, vgg16
 from anpvs_tf.networks.beta_bernoulli import BetaBernoulliGate
 from anpvs_tf.networks.gate import gates_of
@@ -94,6 +95,23 @@ def test_measure(pruned):
     if pruned:
         assert small["saved_model_bytes"] < dense["saved_model_bytes"] / 5
         assert small["peak_memory"][8] < dense["peak_memory"][8] / 5
+
+
+def test_a_network_of_which_nothing_is_pruned_is_measured_once(tiny_lenet5, monkeypatch):
+    seen = []
+
+    def measure(models):
+        seen.append(list(models))
+        return dict.fromkeys(models, "measured")
+
+    monkeypatch.setattr(efficiency, "measure", measure)
+    network = architectures.NETWORKS["lenet5"]((28, 28, 1), 10, "beta_bernoulli")
+    whole = efficiency.report(network)
+    gates_of(network)[0].close(np.arange(20) < 3)
+    pruned = efficiency.report(network)
+    assert seen == [["dense"], ["compact", "dense"]]
+    assert whole["measured"] == pruned["measured"] == dict.fromkeys(seen[1], "measured")
+    assert pruned["parameters"][0] < pruned["parameters"][1] == whole["parameters"][0]
 
 
 def test_interleaved_times_each_call():

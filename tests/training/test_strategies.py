@@ -18,16 +18,18 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.networks import gating
 
 # Five steps from the same start, for every kind of gate, with dropout, augmentation and batch
-# normalisation; prints nothing, saves all weights.
+# normalisation; then an evaluation. Prints nothing, saves all weights and what was evaluated.
 #
 # A step amplifies rounding where it is not continuous: sign() of an l-infinity attack, Adam
 # of gradients near 0. So the attack is l2 and Adam's epsilon large.
 FIVE_STEPS = """
+import dataclasses
+import json
 import sys
 
 from anpvs_tf.common import devices
 
-name, cpus, synchronized, kinds, path = sys.argv[1:]
+name, cpus, kinds, path = sys.argv[1:]
 used = devices.choose(name, int(cpus) or None)
 
 import keras
@@ -36,7 +38,8 @@ import tensorflow as tf
 
 from anpvs_tf.data import loading
 from anpvs_tf.data import pipelines
-from anpvs_tf.networks import gating
+from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
+from anpvs_tf.networks import architectures, gating
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.hyperparameters import Objective
@@ -49,20 +52,20 @@ data = loading.Dataset("random", 4, split, split, split, augment=True)
 objective = Objective(0.5, 0.2, 2, train_examples=64, norm="l2", lambda_vs=0.5)
 
 
-def network_of(kind):
+def network_of(kind, synchronized):
     keras.utils.set_random_seed(3)
     image = keras.Input((12, 12, 1))
     x = layers.Conv2D(4, 3, name="conv")(image)
-    x = layers.BatchNormalization(name="norm", synchronized=bool(int(synchronized)))(x)
+    x = layers.BatchNormalization(name="norm", synchronized=synchronized)(x)
     x = layers.Dropout(0.3, name="dropout")(layers.ReLU(name="relu")(x))
     x = layers.Flatten()(layers.MaxPooling2D(2)(x))
     return gating.add_gates(keras.Model(image, layers.Dense(4, name="logits")(x)), kind)
 
 
-def train(used, kind):
+def train(used, kind, synchronized):
     method = next(m for m in METHODS.values() if m.vulnerability and m.gate == kind)
     with used.strategy.scope():
-        network = network_of(kind)
+        network = network_of(kind, synchronized)
         classifier = RobustClassifier(network, method, objective, seed=5)
         classifier.compile(optimizer=GroupedAdam(1e-2, epsilon=1e-2), jit_compile=False)
         classifier.optimizer.build(network.trainable_variables)
@@ -77,13 +80,26 @@ def train(used, kind):
         first, *others = used.strategy.experimental_local_results(variable.value)
         for other in others:
             np.testing.assert_array_equal(first.numpy(), other.numpy(), variable.path)
-    return {f"{kind}/{v.path}": v.numpy() for v in network.weights}
+    return {v.path: v.numpy() for v in network.weights}
+
+
+def evaluate(used):
+    images = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 1), np.uint8)
+    with used.strategy.scope():
+        network = architectures.lenet5((16, 16, 1), 4, None, seed=1)
+    seen = []
+    result = Evaluator(network, PgdAttack(0.1, 0.05, 2), 8, devices=used)(
+        loading.Split(images, np.arange(50) % 4), 3, lambda done, total: seen.append(done)
+    )
+    return json.dumps(dataclasses.asdict(result) | {"seen": seen})
 
 
 weights = {}
-for kind in kinds.split(","):
-    weights |= train(used, None if kind == "None" else kind)
-np.savez(f"{path}-{used.worker}.npz", **weights)
+for name in kinds.split(","):
+    # "own": each device has batch statistics of its own.
+    kind = None if name in ("None", "own") else name
+    weights |= {f"{name}/{path}": w for path, w in train(used, kind, name != "own").items()}
+np.savez(f"{path}-{used.worker}.npz", evaluation=evaluate(used), **weights)
 """
 
 
@@ -117,18 +133,17 @@ def two_workers(program, *arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Weights after five steps on one device, on two, in two processes."""
+    """Weights after five steps on one device, on two, in two processes; and an evaluation."""
     path = tmp_path_factory.mktemp("strategies")
     kinds = ",".join(["None", *gating.GATE_KINDS])
     runs = [
-        start(FIVE_STEPS, "default", 0, 1, kinds, path / "one"),
-        start(FIVE_STEPS, "auto", 2, 1, kinds, path / "two"),
-        start(FIVE_STEPS, "auto", 2, 0, "None", path / "own"),
-        *two_workers(FIVE_STEPS, "auto", 0, 1, "beta_bernoulli", path / "workers"),
+        start(FIVE_STEPS, "default", 0, kinds, path / "one"),
+        start(FIVE_STEPS, "auto", 2, f"{kinds},own", path / "two"),
+        *two_workers(FIVE_STEPS, "auto", 0, "beta_bernoulli", path / "workers"),
     ]
     for process in runs:
         finish(process)
-    names = ("one-0", "two-0", "own-0", "workers-0", "workers-1")
+    names = ("one-0", "two-0", "workers-0", "workers-1")
     return {name: dict(np.load(path / f"{name}.npz")) for name in names}
 
 
@@ -136,62 +151,32 @@ def trained(tmp_path_factory):
 def test_devices_compute_the_update_of_one(trained, other):
     kinds = {name.split("/")[0] for name in trained["one-0"]}
     assert {"None", "beta_bernoulli"} <= kinds
-    assert len(trained[other]) > 5
-    for name in trained[other]:
+    shared = trained[other].keys() & trained["one-0"].keys() - {"evaluation"}
+    assert len(shared) > 5
+    for name in shared:
         values = trained["one-0"][name]
         np.testing.assert_allclose(trained[other][name], values, rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 def test_statistics_of_parts_are_others_and_the_replicas_agree_on_them(trained):
     # That they agree, the program has checked.
-    whole, synchronized, parts = (
-        trained[name]["None/norm/moving_variance"] for name in ("one-0", "two-0", "own-0")
+    whole, synchronized = (
+        trained[name]["None/norm/moving_variance"] for name in ("one-0", "two-0")
     )
+    parts = trained["two-0"]["own/norm/moving_variance"]
     assert np.abs(whole - parts).max() > 10 * np.abs(whole - synchronized).max()
     np.testing.assert_allclose(whole, parts, rtol=0.2)
 
 
-EVALUATION = """
-import sys
-
-from anpvs_tf.common import devices
-
-used = devices.choose("auto", int(sys.argv[1]) or None)
-
-import dataclasses
-import json
-
-import numpy as np
-
-from anpvs_tf.data import loading
-from anpvs_tf.networks import architectures
-from anpvs_tf.evaluation.evaluator import PgdAttack
-from anpvs_tf.evaluation.evaluator import Evaluator
-
-rng = np.random.default_rng(0)
-split = loading.Split(rng.integers(0, 256, (50, 16, 16, 1), np.uint8), np.arange(50) % 4)
-with used.strategy.scope():
-    network = architectures.lenet5((16, 16, 1), 4, None, seed=1)
-seen = []
-result = Evaluator(network, PgdAttack(0.1, 0.05, 2), 8, devices=used)(
-    split, 3, lambda done, total: seen.append(done)
-)
-print(json.dumps(dataclasses.asdict(result) | {"seen": seen}))
-"""
-
-
-def test_evaluation_counts_every_image_once_and_gives_the_same_bits():
-    # Seven batches, the last one small: for three devices, then two workers, one is left over.
-    processes = [start(EVALUATION, 0), start(EVALUATION, 3), *two_workers(EVALUATION, 0)]
-    one, three, *workers = [json.loads(finish(process)) for process in processes]
-    assert [found.pop("seen") for found in (one, three, *workers)] == [
-        [8, 16, 24, 32, 40, 48, 50],
-        [24, 48, 50],
-        [16, 32, 48, 50],
-        [16, 32, 48, 50],
-    ]
+def test_evaluation_counts_every_image_once_and_gives_the_same_bits(trained):
+    # Seven batches, the last one small: of two devices or workers, one is left over.
+    evaluations = {name: json.loads(str(held["evaluation"])) for name, held in trained.items()}
+    seen = {name: found.pop("seen") for name, found in evaluations.items()}
+    assert seen.pop("one-0") == [8, 16, 24, 32, 40, 48, 50]
+    assert len(seen) == 3 and all(counts == [16, 32, 48, 50] for counts in seen.values())
+    one = evaluations["one-0"]
     assert one["examples"] == 50
-    assert one == three == workers[0] == workers[1]
+    assert all(found == one for found in evaluations.values())
 
 
 def test_devices_that_cannot_share_a_batch(tmp_path):
