@@ -30,6 +30,8 @@ LONG = {
     "networks/test_bayesian.py",
     "networks/test_gates.py",
     "networks/test_layer_options.py",
+    "networks/test_own_network.py",
+    "programs/test_fine_tuning.py",
     "networks/test_models_of_users.py",
     "networks/test_gating.py",
     "programs/test_evaluate.py",

@@ -4,9 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.evaluation.evaluator import PgdAttack, Result
+from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import directory
@@ -75,13 +77,21 @@ TARGET_TOLERANCE = 0.01
 def target_record(settings: Settings, network: keras.Model) -> dict[str, Any]:
     """What `target_sparsity` asked for, and what has come of it.
 
-    Operations are the multiplications of the frozen network, as it is deployed.
+    Operations are the multiplications of the frozen network, as it is deployed. As in
+    `SparsityTarget`, only gates that learn count.
     """
+    gates = gates_of(network)
     if settings.target_of == "operations":
-        left, whole = (FrozenNetwork(network, prune).multiplications for prune in (True, False))
-        reached = 1.0 - left / whole
+        whole = {
+            gate.name: np.ones(gate.features, bool) if gate.trainable else gate.is_open().numpy()
+            for gate in gates
+        }
+        left = FrozenNetwork(network).multiplications
+        reached = 1.0 - left / FrozenNetwork(network, open_gates=whole).multiplications
     else:
-        reached = efficiency.sparsity(efficiency.active_features(network))
+        learned = {gate.name.removesuffix("_gate") for gate in gates if gate.trainable}
+        counts = efficiency.active_features(network)
+        reached = efficiency.sparsity({name: counts[name] for name in learned})
     met = abs(reached - settings.target_sparsity) <= TARGET_TOLERANCE
     asked = {"of": settings.target_of, "asked": settings.target_sparsity}
     return asked | {"reached": reached, "met": met}
