@@ -1,14 +1,17 @@
 """Command lines that the programs refuse: the program, its arguments, what the line must say.
 
 In the arguments, {tmp} is a scratch directory, {run} a finished run, {begun} one that is not,
-and the others are files that `prepare` makes.
+{zoo} a Keras model file, and the others are files that `prepare` makes.
 """
 
 import json
 import pathlib
 import shutil
 
+from anpvs_tf.zoo import shelf
+
 HUGE = str(10**30)
+ZOO = "digits-anpvs_vib"
 
 TABLE: list[tuple[str, list[str], str]] = [
     # ---- Wrong kinds, NaN, huge, negative ----
@@ -43,6 +46,19 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("train", ["--method=fgsm"], "unknown method 'fgsm'"),
     ("train", ["--network=alexnet"], "unknown network 'alexnet'"),
     ("train", ["--network=vgg16"], "needs images of 32 x 32 x 3"),
+    ("train", ["--network=mine.h5"], "or a Keras model file of yours, FILE.keras"),
+    ("train", ["--network={tmp}/no.keras"], "no.keras does not exist"),
+    ("train", ["--network={notes}"], "is not a Keras model file: File is not a zip file"),
+    ("train", ["--network={zoo}", "--width=0.5"], "--width is for lenet5"),
+    ("train", ["--network={zoo}", "--match_cost_of={run}"], "a Keras model file has its own"),
+    ("train", ["--network={zoo}", "--dataset=cifar10"], "takes images of 28 x 28 x 1, the"),
+    ("train", ["--network={zoo}", "--freeze_below=conv7"], "does not have; some of its layers"),
+    ("train", ["--network={zoo}", "--input_range=255,0"], "--input_range must be two numbers"),
+    ("train", ["--freeze_below=logits"], "--freeze_below=logits leaves lenet5 nothing to train"),
+    ("train", ["--freeze_below=dense1_relu"], "leaves no gate to --method=anpvs"),
+    ("train", ["--freeze_below=conv1", "--method=at"], "would hold initial weights"),
+    ("train", ["--nopretrained"], "--pretrained is for a Keras model file"),
+    ("train", ["--coupled"], "--coupled is for networks with residual sums"),
     ("train", ["--recipe=fastest"], "unknown recipe 'fastest'"),
     ("train", ["--recipe=short"], "--recipe=short exists for mnist only"),
     ("train", ["--strategy=tpu"], "--strategy=tpu"),
@@ -165,6 +181,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("tune", [], "--run_dir is missing"),
     ("tune", ["--run_dir={tmp}/s"], "holds no sweep, and no setting is given"),
     ("tune", ["--run_dir={tmp}/s", "--beta=2"], "nothing is swept"),
+    ("tune", ["--run_dir={tmp}/s", "--network=lenet5|{tmp}/no.keras"], "does not exist"),
     ("tune", ["--run_dir={tmp}/s", "--beta=5:1"], "is empty"),
     ("tune", ["--run_dir={tmp}/s", "--beta=0:1:log"], "begins above 0"),
     ("tune", ["--run_dir={tmp}/s", "--beta=nan:1"], "--beta must be of kind float"),
@@ -211,4 +228,7 @@ def prepare(run: pathlib.Path, tmp: pathlib.Path) -> dict[str, str]:
         (places[name] / "results.json").write_text(text)
         (places[name] / "SHA256SUMS").unlink()
     (places["sweep"] / "sweep.json").write_bytes(b"\xff{")
-    return {"tmp": str(tmp), "run": str(run)} | {name: str(p) for name, p in places.items()}
+    (tmp / "notes.keras").write_text("mine")
+    keras_files = {"notes": str(tmp / "notes.keras"), "zoo": str(shelf.file_of(ZOO))}
+    made = {name: str(path) for name, path in places.items()}
+    return {"tmp": str(tmp), "run": str(run)} | keras_files | made

@@ -47,6 +47,8 @@ LONG = (
     "attacks/test_search_attacks.py",
     "attacks/test_linear_margins.py",
     "networks/test_bayesian.py",
+    "programs/test_fine_tuning.py",
+    "networks/test_own_network.py",
     "zoo/test_shelf.py",
     "networks/test_applications.py",
     "pruning/test_efficiency.py",

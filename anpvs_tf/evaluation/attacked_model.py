@@ -14,8 +14,7 @@ from anpvs_tf.attacks import losses
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.data.sources import Source
-from anpvs_tf.evaluation import final_activation, input_ranges
-from anpvs_tf.networks import bayesian
+from anpvs_tf.networks import bayesian, final_activation, input_ranges
 
 # A model file may hold layers of these modules: importing them registers the layers.
 from anpvs_tf.pruning.frozen import FrozenNetwork, sampled_logits

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.networks import graph
-from anpvs_tf.networks.gate import Gate
+from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.pruning import open_operations
 
 # A feature is near its end if its importance is below NEAR times the threshold; one that has
@@ -85,6 +85,7 @@ class SparsityTarget:
         beta = min(max(objective.beta, LOWEST), HIGHEST)
         self.log_beta = tf.Variable(tf.math.log(float(beta)), **same)
         self.log_push = tf.Variable(tf.math.log(float(beta)), **same)
+        self.frozen = [gate for gate in gates_of(network) if not gate.trainable]
         whole = self._left({gate.name: tf.ones([gate.features]) for gate in gates})[0]
         self.whole = tf.Variable(whole, **same)
 
@@ -156,6 +157,7 @@ class SparsityTarget:
     def _left(self, masks: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Returns the features or operations that are left, and each feature's share of them."""
         if self.objective.target_of == "operations":
+            masks |= {gate.name: tf.cast(gate.is_open(), tf.float32) for gate in self.frozen}
             left, costs = open_operations.costs(self.nodes, masks)
             return left, [costs[gate.name] for gate in self.gates]
         left = tf.add_n([tf.reduce_sum(mask) for mask in masks.values()])

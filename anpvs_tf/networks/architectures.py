@@ -185,6 +185,7 @@ def _resnet(
     dtype: str,
     gate_scope: str,
     width: float,
+    coupled: bool,
 ) -> keras.Model:
     """A stem and stages of basic blocks; a projection where the number of features changes.
 
@@ -215,7 +216,8 @@ def _resnet(
             x = keras.layers.Add(name=f"{prefix}_add", dtype=dtype)([x, y])
             x = make.relu(x, f"{prefix}_relu2")
     x = keras.layers.GlobalAveragePooling2D(name="pool", dtype=dtype)(x)
-    return add_gates(keras.Model(images, make.logits(x, classes), name=name), gate, gate_scope)
+    network = keras.Model(images, make.logits(x, classes), name=name)
+    return add_gates(network, gate, gate_scope, coupled)
 
 
 def resnet18(
@@ -226,11 +228,13 @@ def resnet18(
     dtype: str = "float32",
     gate_scope: str = "all",
     width: float = 1.0,
+    coupled: bool = False,
 ) -> keras.Model:
     """ResNet-18 for 32 x 32 images (He et al. 2016): 3x3 stem, four stages of two basic blocks.
 
     Args: as `lenet5`. Gated is what `add_gates` finds removable: inside every block,
         and between stages, where only convolutions read the sum.
+        coupled: as of `add_gates`: gate residual sums too.
 
     Raises:
         UsageError: for images that are not 32 x 32 x 3, or an unknown gate kind or scope.
@@ -246,6 +250,7 @@ def resnet18(
         dtype,
         gate_scope,
         width,
+        coupled,
     )
 
 
@@ -257,6 +262,7 @@ def resnet20(
     dtype: str = "float32",
     gate_scope: str = "all",
     width: float = 1.0,
+    coupled: bool = False,
 ) -> keras.Model:
     """ResNet-20 for CIFAR (He et al. 2016): stages of 16, 32 and 64 features, three blocks each.
 
@@ -264,7 +270,17 @@ def resnet20(
     10 classes. Arguments and errors as of `resnet18`.
     """
     return _resnet(
-        "resnet20", (16, 32, 64), 3, image_shape, classes, gate, seed, dtype, gate_scope, width
+        "resnet20",
+        (16, 32, 64),
+        3,
+        image_shape,
+        classes,
+        gate,
+        seed,
+        dtype,
+        gate_scope,
+        width,
+        coupled,
     )
 
 
@@ -276,13 +292,24 @@ def resnet32(
     dtype: str = "float32",
     gate_scope: str = "all",
     width: float = 1.0,
+    coupled: bool = False,
 ) -> keras.Model:
     """ResNet-32 for CIFAR (He et al. 2016): as `resnet20` with five blocks in each stage.
 
     466,906 trained parameters with 10 classes.
     """
     return _resnet(
-        "resnet32", (16, 32, 64), 5, image_shape, classes, gate, seed, dtype, gate_scope, width
+        "resnet32",
+        (16, 32, 64),
+        5,
+        image_shape,
+        classes,
+        gate,
+        seed,
+        dtype,
+        gate_scope,
+        width,
+        coupled,
     )
 
 

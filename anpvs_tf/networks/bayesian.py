@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common import randomness
+from anpvs_tf.common.errors import UsageError
 
 # softplus(rho) is exp(rho) in float32 from here on down.
 _RHO_EXPONENTIAL = -20.0
@@ -247,7 +248,17 @@ def convert(
 
     Args:
         prior_stddev, initial_rho: as in `BayesianLayer`.
+
+    Raises:
+        UsageError: a layer with weights to train that has no Bayesian counterpart, by name.
     """
+    for layer in network.layers:
+        if layer.trainable_weights and type(layer) not in _COUNTERPARTS:
+            known = ", ".join(one.__name__ for one in _COUNTERPARTS)
+            raise UsageError(
+                f"layer {layer.name!r} of type {type(layer).__name__} has no Bayesian counterpart: "
+                f"of the layers with weights, {known} have one; choose another method"
+            )
 
     def counterpart(layer):
         settings = {"prior_stddev": prior_stddev, "initial_rho": initial_rho}

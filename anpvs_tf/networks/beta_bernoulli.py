@@ -90,6 +90,11 @@ class BetaBernoulliGate(Gate):
         self.a_raw.assign(np.where(which, np.log(np.expm1(self.prior)), self.a_raw))
         self.b_raw.assign(np.where(which, np.log(np.expm1(1.0)), self.b_raw))
 
+    def open_all(self) -> None:
+        # E[pi] = a / (1 + a) for b = 1.
+        self.a_raw.assign(np.full(self.features, 1e9))
+        self.b_raw.assign(np.full(self.features, np.log(np.expm1(1.0))))
+
     def get_config(self) -> dict:
         return super().get_config() | {
             "initial_a_raw": self.initial_a_raw,

@@ -38,8 +38,8 @@ class Gate(keras.layers.Layer):
 
     Input and output: [batch, ..., features]; the gate acts on the last axis.
 
-    A kind of gate defines `feature_kl`, `mean`, `importance`, `sample_mask`, `close`, and
-    makes its parameters with `parameter` in `build`.
+    A kind of gate defines `feature_kl`, `mean`, `importance`, `sample_mask`, `close`,
+    `open_all`, and makes its parameters with `parameter` in `build`.
 
     Args:
         prune_threshold: features whose `importance()` is at or below it are pruned.
@@ -116,6 +116,10 @@ class Gate(keras.layers.Layer):
 
         Their masks are 0 in training too, within rounding, and no gradient opens them.
         """
+        raise NotImplementedError
+
+    def open_all(self) -> None:
+        """Sets the parameters so that every feature passes unchanged, within rounding."""
         raise NotImplementedError
 
     def mean_mask(self) -> tf.Tensor:

@@ -128,7 +128,7 @@ def add_gates(
     own = {f.__name__: f for f in activations_used if hasattr(f, "__name__")}
     with keras.saving.custom_object_scope(own):
         copy = keras.models.clone_model(model, call_function=call)
-    network = keras.Model(copy.inputs, {"logits": copy.outputs[0], **latents}, name=model.name)
+    network = keras.Model(copy.inputs[0], {"logits": copy.outputs[0], **latents}, name=model.name)
     for layer in model.layers:
         if layer.weights:
             graph.copy_state(layer, network.get_layer(layer.name))

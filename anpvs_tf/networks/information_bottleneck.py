@@ -88,6 +88,10 @@ class InformationBottleneckGate(Gate):
         self.raw_mu.assign(np.where(which, 0.0, self.raw_mu))
         self.raw_log_variance.assign(np.where(which, LOG_VARIANCE_MIN - 1, self.raw_log_variance))
 
+    def open_all(self) -> None:
+        self.raw_mu.assign(np.ones(self.features))
+        self.raw_log_variance.assign(np.full(self.features, LOG_VARIANCE_MIN))
+
     def get_config(self) -> dict:
         return super().get_config() | {
             "initial_mu": self.initial_mu,

@@ -38,7 +38,7 @@ from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, records
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import FinishedRun, open_run
-from anpvs_tf.runs.resolution import defaults, parsed_size
+from anpvs_tf.runs.resolution import black_and_white, defaults, parsed_size
 from anpvs_tf.runs.result_record import ResultRecord
 from anpvs_tf.zoo import shelf
 
@@ -244,15 +244,7 @@ def _numbers(flag: str, texts: list[str] | None, kind: type) -> tuple:
 
 def _input_range(values: Any) -> tuple[float, float] | None:
     """(black, white) of --input_range; None without it."""
-    found = _numbers("input_range", values.input_range, float)
-    if not found:
-        return None
-    if len(found) != 2 or not -1e6 < found[0] < found[1] < 1e6:
-        raise UsageError(
-            "--input_range must be two numbers, the lower one first, such as 0,255; got "
-            f"{','.join(values.input_range)}"
-        )
-    return found
+    return black_and_white(values.input_range) if values.input_range else None
 
 
 def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str, Any]]:

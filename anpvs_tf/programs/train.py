@@ -19,6 +19,7 @@ from anpvs_tf.common import interruption, program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.names import STRATEGIES
 from anpvs_tf.common.program import Flags
+from anpvs_tf.networks.names import is_file
 from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, defaults, directory, flag_help, records, resolution, settings
 from anpvs_tf.runs.directory import RunDirectory
@@ -116,6 +117,8 @@ def chosen_settings(values: Any) -> settings.Settings:
         raise UsageError("--match needs --match_cost_of")
     if values.match_cost_of is not None and given["width"] is not None:
         raise UsageError("--match_cost_of chooses the --width; give one of them")
+    if values.match_cost_of is not None and is_file(given["network"] or ""):
+        raise UsageError("--match_cost_of chooses the --width, and a Keras model file has its own")
     run = RunDirectory(values.run_dir or "")
     of_flags = values.overwrite or values["recipe"].present or not values.run_dir
     if of_flags or not run.config_path.exists():
@@ -125,6 +128,8 @@ def chosen_settings(values: Any) -> settings.Settings:
         del given["precision"]  # It was chosen when the run began.
     given = {name: value for name, value in given.items() if value is not None}
     resolution.check_used(given.get("method", held.method), given)
+    given = resolution.of_network(given)
+    resolution.check_of_network(given.get("network", held.network), given)
     return resolution.validated(dataclasses.asdict(held) | given)
 
 
@@ -178,6 +183,7 @@ def main(values: Any) -> None:
             sys.argv,
             values.overwrite,
             trainer.Execution(used, values.checkpoint_minutes, values.on_nonfinite),
+            values.network if is_file(values.network or "") else None,
         )
     if not used.is_chief:
         return

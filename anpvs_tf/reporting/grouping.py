@@ -103,9 +103,9 @@ def groups(runs: list[FinishedRun]) -> list[Group]:
         found = by_method.get(method, [])
         varied = varying(settings for settings, _ in found)
         found.sort(key=lambda one: [_sortable(one[0][name]) for name in varied])
-        named = varied
-        if len(varied) > _MOST_NAMED:
-            named = _telling_apart([settings for settings, _ in found], varied)
+        named = _without_versions([settings for settings, _ in found], varied)
+        if len(named) > _MOST_NAMED:
+            named = _telling_apart([settings for settings, _ in found], named)
         for settings, members in found:
             own = ", ".join(f"{name}={as_text(settings[name])}" for name in named)
             made.append(Group(f"{method} ({own})" if own else method, tuple(members)))
@@ -150,6 +150,15 @@ def varying(settings: Iterable[dict[str, Any]]) -> list[str]:
         for name in (settings[0] if settings else {})
         if any(one[name] != settings[0][name] for one in settings)
     ]
+
+
+def _without_versions(settings: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """The names without the version of a network's file, where the file's name tells as much."""
+    networks = {one["network"] for one in settings}
+    versions = {(one["network"], one["network_version"]) for one in settings}
+    if len(networks) < len(versions):
+        return names
+    return [name for name in names if name != "network_version"]
 
 
 def _telling_apart(settings: list[dict[str, Any]], names: list[str]) -> list[str]:

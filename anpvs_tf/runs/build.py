@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+import pathlib
+from collections.abc import Callable
 
 import keras
 
+from anpvs_tf.common.errors import UsageError
+from anpvs_tf.data.sources import file_name
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.optimizer import OPTIMIZERS, learning_rate_schedule
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.networks import bayesian
+from anpvs_tf.networks import bayesian, freezing, own_network
 from anpvs_tf.networks.architectures import NETWORKS
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning.admm import WeightPruning
@@ -102,27 +106,54 @@ def _least(min_active: float, features: int) -> int:
     return min(round(min_active), features)
 
 
-def build_network(settings: Settings, dtype: str) -> keras.Model:
+def build_network(
+    settings: Settings,
+    dtype: str,
+    file: pathlib.Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> keras.Model:
     """Builds the network of a run with its initial weights.
 
+    Args:
+        dtype: Keras dtype policy of all layers but the logits.
+        file: that the network is made from (`RunDirectory.network_file`); None for a named one.
+        say: called with what a user should know of a network from a file.
+
     Raises:
-        UsageError: the network does not fit the dataset.
+        UsageError: the network does not fit the dataset or the method.
     """
     source, method = settings.source, METHODS[settings.method]
-    network = NETWORKS[settings.network](
-        source.image_shape,
-        source.classes,
-        gate=method.gate,
-        gate_scope=settings.gate_scope,
-        seed=settings.seed,
-        dtype=dtype,
-        width=settings.width,
-    )
+    common = {"gate": method.gate, "gate_scope": settings.gate_scope}
+    common |= {"seed": settings.seed, "dtype": dtype}
+    if settings.coupled:
+        common["coupled"] = True
+    if file is not None:
+        network = own_network.network_of(
+            file,
+            source.image_shape,
+            source.classes,
+            name=file_name(settings.network),
+            pretrained=settings.pretrained,
+            input_range=settings.input_range,
+            say=say,
+            **common,
+        )
+    else:
+        network = NETWORKS[settings.network](
+            source.image_shape, source.classes, width=settings.width, **common
+        )
     for gate in gates_of(network):
         gate.min_active = _least(settings.min_active, gate.features)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = settings.sync_batch_norm
     if method.bayesian:
-        return bayesian.convert(network, settings.prior_stddev, settings.initial_rho)
+        network = bayesian.convert(network, settings.prior_stddev, settings.initial_rho)
+    if settings.freeze_below is not None:
+        freezing.freeze_below(network, settings.freeze_below)
+        if method.learned_gates and not any(gate.trainable for gate in gates_of(network)):
+            raise UsageError(
+                f"--freeze_below={settings.freeze_below} leaves no gate to --method={method.name}; "
+                "name an earlier layer, or a method without gates, such as at"
+            )
     return network

@@ -43,6 +43,8 @@ def plan(settings: Settings, images: int, start: str) -> str:
         lines.append(("pruned by", f"KL with beta {settings.beta:g}"))
     if method.learned_gates and settings.freeze_gates_at < 1:
         lines.append(("gates held", f"from {settings.freeze_gates_at:.0%} of the training on"))
+    if settings.freeze_below is not None:
+        lines.append(("not trained", f"{settings.freeze_below} and all that it depends on"))
     lines.append(
         (
             "judged by",

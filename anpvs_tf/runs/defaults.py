@@ -6,6 +6,10 @@ from typing import Any
 # (Madaan et al. 2020) except where a comment says why not.
 COMMON: dict[str, Any] = {
     "method": "anpvs",
+    "network_version": None,
+    "pretrained": None,
+    "input_range": None,
+    "freeze_below": None,
     "width": 1.0,
     "epochs": 200,
     "batch_size": 64,
@@ -35,6 +39,7 @@ COMMON: dict[str, Any] = {
     "norm": "linf",
     "gate_scope": "all",
     "layer_beta": (),
+    "coupled": False,
     "trades_beta": 6.0,
     "prior_stddev": 1.0,
     "initial_rho": -3.0,

@@ -1,6 +1,7 @@
 """The run directory: the contract between the program that trains and all others.
 
 config.json              every setting, resolved; package versions; the command
+network.keras            of a network of the user's: a copy of the file that it is made from
 metrics.csv              a row an epoch
 timings.csv              how long each took
 SHA256SUMS               of the files of a finished run
@@ -29,13 +30,18 @@ from anpvs_tf.common import lock
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.common.files import check_directory, replace_atomically, write_atomically
 from anpvs_tf.data.sources import file_name
+from anpvs_tf.networks.names import is_file
 from anpvs_tf.runs import checksums
-from anpvs_tf.runs.resolution import validated
+from anpvs_tf.runs.resolution import validated, version_of
 from anpvs_tf.runs.result_record import ResultRecord
-from anpvs_tf.runs.settings import Settings
+from anpvs_tf.runs.settings import FIELDS, Settings
 
 if TYPE_CHECKING:
     import keras
+
+
+# The values of settings that runs of earlier versions do not have.
+_BEFORE = {n: f.metadata["before"] for n, f in FIELDS.items() if "before" in f.metadata}
 
 
 def versions() -> dict[str, str]:
@@ -54,7 +60,7 @@ def now() -> str:
 def default_name(settings: Settings) -> str:
     """Makes `<dataset>-<network>-<method>-seed<seed>`; a width but 1 is `<network>x<width>`."""
     width = "" if settings.width == 1 else f"x{settings.width:g}"
-    network = f"{settings.network}{width}"
+    network = f"{file_name(settings.network)}{width}"
     return f"{file_name(settings.dataset)}-{network}-{settings.method}-seed{settings.seed}"
 
 
@@ -63,6 +69,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
+        self.network_path = self.path / "network.keras"
         self.config_path = self.path / "config.json"
         self.metrics_path = self.path / "metrics.csv"
         self.timings_path = self.path / "timings.csv"
@@ -129,7 +136,8 @@ class RunDirectory:
             if directory.exists():
                 shutil.rmtree(directory)
         sums = self.path / checksums.NAME
-        for path in (sums, self.metrics_path, self.timings_path, self.config_path):
+        tables = (self.metrics_path, self.timings_path)
+        for path in (sums, *tables, self.config_path, self.network_path):
             path.unlink(missing_ok=True)
 
     def owned(self) -> contextlib.AbstractContextManager[None]:
@@ -146,13 +154,15 @@ class RunDirectory:
         command: list[str],
         base: str | None = None,
         trained_on: dict[str, str] | None = None,
+        network_file: pathlib.Path | None = None,
     ) -> None:
-        """Writes config.json, if it is not there yet.
+        """Writes config.json and the copy of the network's file, if they are not there yet.
 
         Args:
             command: the command line.
             base: the run whose weights training starts from.
             trained_on: the machine and the software, where the trainer did not train it.
+            network_file: that the network is made from, as `network_file` returns it.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if not self.config_path.exists():
@@ -166,6 +176,43 @@ class RunDirectory:
             if trained_on is not None:
                 config["trained_on"] = trained_on
             write_atomically(self.config_path, json.dumps(config, indent=2) + "\n")
+        if network_file is not None and not self.network_path.exists():
+            replace_atomically(self.network_path, lambda to: shutil.copyfile(network_file, to))
+
+    def network_file(
+        self, settings: Settings, given: str | os.PathLike | None = None, anew: bool = False
+    ) -> pathlib.Path | None:
+        """The file that the network is made from: the run's copy, else `given`; None if named.
+
+        Args:
+            anew: the run here will be deleted.
+
+        Raises:
+            UsageError: no such file, or one of other content than the settings say.
+        """
+        if not is_file(settings.network):
+            return None
+        copied = self.network_path.exists()
+        if anew and copied and given is not None and self.network_path.samefile(given):
+            raise UsageError(
+                f"--network={given} is in the run that --overwrite deletes; copy it elsewhere first"
+            )
+        if given is None and (anew or not copied):
+            raise UsageError(
+                f"{self.network_path} is missing; give --network={settings.network} again, by its "
+                "path"
+            )
+        file = self.network_path if copied and not anew else pathlib.Path(given)
+        try:
+            version = version_of(file)
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+        if version != settings.network_version:
+            raise UsageError(
+                f"{file} is not the {settings.network} that the run is of: it is damaged or was "
+                "changed"
+            )
+        return file
 
     def settings(self) -> Settings:
         """Reads the settings in config.json.
@@ -174,7 +221,7 @@ class RunDirectory:
             UsageError: no readable config.json of this version of the package.
         """
         try:
-            return validated(json.loads(self.config_path.read_text())["settings"])
+            return validated(_BEFORE | json.loads(self.config_path.read_text())["settings"])
         except UsageError as error:
             raise UsageError(f"{self.config_path} cannot be used: {error}") from error
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -222,6 +269,7 @@ class RunDirectory:
             write_atomically(self.results_path, text)
             return
         written = (self.config_path, self.metrics_path, self.timings_path, self.weights_path)
+        written += (self.network_path,)
         if self.finished:
             sums = checksums.read(self.path)
         else:

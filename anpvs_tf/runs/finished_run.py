@@ -58,7 +58,8 @@ class FinishedRun:
         # It imports TensorFlow, which takes seconds; reading a run's files must not.
         from anpvs_tf.runs import build
 
-        network = build.build_network(self.settings, "float32")
+        file = self.directory.network_file(self.settings)
+        network = build.build_network(self.settings, "float32", file)
         network.load_weights(weights)
         return network
 

@@ -16,6 +16,7 @@ WHAT, HOW_LONG, EXPERTS = "What to train", "How long, and where", "For experts"
 _OFTEN = {
     WHAT: ("dataset", "method", "network", "width", "norm", "epsilon", "seed", "base_run"),
     HOW_LONG: ("epochs", "base_epochs", "batch_size", "train_examples", "eval_examples"),
+    "Own network (FILE.keras), fine-tuning": ("pretrained", "input_range", "freeze_below"),
     "Own images (folder:PATH, tfds:NAME)": ("image_size", "channels", "augment", "stream"),
 }
 _TRAITS = {
@@ -62,7 +63,9 @@ def describe(field: dataclasses.Field) -> str:
         return f"{text}. Default: digits"
     values = {name: _show(field.name, defaults(name)[field.name]) for name in BY_DATASET}
     if kind_of(field) is bool:
-        values = {name: {"True": "on", "False": "off"}[value] for name, value in values.items()}
+        values = {
+            name: {"True": "on", "False": "off"}.get(value, value) for name, value in values.items()
+        }
     if len(set(values.values())) == 1:
         return f"{text}. Default: {values['digits']}"
     return f"{text}. Default: " + ", ".join(f"{name} {value}" for name, value in values.items())
@@ -92,6 +95,9 @@ def describe_methods(dataset: str = "digits", recipe: str = "published") -> str:
 _UNSET = {
     "base_epochs": "as --epochs",
     "target_sparsity": "none",
+    "pretrained": "on",
+    "input_range": "by the file",
+    "freeze_below": "all are trained",
     "base_run": "none, or by method a run beside this one",
     "eval_examples": "1,000 for validation after an epoch, the whole test set at the end",
 }

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,7 +15,9 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data.sources import Source, check_name
 from anpvs_tf.data.sources import describe as describe_source
 from anpvs_tf.methods.registry import METHODS
-from anpvs_tf.networks.names import check_images
+from anpvs_tf.networks import keras_archive
+from anpvs_tf.networks.names import NETWORKS, WITH_SUMS, check_images, is_file
+from anpvs_tf.runs import checksums
 from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
 from anpvs_tf.runs.settings import FIELDS, Settings, declared, kind_of, layer_betas, source_of, used
 
@@ -94,6 +98,7 @@ def choose(
     given = {name: value for name, value in overrides.items() if value is not None}
     # First the checks that need neither the data nor TensorFlow.
     given = {name: checked(name, value) for name, value in given.items()}
+    given = of_network(given)
     _check_choice("recipe", recipe, RECIPES)
     check_name(given.get("dataset", "digits"))
     check_used(given.get("method", COMMON["method"]), given)
@@ -110,6 +115,12 @@ def choose(
     if "beta" in given or "layer_beta" in given:
         values["target_sparsity"] = None
     values |= given
+    if is_file(values["network"]):
+        if values["pretrained"] is None:
+            values["pretrained"] = True
+        if values["pretrained"] and "base_epochs" not in given:
+            values["base_epochs"] = 0  # The file is the trained network that others train first.
+    check_of_network(values["network"], given)
     if values["norm"] in BY_NORM:
         values |= _of_norm(values, given) | given
     if values["base_epochs"] is None:
@@ -160,6 +171,11 @@ def validated(values: Mapping[str, Any]) -> Settings:
             f"target is to be reached; give {settings.target_at:g} or more, or an earlier "
             "--target_at"
         )
+    if settings.coupled and settings.network in set(NETWORKS) - set(WITH_SUMS):
+        raise UsageError(
+            f"--coupled is for networks with residual sums: {', '.join(WITH_SUMS)} or a file; "
+            f"{settings.network} has none"
+        )
     layer_betas(settings)
     check_images(settings.network, settings.source.image_shape)
     return settings
@@ -177,6 +193,16 @@ def checked(name: str, value: Any) -> Any:
         value = parsed_size(value)
     elif name == "decay_at":
         value = _shares(value)
+    elif name == "input_range" and value is not None:
+        value = black_and_white(value)
+    elif name == "network" and isinstance(value, str):
+        if is_file(value):
+            return value
+        if value not in NETWORKS:
+            raise UsageError(
+                f"unknown network {value!r}; choose one of {', '.join(NETWORKS)}, or a Keras model "
+                "file of yours, FILE.keras"
+            )
     elif isinstance(value, list) and kind_of(FIELDS[name]) is tuple:
         value = tuple(value)
     _check_kind(FIELDS[name], value)
@@ -195,6 +221,41 @@ def check_used(method: str, given: Iterable[str]) -> None:
             )
 
 
+def check_of_network(network: str, given: Mapping[str, Any]) -> None:
+    """Raises UsageError if a setting was given that such a network does not use."""
+    if is_file(network):
+        if given.get("width", 1.0) != 1.0:
+            raise UsageError(f"--width is for {', '.join(NETWORKS)}; {network} has its own")
+        return
+    for name in ("pretrained", "input_range"):
+        if given.get(name) is not None:
+            raise UsageError(
+                f"--{name} is for a Keras model file, --network=FILE.keras; {network} is none"
+            )
+
+
+def of_network(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices with a network's file by its name and version in place of its path.
+
+    Choices that have the version already, as a run's own settings do, stay as they are.
+
+    Raises:
+        UsageError: a file that is no network (`keras_archive.check`).
+    """
+    network = given.get("network")
+    if network is None or given.get("network_version") is not None:
+        return dict(given)
+    if not is_file(network):
+        return {**given, "network_version": None}
+    keras_archive.check(network)
+    return {**given, "network": pathlib.Path(network).name, "network_version": version_of(network)}
+
+
+def version_of(file: str | os.PathLike) -> str:
+    """What tells a network's file from others: the first half of its SHA-256."""
+    return checksums.digest(pathlib.Path(file).read_bytes())[:32]
+
+
 def _of_norm(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
     """Computes the defaults of a threat model that is not the dataset's."""
     epsilon = given.get("epsilon", BY_NORM[values["norm"]][_like(source_of(values))])
@@ -210,6 +271,24 @@ def _shares(values) -> tuple[float, ...]:
         return tuple(float(value) for value in values)
     except (TypeError, ValueError):
         raise UsageError(f"--decay_at must be numbers between commas; got {values}") from None
+
+
+def black_and_white(values) -> tuple[float, float]:
+    """(black, white) of --input_range.
+
+    Raises:
+        UsageError: other than two numbers, the lower one first.
+    """
+    try:
+        low, high = map(float, values)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not -1e6 < low < high < 1e6:
+        raise UsageError(
+            "--input_range must be two numbers, the lower one first, such as 0,255; got "
+            f"{','.join(map(str, values)) if isinstance(values, list | tuple) else values}"
+        )
+    return low, high
 
 
 def _check_kind(field: dataclasses.Field, value: Any) -> None:

@@ -37,7 +37,7 @@ def _setting(help: str, used_by: str | None = None, weights: str | bool = True, 
         weights: whether it decides a run's weights: of every method that uses it (True),
             of none (False), or of those with this trait.
         range_: choices, at_least, above, at_most; pixels: a length in pixel units, which may
-            be given as a fraction.
+            be given as a fraction; before: its value in a run of a version that did not have it.
     """
     about = {"help": help, "used_by": used_by, "weights": weights}
     return dataclasses.field(metadata=about | range_)
@@ -62,7 +62,21 @@ class Settings:
     class_names: tuple[str, ...] | None = _setting("found in the data", found=True)
     data_version: str | None = _setting("tells changed data", found=True)
     method: str = _setting("how to train; help lists them", weights=False, choices=tuple(METHODS))
-    network: str = _setting("the architecture", choices=NETWORKS)
+    network: str = _setting(
+        "the architecture, or a Keras model file of yours, FILE.keras", choices=NETWORKS
+    )
+    network_version: str | None = _setting("tells a changed file", found=True, before=None)
+    pretrained: bool | None = _setting(
+        "with FILE.keras: start from the weights of the file, not from initial ones", before=None
+    )
+    input_range: tuple[float, ...] | None = _setting(
+        "with FILE.keras: the values that it takes for black and white, as 0,255; without it they "
+        "are read off its first layers",
+        before=None,
+    )
+    freeze_below: str | None = _setting(
+        "this layer, and all that its output depends on, is not trained", before=None
+    )
     width: float = _setting(
         "factor of the number of features of every hidden layer", above=0.0, at_most=16.0
     )
@@ -119,6 +133,9 @@ class Settings:
         at_least=0.0,
     )
     gate_scope: str = _setting("which layers get gates", "gate", choices=tuple(GATE_SCOPES))
+    coupled: bool = _setting(
+        "gate residual sums too: the layers that write to one share a gate", "gate", before=False
+    )
     kl_warmup_epochs: int = _setting(
         "epochs at the beginning with beta = 0", "learned_gates", at_least=0
     )

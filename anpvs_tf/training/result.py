@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from anpvs_tf.attacks.settings import EVALUATION_BATCH
 from anpvs_tf.common.devices import Devices, local
@@ -12,6 +13,7 @@ from anpvs_tf.data import loading
 from anpvs_tf.evaluation import recording
 from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack, Result
 from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import efficiency
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import chance
@@ -67,7 +69,7 @@ def final_record(
     if overfitted_at is not None:
         record["stopped"] = {"reason": "catastrophic overfitting", "epoch": overfitted_at}
     if settings.target_sparsity is not None and METHODS[settings.method].learned_gates:
-        record["target"] = _target(settings, network, record["sparsity"])
+        record["target"] = _target(settings, network)
     if devices.is_chief:
         record["efficiency"] = efficiency.report(network)
     record["timing"] = {
@@ -100,15 +102,24 @@ def tested(
     }
 
 
-def _target(settings: Settings, network: keras.Model, sparsity: float) -> dict[str, Any]:
+def _target(settings: Settings, network: keras.Model) -> dict[str, Any]:
     """Says what `target_sparsity` asked for, and what has come of it.
 
-    Operations are the multiplications of the frozen network, as it is deployed.
+    Operations are the multiplications of the frozen network, as it is deployed. As in
+    `SparsityTarget`, only gates that learn count.
     """
-    reached = sparsity
+    gates = gates_of(network)
     if settings.target_of == "operations":
-        left, whole = (FrozenNetwork(network, prune).multiplications for prune in (True, False))
-        reached = 1.0 - left / whole
+        whole = {
+            gate.name: np.ones(gate.features, bool) if gate.trainable else gate.is_open().numpy()
+            for gate in gates
+        }
+        left = FrozenNetwork(network).multiplications
+        reached = 1.0 - left / FrozenNetwork(network, open_gates=whole).multiplications
+    else:
+        learned = {gate.name.removesuffix("_gate") for gate in gates if gate.trainable}
+        counts = efficiency.active_features(network)
+        reached = efficiency.sparsity({name: counts[name] for name in learned})
     met = abs(reached - settings.target_sparsity) <= TARGET_TOLERANCE
     asked = {"of": settings.target_of, "asked": settings.target_sparsity}
     return asked | {"reached": reached, "met": met}

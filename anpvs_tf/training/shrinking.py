@@ -148,6 +148,11 @@ def shrink(network: keras.Model, removed: Features) -> Shrunk:
     return Shrunk(small, pairs, _of_gates(network, nodes, kept), shares)
 
 
+def check(network: keras.Model) -> None:
+    """Raises UsageError if `shrink` could not take features out of a network later."""
+    shrink(network, {gate.name: np.arange(gate.features) % 2 == 1 for gate in gates_of(network)})
+
+
 def _nodes(network: keras.Model) -> list[Node]:
     return graph.nodes_of(network, network.output["logits"])
 

@@ -5,6 +5,8 @@ Reads from top to bottom; every file goes through `directory.RunDirectory`.
 
 import dataclasses
 import json
+import os
+import pathlib
 import signal
 import sys
 from collections.abc import Callable
@@ -51,6 +53,7 @@ def train(
     command: list[str] = (),
     overwrite: bool = False,
     execution: Execution | None = None,
+    network_file: str | os.PathLike | None = None,
 ) -> list[ResultRecord]:
     """Trains a run to its end, or continues it, and evaluates it on the test set.
 
@@ -61,6 +64,8 @@ def train(
         command: the command line, kept in config.json.
         overwrite: start anew, deleting the run that is in `run`.
         execution: how; None for the defaults.
+        network_file: the Keras model file that the network is made from, if it is; the run keeps
+            a copy, and uses that from then on.
 
     Returns:
         The records of results.json.
@@ -76,8 +81,13 @@ def train(
     run.check(settings, overwrite)
     if run.finished and not overwrite:
         return run.results()
+    file = run.network_file(settings, network_file, overwrite)
     # The network fits the dataset, or raises.
-    check_layer_beta(build.build_network(settings, "float32"), layer_betas(settings))
+    remarks: list[str] = []
+    network = build.build_network(settings, "float32", file, remarks.append)
+    check_layer_beta(network, layer_betas(settings))
+    if settings.shrink:
+        shrinking.check(network)
     # A run that resumes from a checkpoint needs no base any more.
     base = None if run.begun and not overwrite else warm_start.base_run(settings, run)
     data = loading.load(
@@ -97,7 +107,7 @@ def train(
     devices.agree(repr(settings))  # And all workers have looked before the chief writes.
 
     # ---- The run that training starts from ----
-    start = "from scratch"
+    start = f"from the weights of {settings.network}" if settings.pretrained else "from scratch"
     if run.begun and not overwrite:
         start = "goes on from its last checkpoint"
     elif base is not None:
@@ -109,13 +119,15 @@ def train(
         of_base = base.settings() if begun else warm_start.base_settings(settings)
         start += f", trained first ({of_base.method}, {of_base.epochs} epochs)"
     print(console.plan(settings, len(data.train), start))
+    for remark in remarks:
+        print(remark)
     if of_base is not None:
         print(f"Warm start: training the {of_base.method} network in {base.path}")
         after = execution.following + work_of(settings, data).whole
         of_execution = dataclasses.replace(execution, following=after)
-        train(of_base, base, data_dir, download, command, False, of_execution)
+        train(of_base, base, data_dir, download, command, False, of_execution, file)
     with devices.watched(), home_of(devices, run) as home:
-        trainer = Trainer(settings, run, home, data, base, execution)
+        trainer = Trainer(settings, run, home, data, base, execution, file)
         trainer.resume(list(command), overwrite)
         while not trainer.done:
             trainer.run_epoch()
@@ -136,6 +148,7 @@ class Trainer:
         data: the run's.
         base: a finished run, whose weights training starts from; None to start from scratch.
         execution: how.
+        network_file: that the network is made from (`RunDirectory.network_file`).
     """
 
     def __init__(
@@ -146,21 +159,24 @@ class Trainer:
         data: loading.Dataset,
         base: RunDirectory | None,
         execution: Execution,
+        network_file: pathlib.Path | None = None,
     ):
         self.settings, self.run, self.home, self.data = settings, run, home, data
         self.base, self.execution, self.devices = base, execution, execution.devices
+        self.network_file = network_file
         if base is not None:
             print(f"Starting from the weights of {base.path}")
         self.method = METHODS[settings.method]
         with self.devices.strategy.scope():
-            self.network = build.build_network(settings, PRECISIONS[settings.precision])
+            dtype = PRECISIONS[settings.precision]
+            self.network = build.build_network(settings, dtype, network_file)
         if base is not None:
             warm_start.copy_weights(open_run(base.path).network(), self.network)
         self.steps = steps_of_epoch(settings, data)
         self.objective = build.objective_of(settings, len(data.train), self.steps)
         with self.devices.strategy.scope():
             self.whole = self._classifier_of(self.network, None)
-            self.evaluated = build.build_network(settings, "float32")
+            self.evaluated = build.build_network(settings, "float32", network_file)
         self.removal = shrinking.Removal(self.network)
         # In float32, on the network as it is deployed.
         attack = attack_of(settings)
@@ -218,7 +234,8 @@ class Trainer:
         home, position, settings = self.home, self.position, self.settings
         if overwrite:
             home.clear()
-        home.begin(settings, command, str(self.base.path) if self.base is not None else None)
+        of_base = str(self.base.path) if self.base is not None else None
+        home.begin(settings, command, of_base, network_file=self.network_file)
         # The chief's choice, which holds for the other workers too.
         if number := self.devices.of_chief(self.checkpoints.good() or 0):
             self.checkpoints.restore(self.run.checkpoints, number)

@@ -6,13 +6,11 @@ import keras
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.networks import graph
 from anpvs_tf.runs import directory
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.resolution import resolve
 from anpvs_tf.runs.settings import Settings, decisive
-
-# The layer that may differ between a base and the network that starts from it.
-HEAD = "logits"
 
 
 def base_settings(settings: Settings) -> Settings:
@@ -26,6 +24,8 @@ def base_settings(settings: Settings) -> Settings:
     own = {name: getattr(settings, name) for name in (*decisive(base), "eval_examples", "stream")}
     # The network that others start from is the last one, as it was trained.
     own |= {"method": base.name, "select": "last", "weight_average": 0.0}
+    if not settings.pretrained:
+        own |= {"freeze_below": None}  # Its initial weights have yet to be trained.
     if base.base is None:
         own |= {"epochs": settings.base_epochs}
     # Found out once: resolving it again would take both beta and the target as asked for.
@@ -49,35 +49,42 @@ def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
         _check_fits(base, base.settings(), settings)
         if not base.finished:
             raise UsageError(f"--base_run={base.path} is not finished; finish it first")
-    elif METHODS[settings.method].base is not None and not _from_scratch(settings):
+    elif not needs_base(settings):
+        if settings.freeze_below is not None and not settings.pretrained:
+            raise UsageError(
+                f"--freeze_below={settings.freeze_below} would hold initial weights, which nothing "
+                "has trained; give --base_run, or --network=FILE.keras"
+            )
+        return None
+    else:
         wanted = base_settings(settings)
         base = RunDirectory(run.path.parent / directory.default_name(wanted))
         if not base.config_path.exists():
             base.check(wanted)
         else:
             _check_same(base, base.settings(), wanted)
-    else:
-        return None
     if base.path.resolve() == run.path.resolve():
         raise UsageError(f"--run_dir={run.path} is where the base run goes; choose another")
     return base
 
 
-def _from_scratch(settings: Settings) -> bool:
-    """Whether the method's base is a run of no epochs.
+def needs_base(settings: Settings) -> bool:
+    """Whether a run of the method's base, of at least an epoch, comes first.
 
     Raises:
         UsageError: the method is none without its base.
     """
     method = METHODS[settings.method]
-    if settings.base_epochs or METHODS[method.base].base is not None:
+    if settings.base_run is not None or method.base is None:
         return False
-    if method.gate is None:
+    if settings.base_epochs or METHODS[method.base].base is not None:
+        return True
+    if method.gate is None and not settings.pretrained:
         raise UsageError(
             f"--method={method.name} begins with a trained network: give --base_run, or "
             "--base_epochs of at least 1"
         )
-    return True
+    return False
 
 
 def _check_same(base: RunDirectory, held: Settings, wanted: Settings) -> None:
@@ -93,12 +100,16 @@ def _check_same(base: RunDirectory, held: Settings, wanted: Settings) -> None:
 def _check_fits(base: RunDirectory, held: Settings, settings: Settings) -> None:
     """Raises UsageError unless a network can start from the base that the user named."""
     method, of_base = METHODS[settings.method], METHODS[held.method]
-    wanted = {"network": (held.network, settings.network), "width": (held.width, settings.width)}
+    names = ("network", "network_version", "input_range", "width")
+    if settings.network_version is not None and held.network_version == settings.network_version:
+        names = names[1:]  # The same file by another name.
+    wanted = {name: (getattr(held, name), getattr(settings, name)) for name in names}
     wanted["image shape"] = (held.source.image_shape, settings.source.image_shape)
     if method.frozen_gates:
         # Its mask is the base's.
         wanted["gate kind"] = (of_base.gate, method.gate)
         wanted["gate_scope"] = (held.gate_scope, settings.gate_scope)
+        wanted["coupled"] = (held.coupled, settings.coupled)
     for name, (before, now) in wanted.items():
         if before != now:
             raise UsageError(
@@ -114,12 +125,13 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
     the classifier's head where the numbers of classes differ.
     """
     names = {layer.name for layer in source.layers}
+    head = graph.logits_of(target)._keras_history.operation
     for layer in target.layers:
         if layer.name not in names:
             continue
         held = {weight.name: weight for weight in source.get_layer(layer.name).weights}
         fitting = [weight for weight in layer.weights if weight.name in held]
-        if layer.name == HEAD and any(w.shape != held[w.name].shape for w in fitting):
+        if layer is head and any(w.shape != held[w.name].shape for w in fitting):
             continue
         for weight in fitting:
             weight.assign(held[weight.name])

@@ -8,13 +8,16 @@ SWEEP/trial-0000/ …       the run directory of each trial
 SWEEP/base-…/             runs that trials start from, each trained once
 SWEEP/tuner/              keras-tuner's files
 SWEEP/workers/            held by the workers that live
+SWEEP/networks/           copies of the Keras model files that trials are made from
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 from anpvs_tf.common import files, interruption
 from anpvs_tf.common.errors import Interrupted, InUse, UsageError, one_line
 from anpvs_tf.methods.registry import METHODS
+from anpvs_tf.networks.names import is_file
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
@@ -87,6 +91,7 @@ class Sweep:
         self.command = list(command)
         self.objective: Score = score.parse(definition.objective)
         self.space: Space = space.parse(definition.settings)
+        self.network_files = self._network_files()
         corners = [self._chosen(values) for values in self.space.corners()]
         self.longest = max(one.epochs for one in corners)
         score.check_recorded(self.objective, {one.method for one in corners})
@@ -148,13 +153,39 @@ class Sweep:
         """
         # Precision goes by the processor, so workers need processors of one kind.
         whole = resolution.resolve(
-            self.space.values(sampled), self.definition.recipe, self.data_dir
+            self._by_copies(self.space.values(sampled)), self.definition.recipe, self.data_dir
         )
         epochs = sampled.get("tuner/epochs", whole.epochs)
         return shortened(whole, epochs)
 
     def _chosen(self, values: dict[str, Any]) -> Settings:
-        return resolution.choose(values, self.definition.recipe, self.data_dir)
+        return resolution.choose(self._by_copies(values), self.definition.recipe, self.data_dir)
+
+    def _network_files(self) -> dict[str, pathlib.Path]:
+        """{name: path} of the Keras model files that trials are made from, as the user gave them.
+
+        Raises:
+            UsageError: two of one name.
+        """
+        swept = self.space.swept.get("network")
+        names = swept.ends if swept else [self.space.constants.get("network") or ""]
+        paths = [pathlib.Path(name) for name in names if is_file(name)]
+        found = {path.name: path for path in paths}
+        if len(found) < len(paths):
+            raise UsageError(f"--network names two files {paths[0].name}; rename one")
+        return found
+
+    def _by_copies(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values in which the sweep's copy of a network's file stands for the user's file."""
+        file = self._copy_of(values.get("network") or "")
+        return values | {"network": str(file)} if file else values
+
+    def _copy_of(self, network: str) -> pathlib.Path | None:
+        """The sweep's copy of a network's file; the user's before the sweep; None if named."""
+        if not is_file(network):
+            return None
+        copy = self.path / "networks" / pathlib.Path(network).name
+        return copy if copy.exists() else self.network_files[copy.name]
 
     def train(self, chosen: Settings, run: RunDirectory) -> None:
         """Trains or resumes a trial and the run that it starts from, unless they are done.
@@ -169,10 +200,10 @@ class Sweep:
 
     def _with_base(self, chosen: Settings) -> Settings:
         """Adds the run that a trial starts from; trains it once for all trials that need it."""
-        if chosen.base_run is not None or METHODS[chosen.method].base is None:
-            return chosen
         from anpvs_tf.training import warm_start
 
+        if not warm_start.needs_base(chosen):
+            return chosen
         wanted = self._with_base(warm_start.base_settings(chosen))
         text = json.dumps(dataclasses.asdict(wanted), sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -195,6 +226,7 @@ class Sweep:
                     self.download,
                     self.command,
                     execution=execution,
+                    network_file=self._copy_of(chosen.network),
                 )
                 return
             except InUse:
@@ -229,11 +261,25 @@ class Sweep:
                     f"{self.path} holds a sweep of other {field.name}: {_shown(old)}, now "
                     f"{_shown(new)}; give --run_dir alone to resume, or choose another --run_dir"
                 )
+        for name, file in self.network_files.items():
+            copy = self.path / "networks" / name
+            if not (file.exists() and copy.exists()):
+                continue
+            if resolution.version_of(file) != resolution.version_of(copy):
+                raise UsageError(
+                    f"{file} was changed after the sweep in {self.path} began; choose another "
+                    "--run_dir"
+                )
 
     def begin(self) -> None:
         """Writes sweep.json and, for a new sweep, its description for TensorBoard."""
         new = not self.state_path.exists()
         self.write(self.held() | {"finished": False})
+        for name, file in self.network_files.items():
+            copy = self.path / "networks" / name
+            if not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                files.replace_atomically(copy, functools.partial(shutil.copyfile, file))
         if new:
             from anpvs_tf.training import tensorboard
 

@@ -208,8 +208,8 @@ def half_closed(monkeypatch):
     """Networks of runs begin with the second half of every gate closed."""
     unchanged = build.build_network
 
-    def built(chosen, dtype):
-        network = unchanged(chosen, dtype)
+    def built(*given):
+        network = unchanged(*given)
         for gate in gates_of(network):
             gate.close(np.arange(gate.features) >= gate.features // 2)
         return network

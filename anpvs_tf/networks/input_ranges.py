@@ -73,6 +73,7 @@ def with_float_input(model: keras.Model) -> keras.Model:
     """
     try:
         images = keras.Input(model.inputs[0].shape[1:], dtype="float32")
+        images = keras.tree.map_structure(lambda _: images, model.input)
         copy = keras.models.clone_model(model, input_tensors=images)
         copy.set_weights(model.get_weights())
         return copy
