@@ -41,8 +41,8 @@ def kept(kernel: np.ndarray, ratio: float, structure: str) -> np.ndarray:
 class WeightPruning:
     """Brings the kernels of a network to a sparsity while it is trained.
 
-    Pruned are the kernels of all convolutions and dense layers but the logits', the
-    first layer among them as in the authors' code, each to the same ratio. With "filter"
+    Pruned are the kernels of all convolutions and dense layers but the logits' and transposed
+    ones, the first layer among them as in the authors' code, each to the same ratio. With "filter"
     a pruned feature also loses its bias and the scale and offset of a batch
     normalisation behind it, so that it is exactly zero.
 
@@ -82,7 +82,7 @@ class WeightPruning:
         self.interval = interval
         self.rho_growth = rho_growth
         nodes = graph.nodes_of(network, graph.logits_of(network))
-        hidden = graph.hidden(nodes)
+        hidden = [node for node in graph.hidden(nodes) if node.kind != "transposed"]
         self.kernels = {node.layer.name: node.layer.kernel for node in hidden}
         self.z, self.u, self.masks = {}, {}, {}
         for name, kernel in self.kernels.items():
