@@ -16,8 +16,9 @@ GATE_KINDS: dict[str, type[Gate]] = {
     "information_bottleneck": InformationBottleneckGate,
 }
 
-# Kinds of layers that a gated feature may pass on its way to a convolution or dense layer.
-_THROUGH = ("identity", "affine", "pooling", "elementwise", "depthwise", "padding", "reshape")
+# Kinds of layers of one input that keep channels apart and in their places.
+_THROUGH = ("identity", "gate", "affine", "pooling", "elementwise", "prelu", "depthwise")
+_THROUGH += ("padding", "reshape")
 
 _NOISY = (
     keras.layers.SpatialDropout2D,
@@ -68,10 +69,10 @@ def add_gates(
     The copy has the model's weights in variables of its own, dropout that the copies
     of an example share, an output for each activation, and a gate after each
     activation whose every use is a convolution or a dense layer, with pooling,
-    flatten and the like between. An activation that an addition or concatenation
-    reads stays as it is: its features could not be removed while the other branch
-    needs them. With `coupled`, the layers whose outputs are summed share one gate, so that a
-    feature leaves all of them together. Models inside the model are opened.
+    flatten, concatenation and the like between. An activation that an addition reads stays as
+    it is: its features could not be removed while the other branch needs them. With `coupled`,
+    the layers whose outputs are summed share one gate, so that a feature leaves all of them
+    together. Models inside the model are opened, and a separable convolution becomes its two.
 
     Args:
         model: functional, images [batch, H, W, C] in [0, 1] -> logits [batch, classes].
@@ -81,7 +82,8 @@ def add_gates(
             or on one of them only.
         coupled: gate residual sums too. The gate stands behind each layer that writes to a
             sum, and to the sums that read it, and is called once for each; its name is that of
-            the first sum with "_gate".
+            the first sum with "_gate". And each layer that writes to a concatenation has a gate
+            of its own, so that a feature leaves all that read it.
 
     Returns:
         A functional model: images -> {"logits": ..., "<activation's layer>": ...}.
@@ -177,13 +179,16 @@ def _gated_layers(
 ) -> dict[str, str]:
     """{name of a layer whose output is gated: name of the gate}, as `add_gates` says."""
     shared = _shared_gates(nodes, scope) if coupled else {}
+    if coupled:
+        shared |= _gates_before_concatenation(nodes, scope, shared)
     makers = {node.output: node for node in nodes}
+    ends = _ends(nodes, frozenset(), through_activations=False)
     alone = {
         node.layer.name: f"{node.layer.name}_gate"
         for node in activations
-        if not _is_gated(node.output, shared, makers)
+        if node.output in ends
+        and not _is_gated(node.output, shared, makers)
         and in_scope(node.output_shape, scope)
-        and _removable(node.output, nodes)
     }
     return shared | alone
 
@@ -225,25 +230,31 @@ def _draws(layer: keras.layers.Layer) -> bool:
 
 
 def _activates(layer: keras.layers.Layer) -> bool:
-    if isinstance(layer, graph.ELEMENTWISE):
+    if isinstance(layer, (*graph.ELEMENTWISE, keras.layers.PReLU)):
         return True
     activation = getattr(layer, "activation", keras.activations.linear)
     return activation is not keras.activations.linear
 
 
-def _removable(tensor: int, nodes: list[Node]) -> bool:
-    """Whether every use of a tensor ends in a convolution or dense layer."""
-    users = [node for node in nodes if tensor in node.inputs]
-    if not users:
-        return False  # An output of the network.
-    for node in users:
-        if node.kind == "linear":
-            continue
-        if _activates(node.layer) and node.kind != "depthwise":
-            return False  # The gate goes after that activation instead.
-        if not _passes(node, tensor) or not _removable(node.output, nodes):
-            return False
-    return True
+def _ends(nodes: list[Node], through: frozenset[int], through_activations: bool) -> set[int]:
+    """The tensors of which every use ends in a convolution or dense layer.
+
+    Args:
+        through: sums that are passed, since their other addends lose the same features.
+        through_activations: or a gate goes after an activation instead.
+    """
+    ends: dict[int, bool] = {}
+    for node in reversed(nodes):
+        for tensor in node.inputs:
+            if node.kind in graph.LINEAR_KINDS or node.output in through:
+                use = True
+            elif _activates(node.layer) and node.kind != "depthwise" and not through_activations:
+                use = False
+            else:
+                # What nothing reads is an output of the network.
+                use = _passes(node, tensor) and ends.get(node.output, False)
+            ends[tensor] = use and ends.get(tensor, True)
+    return {tensor for tensor, use in ends.items() if use}
 
 
 def _passes(node: Node, tensor: int) -> bool:
@@ -251,7 +262,7 @@ def _passes(node: Node, tensor: int) -> bool:
     if node.kind == "multiply":
         # A factor that is broadcast is no feature of its own.
         return node.input_shapes[node.inputs.index(tensor)] == node.output_shape
-    return node.kind in (*_THROUGH, "flatten")
+    return node.kind in (*_THROUGH, "flatten", "concatenate")
 
 
 def _origin(tensor: int, makers: dict[int, Node], stop: set[int] = frozenset()) -> int:
@@ -295,27 +306,50 @@ def _shared_gates(nodes: list[Node], scope: str) -> dict[str, str]:
         }
         if not in_scope(sums[first].output_shape, scope) or any(t not in makers for t in written):
             continue
-        if all(_ends(tensor, nodes, members) for tensor in (*members, *written)):
+        if members | written <= _ends(nodes, frozenset(members), through_activations=True):
             name = f"{sums[first].layer.name}_gate"
             gated |= {makers[tensor].layer.name: name for tensor in written}
     return gated
 
 
-def _ends(tensor: int, nodes: list[Node], sums: set[int]) -> bool:
-    """As `_removable`, through activations and these sums, which are asked themselves."""
-    users = [node for node in nodes if tensor in node.inputs]
-    return bool(users) and all(
-        node.kind == "linear"
-        or node.output in sums
-        or (_passes(node, tensor) and _ends(node.output, nodes, sums))
-        for node in users
-    )
+def _gates_before_concatenation(nodes: list[Node], scope: str, gated: dict[str, str]) -> dict:
+    """{name of a layer that writes to a concatenation: name of the gate behind it}.
+
+    Args:
+        gated: the same of residual sums.
+    """
+    makers = {node.output: node for node in nodes}
+    ends = _ends(nodes, frozenset(), through_activations=True)
+    written = {
+        tensor: makers[tensor]
+        for node in nodes
+        if node.kind == "concatenate"
+        for tensor in node.inputs
+        if tensor in makers and makers[tensor].kind != "concatenate"
+    }
+    return {
+        node.layer.name: f"{node.layer.name}_gate"
+        for tensor, node in written.items()
+        if tensor in ends
+        and in_scope(node.output_shape, scope)
+        and not _is_gated(tensor, gated, makers)
+    }
 
 
 def _is_gated(tensor: int, gated: dict[str, str], makers: dict[int, Node]) -> bool:
-    """Whether the features of a tensor have passed a shared gate."""
+    """Whether the features of a tensor have passed a gate."""
     behind = {number for number, node in makers.items() if node.layer.name in gated}
     found = _origin(tensor, makers, behind)
-    while found in makers and makers[found].kind == "merge":
-        found = _origin(makers[found].inputs[0], makers, behind)
+    while found in makers and found not in behind:
+        kind, inputs = makers[found].kind, makers[found].inputs
+        if kind == "concatenate":
+            # The longest part is often a concatenation itself.
+            *others, found = sorted(inputs, key=lambda t: t in makers and makers[t].kind == kind)
+            if not all(_is_gated(other, gated, makers) for other in others):
+                return False
+        elif kind == "merge":
+            found = inputs[0]
+        else:
+            return False
+        found = _origin(found, makers, behind)
     return found in behind

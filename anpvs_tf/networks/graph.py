@@ -16,46 +16,56 @@ from anpvs_tf.networks.shared_dropout import PairedDropout
 
 layers = keras.layers
 Tensor = tf.Tensor | keras.KerasTensor
-LINEAR = (layers.Conv2D, layers.Dense)
+LINEAR = (layers.Conv1D, layers.Conv2D, layers.Dense)
 DEPTHWISE = (layers.DepthwiseConv2D,)
-AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling, Gate)
+AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling)
 IDENTITY = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise)
 IDENTITY += (layers.Identity, PairedDropout)
 POOLING = (layers.MaxPooling2D, layers.AveragePooling2D)
+POOLING += (layers.MaxPooling1D, layers.AveragePooling1D)
 GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+GLOBAL_POOLING += (layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D)
+_MOVING = (layers.UpSampling1D, layers.UpSampling2D, layers.Cropping1D, layers.Cropping2D)
+_MOVING += (layers.Permute, layers.RepeatVector)
 # Their calls with training=True are followed by no rule here.
 _OTHERWISE_IN_TRAINING = (*IDENTITY, layers.BatchNormalization)
 ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 
 # The kind of each type of layer: how it treats channels (the last axis).
-#   linear       every output channel reads every input channel; its kernel can be narrowed
-#   depthwise    the same for each channel alone, with a kernel
-#   affine       x * scale + shift, with numbers for each channel
+#   dense, convolution, transposed      an output channel reads all input channels by a kernel, or
+#                those of its group
+#   depthwise    each output channel reads one input channel by a kernel
+#   gate, affine x * scale + shift, with numbers for each channel
 #   identity     nothing, in inference
 #   elementwise  a function of each value
+#   prelu        the same, with numbers for each channel and perhaps place
 #   pooling      values of one channel at several places, constants and positive factors pass
-#   merge        a function of the values at one place of tensors of one shape; of zeros it is 0
-#   multiply     a product of tensors of the same channels, which may be broadcast
+#   merge        a function of the values at one place of tensors, broadcast; of zeros it is 0
+#   multiply     a product of tensors, which may be broadcast
 #   flatten, reshape, padding, concatenate: as their names say
 #   whole        anything else: it reads and makes all channels, and nothing is removed there
+# `pruning.rules` has a class for each.
+LINEAR_KINDS = ("dense", "convolution", "transposed")
 KINDS = (
-    *("linear", "depthwise", "affine", "identity", "elementwise", "pooling", "merge"),
-    *("multiply", "flatten", "reshape", "padding", "concatenate", "whole"),
+    *(*LINEAR_KINDS, "depthwise", "gate", "affine", "identity", "elementwise", "prelu", "pooling"),
+    *("merge", "multiply", "flatten", "reshape", "padding", "concatenate", "whole"),
 )
 _kind_of_type: dict[type, str] = {
-    **dict.fromkeys(LINEAR, "linear"),
+    layers.Dense: "dense",
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D), "convolution"),
+    layers.Conv2DTranspose: "transposed",
     **dict.fromkeys(DEPTHWISE, "depthwise"),
     **dict.fromkeys(AFFINE, "affine"),
     **dict.fromkeys(IDENTITY, "identity"),
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
-    **dict.fromkeys(POOLING + GLOBAL_POOLING, "pooling"),
-    **dict.fromkeys((layers.UpSampling2D, layers.Cropping2D), "pooling"),
+    layers.PReLU: "prelu",
+    **dict.fromkeys(POOLING + GLOBAL_POOLING + _MOVING, "pooling"),
     **dict.fromkeys((layers.Add, layers.Average, layers.Subtract), "merge"),
     **dict.fromkeys((layers.Maximum, layers.Minimum), "merge"),
     layers.Multiply: "multiply",
     layers.Flatten: "flatten",
     layers.Reshape: "reshape",
-    layers.ZeroPadding2D: "padding",
+    **dict.fromkeys((layers.ZeroPadding1D, layers.ZeroPadding2D), "padding"),
     layers.Concatenate: "concatenate",
 }
 # A Bayesian layer is of its parent's kind, with the posterior means.
@@ -103,6 +113,27 @@ class Node:
     kind: str
     arguments: object
 
+    @functools.cached_property
+    def reads(self) -> list[np.ndarray] | None:
+        """The channel of each input that each output channel is made of, -1 for none.
+
+        None for a layer that mixes channels.
+        """
+        if self.kind in (*LINEAR_KINDS, "whole"):
+            return None
+        widths = [shape[-1] for shape in self.input_shapes]
+        channels = np.arange(self.output_shape[-1])
+        if self.kind == "depthwise":
+            return [channels // (len(channels) // widths[0])]
+        if self.kind != "concatenate":
+            return [channels % width for width in widths]
+        starts = np.cumsum([0, *widths[:-1]])
+        places = [channels - start for start in starts]
+        return [
+            np.where((at >= 0) & (at < width), at, -1)
+            for at, width in zip(places, widths, strict=True)
+        ]
+
     def call(self, tensors: list, layer: keras.layers.Layer | None = None) -> Tensor:
         """The call again in inference, on other tensors, by `layer` or the layer itself."""
         return _call_again(layer or self.layer, self.arguments, dict(self._named(tensors)))
@@ -112,13 +143,13 @@ class Node:
         args, kwargs = self.arguments.fill_in(dict(self._named(tensors)))
         return layer(*args, **kwargs)
 
-    def function(self, tensors: list) -> Tensor:
-        """As `call`, of a layer without weights: on tensors of any rank and dtype."""
-        if not isinstance(self.layer, layers.Layer):
-            return self.call(tensors)
-        args, _ = self.arguments.fill_in(dict(self._named(tensors)))
-        copy = _floating(self.layer)
-        return copy.call(*args)
+    def of_vectors(self, vectors: list[tf.Tensor]) -> tf.Tensor:
+        """As `call` at a single place: of constants [channels], by a layer without weights."""
+        places = [1] * (len(self.output_shape) - 1)
+        tensors = [tf.reshape(vector, [*places, -1]) for vector in vectors]
+        if isinstance(self.layer, layers.Layer):
+            return tf.reshape(self.call(tensors, floating(self.layer)), [-1])
+        return tf.reshape(self.call(tensors), [-1])
 
     def _named(self, tensors: list):
         return zip(self.inputs, tensors, strict=True)
@@ -133,7 +164,7 @@ def _call_again(operation, arguments, tensors: dict[int, tf.Tensor]):
     return operation(*args, **kwargs)
 
 
-def _floating(layer: layers.Layer) -> layers.Layer:
+def floating(layer: layers.Layer) -> layers.Layer:
     """A copy of a layer without weights that takes any dtype as it comes."""
     copy = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
     copy.autocast = False
@@ -161,10 +192,12 @@ def logits_of(network: keras.Model) -> keras.KerasTensor:
 def opened(model: keras.Model) -> keras.Model:
     """A model without models inside it: a copy with their layers, or `model` if it has none.
 
+    A separable convolution becomes a depthwise one, "<name>_depthwise", and one of 1 x 1.
+
     Raises:
         UsageError: layers of the same name, or a nested model that is not functional.
     """
-    if not any(isinstance(layer, keras.Model) for layer in model.layers):
+    if not any(isinstance(layer, keras.Model) or _is_separable(layer) for layer in model.layers):
         return model
     copies: dict[int, tuple] = {}
 
@@ -184,19 +217,66 @@ def opened(model: keras.Model) -> keras.Model:
         if not isinstance(operation, layers.Layer):
             return operation
         if id(operation) not in copies:
-            copies[id(operation)] = operation, type(operation).from_config(operation.get_config())
-        return copies[id(operation)][1]
+            if _is_separable(operation):
+                parts = _separated(operation)
+            else:
+                parts = (type(operation).from_config(operation.get_config()),)
+            copies[id(operation)] = operation, parts
+        parts = copies[id(operation)][1]
+        return parts[0] if len(parts) == 1 else lambda inputs, **_: parts[1](parts[0](inputs))
 
     image = model.inputs[0]
     copy_image = keras.Input(batch_shape=image.shape, dtype=image.dtype, name=image.name)
     output = run(model, copy_image)
-    names = [layer.name for layer, _ in copies.values()]
+    names = [part.name for _, parts in copies.values() for part in parts]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{model.name} has two layers {name!r}, one in a model inside: rename")
-    for layer, its_copy in copies.values():
-        copy_state(layer, its_copy)
+    for layer, parts in copies.values():
+        if len(parts) == 1:
+            copy_state(layer, *parts)
+        else:
+            parts[0].kernel.assign(layer.depthwise_kernel)
+            parts[1].set_weights(layer.get_weights()[1:])
     return keras.Model(copy_image, output, name=model.name)
+
+
+def _is_separable(layer) -> bool:
+    return type(layer) is layers.SeparableConv2D and layer.data_format == "channels_last"
+
+
+def _separated(layer: layers.SeparableConv2D) -> tuple[layers.Layer, layers.Layer]:
+    """The two convolutions that a separable one is made of, without its weights."""
+    config = layer.get_config()
+
+    def of(part: str) -> dict:
+        names = ("initializer", "regularizer", "constraint")
+        return {name: config[f"{part}_{name}"] for name in names}
+
+    same = {"dtype": config["dtype"], "trainable": layer.trainable}
+    depthwise = layers.DepthwiseConv2D(
+        layer.kernel_size,
+        layer.strides,
+        layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate,
+        use_bias=False,
+        name=f"{layer.name}_depthwise",
+        **{f"depthwise_{name}": value for name, value in of("depthwise").items()},
+        **same,
+    )
+    pointwise = layers.Conv2D(
+        layer.filters,
+        1,
+        activation=layer.activation,
+        use_bias=layer.use_bias,
+        activity_regularizer=config["activity_regularizer"],
+        name=layer.name,
+        **{f"kernel_{name}": value for name, value in of("pointwise").items()},
+        **{f"bias_{name}": value for name, value in of("bias").items()},
+        **same,
+    )
+    return depthwise, pointwise
 
 
 def check_input(network: keras.Model) -> None:
@@ -320,25 +400,33 @@ def _kind(call) -> str:
     layer, output = call.operation, call.outputs[0].shape
     inputs = [tensor.shape for tensor in call.input_tensors]
     if isinstance(layer, Gate):
-        return "affine"
+        return "gate"
     kind = _kind_of_type.get(type(layer))
     if kind is None:
-        kind = _kind_of_unknown(call, inputs, output)
-    beyond = (
-        getattr(layer, "data_format", "channels_last") != "channels_last"
-        or getattr(layer, "groups", 1) != 1
-        or (kind == "depthwise" and layer.depth_multiplier != 1)
-        or (
-            isinstance(layer, layers.BatchNormalization | layers.Concatenate)
-            and layer.axis not in (-1, len(output) - 1)
-        )
-        or (kind == "merge" and any(shape != output for shape in inputs))
-        or (
-            kind == "multiply" and any(s[-1] != output[-1] or len(s) != len(output) for s in inputs)
-        )
-        or (kind == "reshape" and (inputs[0][-1] != output[-1] or None in output[1:]))
-    )
-    return "whole" if beyond else kind
+        kind = "affine" if is_layer_scale(layer) else _kind_of_unknown(call, inputs, output)
+    if kind == "convolution" and 1 < layer.groups == inputs[0][-1]:
+        kind = "depthwise"
+    return "whole" if _is_beyond(kind, layer, inputs, output) else kind
+
+
+def is_layer_scale(layer) -> bool:
+    """Whether a layer is the `LayerScale` of keras.applications, which has no public name."""
+    return type(layer).__name__ == "LayerScale" and type(layer).__module__.startswith("keras.")
+
+
+def _is_beyond(kind: str, layer, inputs: list[tuple], output: tuple) -> bool:
+    """Whether an option of a layer, or a shape, is beyond the rule of its kind."""
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return True
+    if isinstance(layer, layers.BatchNormalization | layers.Concatenate):
+        return layer.axis not in (-1, len(output) - 1)
+    if isinstance(layer, layers.Permute):
+        return layer.dims[-1] != len(output) - 1
+    if kind in ("merge", "multiply"):
+        return any(len(s) != len(output) or s[-1] not in (1, output[-1]) for s in inputs)
+    if kind == "reshape":
+        return inputs[0][-1] != output[-1] or None in output[1:]
+    return getattr(layer, "padding", None) == "causal"
 
 
 def _kind_of_unknown(call, inputs: list[tuple], output: tuple) -> str:
@@ -358,4 +446,4 @@ def _kind_of_unknown(call, inputs: list[tuple], output: tuple) -> str:
 
 def hidden(nodes: list[Node]) -> list[Node]:
     """The calls of convolutions and dense layers before the logits'."""
-    return [node for node in nodes if node.kind == "linear"][:-1]
+    return [node for node in nodes if node.kind in LINEAR_KINDS][:-1]

@@ -41,9 +41,9 @@ def kept(kernel: np.ndarray, ratio: float, structure: str) -> np.ndarray:
 class WeightPruning:
     """Brings the kernels of a network to a sparsity while it is trained.
 
-    Pruned are the kernels of all convolutions and dense layers that are trained but the
-    logits', the first layer among them as in the authors' code, each to the same ratio.
-    With "filter" a pruned feature also loses its bias and the scale and offset of a batch
+    Pruned are the kernels of all convolutions and dense layers that are trained, but for the
+    logits' and transposed ones, the first layer among them as in the authors' code, each to the
+    same ratio. With "filter" a pruned feature also loses its bias and the scale and offset of a batch
     normalisation behind it, so that it is exactly zero.
 
     The training step adds `penalty()` to the loss of the weights and sends gradients
@@ -82,7 +82,11 @@ class WeightPruning:
         self.interval = interval
         self.rho_growth = rho_growth
         nodes = graph.nodes_of(network, graph.logits_of(network))
-        hidden = [node for node in graph.hidden(nodes) if node.layer.trainable]
+        hidden = [
+            node
+            for node in graph.hidden(nodes)
+            if node.layer.trainable and node.kind != "transposed"
+        ]
         self.kernels = {node.layer.name: node.layer.kernel for node in hidden}
         self.z, self.u, self.masks = {}, {}, {}
         for name, kernel in self.kernels.items():

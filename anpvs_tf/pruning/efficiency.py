@@ -94,26 +94,48 @@ def flops(frozen: keras.Model) -> int:
 
 
 def _layer_flops(layer: layers.Layer) -> int:
-    values = 0 if isinstance(layer, layers.InputLayer) else _values(layer.output)
-    if isinstance(layer, LINEAR):
-        return 2 * values * int(np.prod(layer.kernel.shape[:-1]))
-    if isinstance(layer, layers.Conv2DTranspose):
-        return 2 * _values(layer.input) * int(np.prod(layer.kernel.shape[:-1]))
-    if isinstance(layer, DEPTHWISE):
-        taps = 2 * int(np.prod(layer.kernel_size))
-        return values * (taps + (layer.activation is not keras.activations.linear))
-    if isinstance(layer, POOLING):
-        return values * int(np.prod(layer.pool_size))
-    if isinstance(layer, GLOBAL_POOLING):
-        return _values(layer.input)
-    if isinstance(layer, ELEMENTWISE):
-        return values
-    if isinstance(layer, layers.Add | layers.Multiply) and isinstance(layer.input, list):
-        return values * (len(layer.input) - 1)
-    if isinstance(layer, Affine):
-        # A shift that completes a convolution is its bias, which is counted above.
-        return 2 * values if layer.scale_shape is not None else 0
+    for types, count in _FLOPS.items():
+        if isinstance(layer, types):
+            return count(layer)
     return 0
+
+
+def _of_kernel(kernel, values: int) -> int:
+    return 2 * values * int(np.prod(kernel.shape[:-1]))
+
+
+def _of_depthwise(layer: layers.DepthwiseConv2D) -> int:
+    taps = 2 * int(np.prod(layer.kernel_size))
+    return _values(layer.output) * (taps + (layer.activation is not keras.activations.linear))
+
+
+def _of_separable(layer: layers.SeparableConv2D) -> int:
+    places = int(np.prod(layer.output.shape[1:-1]))
+    weights = sum(int(np.prod(w.shape)) for w in (layer.depthwise_kernel, layer.pointwise_kernel))
+    return 2 * places * weights
+
+
+def _of_affine(layer: Affine) -> int:
+    # A shift that completes a convolution is its bias, which is counted above.
+    return 2 * _values(layer.output) if layer.scale_shape is not None else 0
+
+
+def _of_joining(layer: layers.Layer) -> int:
+    count = len(layer.input) if isinstance(layer.input, list) else 1
+    return _values(layer.output) * (count - 1)
+
+
+_FLOPS: dict[tuple[type, ...], Callable[[layers.Layer], int]] = {
+    LINEAR: lambda layer: _of_kernel(layer.kernel, _values(layer.output)),
+    (layers.Conv2DTranspose,): lambda layer: _of_kernel(layer.kernel, _values(layer.input)),
+    DEPTHWISE: _of_depthwise,
+    (layers.SeparableConv2D,): _of_separable,
+    POOLING: lambda layer: _values(layer.output) * int(np.prod(layer.pool_size)),
+    GLOBAL_POOLING: lambda layer: _values(layer.input),
+    (*ELEMENTWISE, layers.PReLU): lambda layer: _values(layer.output),
+    (layers.Add, layers.Multiply): _of_joining,
+    (Affine,): _of_affine,
+}
 
 
 def feature_map_values(frozen: keras.Model) -> int:

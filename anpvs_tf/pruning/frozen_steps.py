@@ -3,11 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
-
-from anpvs_tf.networks.graph import Node
 
 Vector = Callable[[], tf.Tensor]
 
@@ -16,36 +13,56 @@ Vector = Callable[[], tf.Tensor]
 class Step:
     """One operation: tensors[output] = run(tensors[inputs], folded weights).
 
-    `kind`, `layer`, `indices`, `shape` and `node` say what `run` does, for `compact.freeze`:
-        linear: the convolution or dense `layer` without its activation; weights are
-            kernel, bias and perhaps one for the gradient; the kernel has zero rows for
-            the input channels that are not in `indices`.
-        depthwise: the depthwise `layer` with its activation.
-        activation: the activation of `layer`.
-        affine: x * weights[0] + weights[1], the second one optional.
-        select: the channels `indices` of x with the constants weights[0] appended.
-        constant: weights[0] at every place of a tensor [batch, *shape].
-        layer: the weightless `layer` itself.
-        reshape: to [batch, *shape].
-        whole: the call `node`, with the layer's own weights.
-    `multiplications` counts the multiply-adds of one image.
+    Attributes:
+        build: the same of Keras layers, for `compact.freeze`: from symbolic inputs, the folded
+            weights as arrays, and a `compact.Copies`, which adds a layer, to a symbolic output.
+        multiplications: the multiply-adds of one image.
     """
 
     run: Callable[[list[tf.Tensor], list[tf.Tensor]], tf.Tensor]
     inputs: list[int]
     output: int
     weights: list[Vector]
-    kind: str
-    layer: keras.layers.Layer | None = None
-    indices: np.ndarray | None = None
-    shape: list[int] | None = None
-    node: Node | None = None
+    build: Callable
     multiplications: int = 0
 
 
+@dataclasses.dataclass
+class Value:
+    """A tensor as (what step `source` computes) * scale + shift, on `channels` only.
+
+    Attributes:
+        source: number of a computed tensor.
+        channels: indices of the original channels, one for each computed one.
+        scale, shift: float32 [channels] when called, or None for 1 and 0. A scale
+            without a shift comes from gates alone and is not negative.
+        linear: the step that makes `source`, while no other step has read it: further
+            affine layers go into its weights.
+        places: the height and width, where no channel is computed; `source` then
+            tells no more than the batch size.
+    """
+
+    source: int
+    channels: np.ndarray
+    scale: Vector | None = None
+    shift: Vector | None = None
+    linear: "LinearWeights | None" = None
+    places: tuple | None = None
+
+
+@dataclasses.dataclass
+class LinearWeights:
+    """Kernel and bias of a step, [..., out] each."""
+
+    kernel: Vector
+    bias: Vector
+
+
 def taken(tensor: tf.Tensor, indices: np.ndarray, axis: int) -> tf.Tensor:
-    """The slices at `indices`, which increase; all of them cost nothing."""
-    return tensor if len(indices) == tensor.shape[axis] else tf.gather(tensor, indices, axis=axis)
+    """The slices at `indices`; all of them in order cost nothing."""
+    if np.array_equal(indices, np.arange(tensor.shape[axis])):
+        return tensor
+    return tf.gather(tensor, indices, axis=axis)
 
 
 # Closures made in functions of their own, so that each keeps its own arguments.
@@ -67,5 +84,5 @@ def plus(vector: Vector, offset: Vector | None) -> Vector:
     return vector if offset is None else lambda: vector() + offset()
 
 
-def tiled(vector: Vector, times: int) -> Vector:
-    return lambda: tf.tile(vector(), [times])
+def then(vector: Vector, function: Callable[[tf.Tensor], tf.Tensor]) -> Vector:
+    return lambda: function(vector())

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from anpvs_tf.networks.gate import Gate
-from anpvs_tf.networks.graph import Node, layers
+from anpvs_tf.networks.graph import Node, floating, is_layer_scale, layers
 
 
 def affine_of(
@@ -17,8 +16,8 @@ def affine_of(
     def vector(x):
         return tf.broadcast_to(tf.reshape(tf.cast(x, tf.float32), [-1]), [width])
 
-    if isinstance(layer, Gate):
-        return layer.mean_mask, None
+    if is_layer_scale(layer):
+        return lambda: vector(layer.gamma), None
     if isinstance(layer, layers.Rescaling):
         return (
             lambda: vector(layer.scale),
@@ -49,16 +48,14 @@ def elementwise_of(node: Node) -> Callable[[tf.Tensor], tf.Tensor]:
         return layer.activation
     if not isinstance(layer, layers.Layer):
         return lambda x: node.call([x])
-    stateless = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
-    stateless.autocast = False
-    return stateless.call
+    return floating(layer).call
+
+
+def keeps_zero(function: Callable[[tf.Tensor], tf.Tensor]) -> bool:
+    """Whether an elementwise function of 0 is 0."""
+    return float(function(tf.zeros([1]))[0]) == 0.0
 
 
 def read(variable) -> tf.Tensor:
     """A Keras variable as a float32 tensor."""
     return tf.cast(tf.convert_to_tensor(variable), tf.float32)
-
-
-def pads(layer: keras.layers.Layer) -> bool:
-    """Whether a LINEAR or DEPTHWISE layer sees zeros beyond the border of its input."""
-    return getattr(layer, "padding", "valid") == "same" and max(layer.kernel_size) > 1

@@ -124,6 +124,7 @@ class Settings:
         "share of the steps after which gates stay as they are and act in training as they are "
         "deployed, by their mean; nothing is pruned after it; 1: never",
         "learned_gates",
+        before=1.0,
         above=0.0,
         at_most=1.0,
     )

@@ -22,6 +22,7 @@ from anpvs_tf.networks.gate import Gate, gates_of
 from anpvs_tf.networks.graph import Node
 from anpvs_tf.pruning import live_channels
 from anpvs_tf.pruning.frozen import FrozenNetwork
+from anpvs_tf.pruning.layer_rules import RULES
 
 layers = keras.layers
 Features = dict[str, np.ndarray]
@@ -129,15 +130,15 @@ def shrink(network: keras.Model, removed: Features) -> Shrunk:
     pairs = []
     narrow: dict[int, layers.Layer] = {}  # A gate that several layers share stays one.
     for node in nodes:
-        rows, columns = kept[node.inputs[0]], kept[node.output]
+        rule, rows, columns = RULES[node.kind], kept[node.inputs[0]], kept[node.output]
         x = [tensors[i] for i in node.inputs]
         again = id(node.layer) in narrow
-        layer = narrow.setdefault(id(node.layer), _narrow(node, len(columns)))
+        layer = narrow.setdefault(id(node.layer), rule.narrow(node, rows, columns))
         tensors[node.output] = node.repeat(x, layer)
         if again or not isinstance(layer, layers.Layer):
             continue
         for full, small in zip(node.layer.weights, layer.weights, strict=True):
-            pairs.append(Pair(full, small, _places(node, full.shape, rows, columns)))
+            pairs.append(Pair(full, small, rule.places(node, tuple(full.shape), rows, columns)))
     outputs = {name: tensors[id(output)] for name, output in network.output.items()}
     shares = {
         name: len(kept[id(output)]) / output.shape[-1] for name, output in network.output.items()
@@ -185,73 +186,13 @@ def _kept(
     while before != (now := sum(map(np.count_nonzero, needed.values()))):
         before = now
         for node in nodes:
-            _agree(node, needed)
+            inputs = [needed[i] for i in node.inputs]
+            RULES[node.kind].agree(node, inputs, needed[node.output])
         for gate in gates_of(network):
             calls = [needed[node.output] for node in nodes if node.layer is gate]
             for channels in calls:
                 channels |= np.logical_or.reduce(calls)
     return {number: np.flatnonzero(channels) for number, channels in needed.items()}
-
-
-def _agree(node: Node, needed: dict[int, np.ndarray]) -> None:
-    """Adds channels until those before and behind a layer fit each other."""
-    inputs, output = [needed[i] for i in node.inputs], needed[node.output]
-    if node.kind == "linear":
-        return
-    if node.kind == "whole":
-        for channels in (*inputs, output):
-            channels[:] = True
-    elif node.kind == "flatten":
-        places = output.reshape(-1, len(inputs[0]))
-        inputs[0] |= places.any(axis=0)
-        places |= inputs[0]
-    elif node.kind == "concatenate":
-        start = 0
-        for channels in inputs:
-            part = output[start : start + len(channels)]
-            part |= channels
-            channels |= part
-            start += len(channels)
-    else:
-        for channels in inputs:
-            output |= channels
-        for channels in inputs:
-            channels |= output
-
-
-def _narrow(node: Node, width: int) -> layers.Layer:
-    """The layer of a node, new, with `width` output channels."""
-    layer = node.layer
-    if not isinstance(layer, layers.Layer):
-        return layer  # An operator does not know a number of channels.
-    config = layer.get_config()
-    if node.kind == "whole":
-        pass
-    elif node.kind == "reshape":
-        config["target_shape"] = (*node.output_shape[1:-1], width)
-    elif isinstance(layer, layers.Conv2D) and node.kind == "linear":
-        config["filters"] = width
-    elif isinstance(layer, layers.Dense):
-        config["units"] = width
-    elif isinstance(layer, layers.Normalization) and width != node.output_shape[-1]:
-        raise UsageError(f"layer {layer.name!r} cannot be shrunk: use BatchNormalization there")
-    return type(layer).from_config(config)
-
-
-def _places(
-    node: Node, shape: tuple, rows: np.ndarray, columns: np.ndarray
-) -> tuple[np.ndarray, ...] | None:
-    """Returns the part of a weight that the small layer keeps, of channels `rows` and `columns`."""
-    if node.kind == "whole" or isinstance(node.layer, layers.Normalization):
-        return None
-    axes = [np.arange(size) for size in shape]
-    if node.kind == "depthwise" and len(shape) > 1:
-        axes[-2] = columns
-        return tuple(axes)
-    axes[-1] = columns
-    if len(shape) > 1:
-        axes[-2] = rows
-    return tuple(axes)
 
 
 class Removal:

@@ -24,11 +24,14 @@ IMAGES = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
 
 # What a layer needs to be made.
 NEEDED = {
+    layers.Conv1D: {"filters": 6, "kernel_size": 3},
     layers.Conv2D: {"filters": 6, "kernel_size": 3},
+    layers.Conv2DTranspose: {"filters": 6, "kernel_size": 3},
     layers.Dense: {"units": 5},
     layers.DepthwiseConv2D: {"kernel_size": 3},
     layers.Normalization: {"mean": VECTOR, "variance": VECTOR},
     layers.Rescaling: {"scale": 0.5},
+    layers.AveragePooling1D: {"pool_size": 2},
     layers.AveragePooling2D: {"pool_size": 2},
     layers.Dropout: {"rate": 0.3},
     layers.SpatialDropout2D: {"rate": 0.3},
@@ -36,6 +39,8 @@ NEEDED = {
     PairedDropout: {"rate": 0.3},
     layers.GaussianNoise: {"stddev": 0.3},
     layers.Activation: {"activation": "relu"},
+    layers.Permute: {"dims": (2, 1, 3)},
+    layers.RepeatVector: {"n": 3},
     layers.Reshape: {"target_shape": (-1, CHANNELS)},
 }
 # Other values of the options, by name.
@@ -49,6 +54,7 @@ OTHERS = {
     "data_format": ["channels_first"],
     "depth_multiplier": [2],
     "dilation_rate": [(2, 2)],
+    "dims": [(3, 1, 2)],
     "dtype": ["mixed_bfloat16"],
     "epsilon": [0.5],
     "filters": [4],
@@ -61,14 +67,17 @@ OTHERS = {
     "lora": [2],
     "max_value": [0.4],
     "mean": [0.2],
+    "n": [2],
     "negative_slope": [0.4],
     "noise_shape": [(None, 1, 1, CHANNELS)],
     "offset": [0.1, VECTOR],
+    "output_padding": [(1, 0)],
     "padding": ["same", ((0, 1), (2, 0))],
     "pool_size": [(1, 3)],
     "renorm": [True],
     "quantize": ["int8"],
     "scale": [False, VECTOR, [0.5, 2.0]],
+    "shared_axes": [[1, 2], [1], [3], [1, 2, 3]],
     "size": [(2, 1)],
     "strides": [(2, 2)],
     "synchronized": [True],
@@ -77,6 +86,18 @@ OTHERS = {
     "units": [4],
     "use_bias": [False],
     "variance": [0.7],
+}
+# The same of layers of sequences.
+OTHERS_1D = OTHERS | {
+    "activation": ["tanh"],
+    "cropping": [(0, 1)],
+    "dilation_rate": [2],
+    "groups": [2],
+    "kernel_size": [1],
+    "padding": ["same", "causal", (0, 2)],
+    "pool_size": [3],
+    "size": [3],
+    "strides": [2],
 }
 # They decide how weights begin and are trained, not what the layer computes of them.
 NOTHING_TO_FREEZE = {
@@ -102,9 +123,13 @@ def network(layer):
     x = layers.Conv2D(CHANNELS, 3, activation="relu", name="before")(images)
     merges = isinstance(layer, layers.Concatenate) or "merging" in type(layer).__module__
     inputs = [x, layers.Conv2D(CHANNELS, 3, activation="relu", name="beside")(images)]
+    if "1D" in type(layer).__name__:
+        x = layers.Reshape((36, CHANNELS))(x)
+    if isinstance(layer, layers.RepeatVector):
+        x = layers.GlobalAveragePooling2D()(x)
     x = layer(inputs if merges else x)
-    if len(x.shape) == 4:
-        x = layers.Conv2D(5, 1, activation="relu", name="behind")(x)
+    if len(x.shape) > 2:
+        x = layers.Dense(5, activation="relu", name="behind")(x)
     return keras.Model(images, layers.Dense(4, name="logits")(layers.Flatten()(x)))
 
 
@@ -119,7 +144,7 @@ def outcome(make, compare_plain=False):
     try:
         model = network(make())
         expected = np.asarray(model(IMAGES), np.float32)
-    except (ValueError, TypeError, NotImplementedError, tf.errors.OpError):
+    except (AttributeError, ValueError, TypeError, NotImplementedError, tf.errors.OpError):
         return "no layer"
     for weight in model.weights:
         if "seed" not in weight.path:
@@ -156,9 +181,10 @@ def test_freezing_heeds_or_refuses_every_option(layer_type):
     options += ["lora", "quantize"] if hasattr(layer_type, "enable_lora") else []
     unknown = [name for name in options if name not in OTHERS and not is_idle(name)]
     assert unknown == []
+    others = OTHERS_1D if "1D" in layer_type.__name__ else OTHERS
     found = {}
     for name in options:
-        for value in OTHERS.get(name, []) if not is_idle(name) else []:
+        for value in others.get(name, []) if not is_idle(name) else []:
 
             def make(name=name, value=value):
                 if name not in ("lora", "quantize"):
