@@ -46,6 +46,7 @@ LONG = {
     "reporting/test_page.py",
     "reporting/test_tables.py",
     "serving/test_exporting.py",
+    "serving/test_servers.py",
     "training/test_faults.py",
     "training/test_overfitting.py",
     "training/test_resume.py",
