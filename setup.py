@@ -9,6 +9,8 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "anpvs_tf/__init__.py").read_text()).group(1)
 
 onnx = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
+# numpy: of nvidia-pytriton, which has wheels for Linux with glibc 2.35 or newer.
+triton = ["nvidia-pytriton>=0.7,<0.8", "numpy<2", *onnx]
 serving = ["tensorflow-serving-api>=2.19", "ai-edge-litert>=2.0"]
 
 setup(
@@ -59,6 +61,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
         "onnx": onnx,
+        "triton": triton,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -53,6 +53,8 @@ def main(values: Any) -> None:
     with tempfile.TemporaryDirectory() as base:
         rows, variants = {}, {batch: [] for batch in BATCHES}
         for format in formats.FORMATS:
+            if format == "triton":  # Its network is that of `onnx`; `benchmarks.serving` asks it.
+                continue
             done = exporting.export(run, pathlib.Path(base) / format, format=format)
             for name, function in functions_of(done.path).items():
                 if name == "serve_encoded":  # Most of its time goes into decoding.

@@ -23,6 +23,7 @@ LONG = (
     "methods/test_robust_classifier.py",
     "evaluation/test_assessment.py",
     "serving/test_exporting.py",
+    "serving/test_servers.py",
     "training/test_faults.py",
     "networks/test_layer_options.py",
     "tuning/test_search.py",

@@ -43,7 +43,7 @@ def define(flags: Flags) -> None:
         str,
         "format",
         "saved_model",
-        f"for TensorFlow Serving, LiteRT, Keras or ONNX Runtime ({', '.join(FORMATS)})",
+        f"for TensorFlow Serving, LiteRT, Keras, ONNX Runtime or Triton ({', '.join(FORMATS)})",
         choices=FORMATS,
     )
     flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")
@@ -95,8 +95,10 @@ def table(done: "exporting.Exported", measured: dict) -> str:
         peaks = [one["peak_memory"][size] for one in columns.values()]
         rows[f"ms a batch of {size}"] = [f"{1e3 * one:.2f}" for one in seconds]
         rows[f"peak memory, batch {size}"] = [f"{one / 2**20:.2f} MiB" for one in peaks]
-    for file in sorted(done.path.glob("model*.*")):
-        rows[f"{file.name}, bytes"] = [*[""] * (len(columns) - 1), f"{file.stat().st_size:,}"]
+    for name in report.exported:
+        if (done.path / name).is_file():
+            size = (done.path / name).stat().st_size
+            rows[f"{name}, bytes"] = [*[""] * (len(columns) - 1), f"{size:,}"]
     for name, cells in rows.items():
         if cells != ["after"]:
             lines.append(f"  {name:<22}" + "".join(f"{cell:>14}" for cell in cells))

@@ -43,8 +43,8 @@ class WeightPruning:
 
     Pruned are the kernels of all convolutions and dense layers that are trained, but for the
     logits' and transposed ones, the first layer among them as in the authors' code, each to the
-    same ratio. With "filter" a pruned feature also loses its bias and the scale and offset of a batch
-    normalisation behind it, so that it is exactly zero.
+    same ratio. With "filter" a pruned feature also loses its bias and the scale and offset of a
+    batch normalisation behind it, so that it is exactly zero.
 
     The training step adds `penalty()` to the loss of the weights and sends gradients
     through `mask_gradients`; it is the same step before and after the cut. Make it in the

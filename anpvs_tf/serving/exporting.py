@@ -1,8 +1,10 @@
-"""Export of a finished run for TensorFlow Serving, LiteRT, Keras or ONNX Runtime.
+"""Export of a finished run for TensorFlow Serving, Triton, LiteRT, Keras or ONNX Runtime.
 
-DIR/models.config, DIR/batching.config   for the server; kept if they exist
+DIR/models.config, DIR/batching.config or DIR/config.pbtxt, DIR/configs/onnxruntime.pbtxt
+    for the server; kept if they exist
+DIR/inference_service.yaml               for KServe; kept if it exists
 DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or model.keras or
-    model.onnx
+    model.onnx or model.py, network.onnx
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
 
@@ -18,29 +20,12 @@ import pathlib
 import keras
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.common.files import check_directory, staging, write_atomically
+from anpvs_tf.common.files import check_directory, staging
 from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs.finished_run import FinishedRun
-from anpvs_tf.serving import formats, model_card, verification
+from anpvs_tf.serving import formats, model_card, server_files, verification
 from anpvs_tf.serving.formats import FORMATS
-
-MODELS_CONFIG = """\
-model_config_list {{
-  config {{
-    name: "{name}"
-    base_path: "/models/{name}"
-    model_platform: "tensorflow"
-  }}
-}}
-"""
-
-# A request waits for others 2 ms at most.
-BATCHING_CONFIG = """\
-max_batch_size { value: 64 }
-batch_timeout_micros { value: 2000 }
-max_enqueued_batches { value: 100 }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +81,9 @@ def export(
         (beside / "README.md").write_text(card)
         if path.exists():  # Another export made this version meanwhile.
             raise UsageError(f"{path} exists; choose another --version")
+        # A server may read the version as soon as it has its name.
+        server_files.write(base, FORMATS[format].server_files(frozen, content.name))
         beside.rename(path)
-    if format == "saved_model":
-        write_server_configs(base)
     return Exported(path, network, frozen, report)
 
 
@@ -136,12 +121,3 @@ def _check_packages(format: str) -> None:
                 f"--format={format} needs the package {error.name}: "
                 f"pip install 'anpvs_tf[{FORMATS[format].extra}]'"
             ) from error
-
-
-def write_server_configs(base: pathlib.Path) -> None:
-    """Writes models.config and batching.config, unless they are there: users edit them."""
-    name = base.resolve().name
-    files = {"models.config": MODELS_CONFIG.format(name=name), "batching.config": BATCHING_CONFIG}
-    for file, text in files.items():
-        if not (base / file).exists():
-            write_atomically(base / file, text)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from anpvs_tf.serving import keras_file, litert, onnx_file, signatures
+from anpvs_tf.serving import keras_file, litert, onnx_file, server_files, signatures
 
 
 class Content(NamedTuple):
@@ -36,12 +37,14 @@ class Format:
         file: stands in a version of this format, and in no version of another.
         packages: imported by writing or checking.
         extra: of this package, which installs them; None where all installations have them.
+        server_files: {file: text} for a server, beside the versions of a network and a name.
     """
 
     write: Callable[[Content, pathlib.Path], None]
     file: str
     packages: tuple[str, ...] = ()
     extra: str | None = None
+    server_files: Callable[[keras.Model, str], dict[str, str]] = lambda network, name: {}
 
 
 def _saved_model(content: Content, path: pathlib.Path) -> None:
@@ -58,12 +61,27 @@ def _keras(content: Content, path: pathlib.Path) -> None:
 
 
 def _onnx(content: Content, path: pathlib.Path) -> None:
-    onnx_file.write(content.network, path)
+    onnx_file.write(content.network, path / "model.onnx")
+
+
+def _triton(content: Content, path: pathlib.Path) -> None:
+    onnx_file.write(content.network, path / "network.onnx")
+    answering = pathlib.Path(__file__).parent / "templates" / "triton_model.py"
+    shutil.copyfile(answering, path / "model.py")
 
 
 FORMATS = {
-    "saved_model": Format(_saved_model, "saved_model.pb", ("tensorflow_serving.apis",), "serving"),
+    "saved_model": Format(
+        _saved_model,
+        "saved_model.pb",
+        ("tensorflow_serving.apis",),
+        "serving",
+        server_files.of_saved_model,
+    ),
     "tflite": Format(_tflite, "model.tflite", ("ai_edge_litert",), "serving"),
     "keras": Format(_keras, "model.keras"),
     "onnx": Format(_onnx, "model.onnx", ("tf2onnx", "onnxruntime"), "onnx"),
+    "triton": Format(
+        _triton, "network.onnx", ("tf2onnx", "onnxruntime"), "onnx", server_files.of_triton
+    ),
 }

@@ -75,14 +75,15 @@ def onnx_functions(path: pathlib.Path) -> dict:
     """Loads an ONNX model: {file name: uint8 images -> outputs}."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    (file,) = path.glob("*.onnx")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(images):
         values = session.run(names, {"images": images.astype(np.float32) / np.float32(255.0)})
         return dict(zip(names, values, strict=True))
 
-    return {"model.onnx": run}
+    return {file.name: run}
 
 
 # By the file that tells the format: how its models are run, and the small batches to try.
@@ -91,6 +92,7 @@ FORMATS = {
     "model.tflite": (tflite_functions, (1,)),  # LiteRT has no empty tensors.
     "model.keras": (keras_functions, (1,)),  # TensorFlow has no convolution of an empty batch.
     "model.onnx": (onnx_functions, (0, 1)),
+    "network.onnx": (onnx_functions, (0, 1)),
 }
 
 

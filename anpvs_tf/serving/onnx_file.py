@@ -10,8 +10,8 @@ import tensorflow as tf
 OPSET = 17
 
 
-def write(frozen: keras.Model, path: pathlib.Path) -> None:
-    """Writes model.onnx: images -> the three outputs of the SavedModel, without its checks.
+def write(frozen: keras.Model, file: pathlib.Path) -> None:
+    """Writes an ONNX file: images -> the three outputs of the SavedModel, without its checks.
 
     The input is `images`, float32 [batch, H, W, C] in [0, 1]; any batch size, 0 included.
     """
@@ -31,4 +31,4 @@ def write(frozen: keras.Model, path: pathlib.Path) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path / "model.onnx")
+    onnx.save(model, file)

@@ -34,7 +34,7 @@ SHORT = WHOLE | {
     "bin/tune.py": [*_TRAINING, "--trials=1", "--base_run=runs/digits-lenet5-standard-seed0"],
 }
 NOT_IN_SHORT = "method=at|-at-|epsilon|adversarial_examples|histograms|surfaces"
-# What is not run: it installs, starts a server, or asks it (tests/serving/test_exporting.py does).
+# What is not run: it installs, starts a server, or asks it (tests/serving/test_servers.py does).
 NOT_RUN = ("python3 -m venv", "tensorboard", "docker", "curl")
 # What the tutorial makes lies below these, or is the picture.
 MADE = r"`((?:runs|report|exports|sweeps|sweep-report)/[^`\s]+|seven\.png)`"

@@ -82,7 +82,8 @@ def png(image):
 
 def test_layout(exported):
     base = exported.path.parent
-    assert sorted(path.name for path in base.iterdir()) == ["1", "batching.config", "models.config"]
+    files = {"1", "batching.config", "inference_service.yaml", "models.config"}
+    assert {path.name for path in base.iterdir()} == files
     held = {path.name for path in exported.path.iterdir()}
     assert held >= {"saved_model.pb", "variables", "assets.extra", "README.md"}
     assert exported.path.stat().st_mode & 0o777 == 0o755
@@ -115,21 +116,6 @@ def test_warmup_requests_are_real(exported, signatures):
         assert signatures[name](images=images)["logits"].shape == (1, 10)
         seen.append(name)
     assert seen == list(SIGNATURES)
-
-
-def test_server_configs_are_read_and_kept(exported):
-    from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
-
-    base = exported.path.parent
-    text = (base / "models.config").read_text()
-    parsed = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-    (config,) = parsed.model_config_list.config
-    assert (config.name, config.base_path) == ("digits", "/models/digits")
-    assert config.model_platform == "tensorflow"
-    (base / "batching.config").write_text("mine")
-    exporting.write_server_configs(base)
-    assert (base / "batching.config").read_text() == "mine"
 
 
 def test_model_card(exported, run):
@@ -328,40 +314,6 @@ def test_bad_shapes_are_refused_by_the_graph_itself(exported):
             serve("serve_encoded", encoded)
 
 
-def test_documented_grpc_client(signatures):
-    """The client of docs/serving.md against a server that runs the signatures."""
-    import concurrent.futures
-
-    import grpc
-    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-
-    class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
-        def Predict(self, request, context):
-            assert request.model_spec.name == "digits"
-            images = tf.constant(tf.make_ndarray(request.inputs["images"]))
-            answer = predict_pb2.PredictResponse()
-            found = signatures[request.model_spec.signature_name](images=images)
-            for name, value in found.items():
-                answer.outputs[name].CopyFrom(tf.make_tensor_proto(value))
-            return answer
-
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Service(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    text = (ROOT / "docs" / "serving.md").read_text()
-    (client,) = [block for block in text.split("```python\n")[1:] if "grpc" in block]
-    client = client.split("```")[0].replace("localhost:8500", f"127.0.0.1:{port}")
-    names = {}
-    try:
-        exec(client, names)
-    finally:
-        server.stop(None)
-    expected = signatures["serve_uint8"](images=tf.zeros([2, 28, 28, 1], tf.uint8))
-    np.testing.assert_array_equal(names["classes"], expected["classes"])
-    np.testing.assert_allclose(names["probabilities"], expected["probabilities"], rtol=1e-5)
-
-
 # ---- LiteRT ----
 
 
@@ -381,6 +333,19 @@ def test_tflite(run, tmp_path):
 
 
 # ---- Keras and ONNX ----
+
+
+def test_triton(run, tmp_path):
+    for package in formats.FORMATS["triton"].packages:
+        pytest.importorskip(package)
+    done = exporting.export(run, tmp_path / "digits", format="triton")
+    assert {path.name for path in done.path.iterdir()} == {"network.onnx", "model.py", "README.md"}
+    files = {"1", "config.pbtxt", "configs", "inference_service.yaml"}
+    assert {path.name for path in done.path.parent.iterdir()} == files
+    (found,) = done.report.exported.values()
+    assert found.equal_classes == len(TEST) and found.difference < 1e-5
+    with pytest.raises(UsageError, match="another format"):
+        exporting.export(run, tmp_path / "digits", format="onnx")
 
 
 @pytest.mark.parametrize(("format", "file"), [("keras", "model.keras"), ("onnx", "model.onnx")])
