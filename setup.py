@@ -59,6 +59,9 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
         "onnx": onnx,
+        # Trackers of experiments: --track. Not in "test": 100 MB and 830 MB.
+        "wandb": ["wandb>=0.31,<1"],
+        "mlflow": ["mlflow>=3.17,<4"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -46,11 +46,13 @@ LONG = {
     "reporting/test_page.py",
     "reporting/test_tables.py",
     "serving/test_exporting.py",
+    "tracking/test_clients.py",
     "training/test_faults.py",
     "training/test_overfitting.py",
     "training/test_resume.py",
     "training/test_shrinking.py",
     "training/test_strategies.py",
+    "training/test_tracking.py",
     "tuning/test_search.py",
     "zoo/test_shelf.py",
 }

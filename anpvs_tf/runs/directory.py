@@ -9,6 +9,7 @@ evaluation/              what bin/evaluate.py knows of each example, a file an a
 checkpoints/             the last two training states
 checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
+tracking.json            by what trackers find the run again, if it is tracked (`tracking`)
 nonfinite/               batches whose loss or gradient was not finite, if there were any
 """
 
@@ -70,6 +71,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.nonfinite = self.path / "nonfinite"
         self.tensorboard = self.path / "tensorboard"
+        self.tracking_path = self.path / "tracking.json"
         self.weights_path = self.checkpoints / "network.weights.h5"
 
     @property
@@ -129,7 +131,8 @@ class RunDirectory:
             if directory.exists():
                 shutil.rmtree(directory)
         sums = self.path / checksums.NAME
-        for path in (sums, self.metrics_path, self.timings_path, self.config_path):
+        tables = (self.metrics_path, self.timings_path, self.tracking_path)
+        for path in (sums, *tables, self.config_path):
             path.unlink(missing_ok=True)
 
     def owned(self) -> contextlib.AbstractContextManager[None]:

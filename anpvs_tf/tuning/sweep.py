@@ -235,7 +235,7 @@ class Sweep:
         new = not self.state_path.exists()
         self.write(self.held() | {"finished": False})
         if new:
-            from anpvs_tf.training import tensorboard
+            from anpvs_tf.tracking import tensorboard
 
             tensorboard.write_experiment(self.path / "tensorboard", list(self.space.swept))
 
