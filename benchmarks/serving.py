@@ -26,7 +26,7 @@ import numpy as np
 
 from anpvs_tf.common import program
 from anpvs_tf.pruning import compact
-from anpvs_tf.runs import directory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import formats, server_files, triton_server, verification
 from benchmarks import inference, timing
 
@@ -110,7 +110,7 @@ def define(flags: program.Flags) -> None:
 
 def main(values: Any) -> None:
     if values.run_dir:
-        network = directory.RunDirectory(values.run_dir).load_network()
+        network = open_run(values.run_dir).network()
     else:
         network = inference.vgg16(inference.PATTERNS["published"])
     frozen = {

@@ -50,6 +50,8 @@ LONG = (
     "networks/test_bayesian.py",
     "programs/test_fine_tuning.py",
     "networks/test_own_network.py",
+    "tracking/test_clients.py",
+    "training/test_tracking.py",
     "zoo/test_shelf.py",
     "networks/test_applications.py",
     "pruning/test_efficiency.py",

@@ -19,6 +19,7 @@ FLOORS = {
     "runs": 5,
     "evaluation": 6,
     "serving": 6,
+    "tracking": 6,
     "training": 7,
     "reporting": 7,
     "tuning": 8,

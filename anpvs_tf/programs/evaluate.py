@@ -14,7 +14,7 @@ finished is not computed twice. Lengths in images (epsilons, step sizes) are in 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from anpvs_tf.attacks import radius
@@ -40,6 +40,8 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import FinishedRun, open_run
 from anpvs_tf.runs.resolution import black_and_white, defaults, parsed_size
 from anpvs_tf.runs.result_record import ResultRecord
+from anpvs_tf.tracking import tracked_run
+from anpvs_tf.tracking.tracker import Tracker
 from anpvs_tf.zoo import shelf
 
 FEWEST_CHECKED = 50
@@ -113,6 +115,7 @@ def define(flags: Flags) -> None:
     flags.add(data, int, "batch_size", EVALUATION_BATCH, "examples attacked at a time")
     flags.add(data, int, "check_examples", 200, "examples for the self-checks; 0 leaves them out")
     shared_flags.add_data(flags, data)
+    shared_flags.add_track(flags, data)
     flags.add(
         EXPERTS,
         tuple,
@@ -178,6 +181,8 @@ def _check_model(values: Any) -> None:
         raise UsageError(
             "--out_dir belongs to --saved_model and --zoo; a run keeps its own results"
         )
+    if not values.run_dir and values.track:
+        raise UsageError("--track belongs to --run_dir; a saved model has no tracked run")
     if not values.run_dir and values.posterior_draws is not None:
         raise UsageError("--posterior_draws belongs to --run_dir; a saved model has no posterior")
 
@@ -281,8 +286,9 @@ def main(values: Any) -> None:
     run = open_run(values.run_dir) if values.run_dir else None
     source, usual = _examined(values, run)
     attacks = attack_choice.chosen_attacks(choice, usual, source.classes, run is not None)
-    home = _home(values, run)
+    home, trackers = _home(values, run), tracked_run.named(values.track)
     source_runs = [open_run(path) for path in values.source_run]
+    tracked_run.check(trackers)
 
     # These import TensorFlow.
     from anpvs_tf.data import loading
@@ -307,7 +313,7 @@ def main(values: Any) -> None:
         sources=[attacked_model.of_run(one) for one in source_runs],
         check_examples=_checked(values.check_examples, len(split)),
     )
-    made = _recorded(home, assessment.assess(conditions, attacks))
+    made = _recorded(home, assessment.assess(conditions, attacks), trackers)
     print(console.evaluation_table(made))
     if of_leaderboard := robustbench.write(made, conditions.directory):
         print(of_leaderboard)
@@ -324,19 +330,25 @@ def _checked(wanted: int, examples: int) -> int:
     return min(wanted, examples)
 
 
-def _recorded(home: RunDirectory, made: Iterator[ResultRecord]) -> list[ResultRecord]:
+def _recorded(
+    home: RunDirectory, made: Iterator[ResultRecord], trackers: Sequence[Tracker]
+) -> list[ResultRecord]:
     """The records of an evaluation, each written to results.json as soon as it is made.
+
+    Args:
+        trackers: told of each record.
 
     Raises:
         TrainingError: an attack left the threat model.
     """
     found = []
-    with home.owned():
+    with home.owned(), tracked_run.following(home, trackers) as tracked:
         held = home.results()
         try:
             for record in made:
                 held = records.merged(held, [record])
                 home.write_results(held)
+                tracked.result(record)
                 found.append(record)
         except AssertionError as error:
             raise TrainingError(

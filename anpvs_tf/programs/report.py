@@ -5,10 +5,12 @@
 
 A RUN is a run directory of bin/train.py, or a directory of run directories. Reads result files and
 saved weights and trains nothing; figures of the networks themselves attack a few test images.
-Writes DIR/report.html, DIR/tables/ and DIR/figures/. --list prints a line a run instead.
+Writes DIR/report.html, DIR/tables/ and DIR/figures/. --list prints a line a run instead; --track
+keeps the page with each run in the tracker.
 """
 
 import os
+import pathlib
 import sys
 from typing import Any
 
@@ -16,6 +18,7 @@ from anpvs_tf.common import program
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
+from anpvs_tf.tracking import tracked_run
 
 REPORT = "The report"
 
@@ -44,6 +47,7 @@ def define(flags: Flags) -> None:
         "that need the networks",
         lower_bound=0,
     )
+    shared_flags.add_track(flags, REPORT)
     shared_flags.add_data(flags, "Test images")
 
 
@@ -59,6 +63,8 @@ def main(values: Any, paths: list[str]) -> None:
         return
     if not values.out:
         raise UsageError("--out is missing: the directory to write; or give --list")
+    trackers = tracked_run.named(values.track)
+    tracked_run.check(trackers)
 
     # These import TensorFlow and Matplotlib.
     from anpvs_tf.reporting import formats, report
@@ -72,7 +78,12 @@ def main(values: Any, paths: list[str]) -> None:
         command=sys.argv,
     )
     print(formats.markdown(found[0]))
-    print(f"The report is {os.path.join(values.out, report.PAGE)}")
+    path = pathlib.Path(values.out) / report.PAGE
+    if trackers:
+        for covered in report.covered(values.out):
+            with covered.owned(), tracked_run.following(covered, trackers) as tracked:
+                tracked.artifact(path)
+    print(f"The report is {path}")
 
 
 def run() -> None:

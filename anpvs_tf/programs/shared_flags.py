@@ -1,6 +1,7 @@
 """Flags that several programs have."""
 
 from anpvs_tf.common.program import Flags
+from anpvs_tf.tracking.tracked_run import TRACKERS
 from anpvs_tf.training.names import ACTIONS
 
 
@@ -26,6 +27,7 @@ def add_execution(flags: Flags, group: str, experts: str) -> None:
         "minutes between checkpoints within an epoch, besides that at its end",
         lower_bound=0.0,
     )
+    add_track(flags, group)
     flags.add(
         experts,
         str,
@@ -34,3 +36,8 @@ def add_execution(flags: Flags, group: str, experts: str) -> None:
         "at a loss or gradient that is nan or infinite: stop, or skip the step",
         choices=ACTIONS,
     )
+
+
+def add_track(flags: Flags, group: str) -> None:
+    """Where else a run is shown."""
+    flags.add(group, tuple, "track", [], f"show the run in a tracker too ({', '.join(TRACKERS)})")

@@ -26,6 +26,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
 from anpvs_tf.runs.names import COSTS
+from anpvs_tf.tracking import tracked_run
 
 RUNS = "runs"
 
@@ -162,6 +163,7 @@ def main(values: Any) -> None:
     chosen = chosen_settings(values)
     run = RunDirectory(values.run_dir or os.path.join(RUNS, directory.default_name(chosen)))
     _check(chosen, run, values.overwrite)
+    trackers = tracked_run.named(values.track)
 
     # These import TensorFlow.
     from anpvs_tf.common import devices
@@ -172,6 +174,8 @@ def main(values: Any) -> None:
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    else:
+        tracked_run.check(trackers)
     chosen = resolution.with_precision(chosen)
     finished = run.finished and not values.overwrite
     with interruption.deferred():
@@ -182,7 +186,7 @@ def main(values: Any) -> None:
             values.download,
             sys.argv,
             values.overwrite,
-            trainer.Execution(used, values.checkpoint_minutes, values.on_nonfinite),
+            trainer.Execution(used, values.checkpoint_minutes, values.on_nonfinite, trackers),
             values.network if is_file(values.network or "") else None,
         )
     if not used.is_chief:

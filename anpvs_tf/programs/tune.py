@@ -20,6 +20,7 @@ from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
 from anpvs_tf.runs import defaults, flag_help, settings
 from anpvs_tf.runs.flag_help import EXPERTS, HOW_LONG, WHAT
+from anpvs_tf.tracking import tracked_run
 from anpvs_tf.tuning import role, score, space, table
 from anpvs_tf.tuning.names import TUNERS
 from anpvs_tf.tuning.sweep import TRIALS, Definition, Sweep, read_definition, wait_until
@@ -81,7 +82,7 @@ def _definition(values: Any) -> Definition | None:
 
 
 def main(values: Any) -> None:
-    own = role.own_role()
+    own, trackers = role.own_role(), tracked_run.named(values.track)
     with interruption.deferred():
         if own.name == "worker" and _definition(values) is None:
             # The chief has the definition.
@@ -99,10 +100,12 @@ def main(values: Any) -> None:
             {
                 "checkpoint_minutes": values.checkpoint_minutes,
                 "on_nonfinite": values.on_nonfinite,
+                "trackers": trackers,
             },
             sys.argv,
         )
         if not values.show:
+            tracked_run.check(trackers)
             from anpvs_tf.tuning import search
 
             search.run(sweep)

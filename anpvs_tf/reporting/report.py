@@ -26,6 +26,7 @@ from anpvs_tf.reporting import (
     training_figures,
 )
 from anpvs_tf.reporting.grouping import Group, collect, most_robust
+from anpvs_tf.runs.directory import RunDirectory
 
 # This file marks a directory as a report, and lists the files that are the report's own.
 MANIFEST = "report.json"
@@ -91,6 +92,12 @@ def write(
         }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return found
+
+
+def covered(out: str | os.PathLike) -> list[RunDirectory]:
+    """The runs that the report in `out` is on."""
+    manifest = json.loads((pathlib.Path(out) / MANIFEST).read_text())
+    return [RunDirectory(path) for path in manifest["runs"]]
 
 
 def _probes(

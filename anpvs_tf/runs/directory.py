@@ -10,6 +10,7 @@ evaluation/              the state of each example in bin/evaluate.py, a file an
 checkpoints/             the last two training states
 checkpoints/network.weights.h5   the finished network's weights
 tensorboard/
+tracking.json            by what trackers find the run again, if it is tracked (`tracking`)
 nonfinite/               batches whose loss or gradient was not finite, if there were any
 """
 
@@ -77,6 +78,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.nonfinite = self.path / "nonfinite"
         self.tensorboard = self.path / "tensorboard"
+        self.tracking_path = self.path / "tracking.json"
         self.weights_path = self.checkpoints / "network.weights.h5"
 
     @property
@@ -136,7 +138,7 @@ class RunDirectory:
             if directory.exists():
                 shutil.rmtree(directory)
         sums = self.path / checksums.NAME
-        tables = (self.metrics_path, self.timings_path)
+        tables = (self.metrics_path, self.timings_path, self.tracking_path)
         for path in (sums, *tables, self.config_path, self.network_path):
             path.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from anpvs_tf.common.devices import Devices, local
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.tracking.tracker import Tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Execution:
         checkpoint_minutes: save within an epoch too, after this time.
         on_nonfinite: one of `nonfinite.ACTIONS` at a loss or gradient that is not finite: stop,
             or skip the step.
+        trackers: to be told of the run by the chief; `Tracker.check` finds out whether they can.
         following: the work of what is trained after this run, if that is a warm start.
     """
 
     devices: Devices = dataclasses.field(default_factory=local)
     checkpoint_minutes: float = 15.0
     on_nonfinite: str = "stop"
+    trackers: tuple[Tracker, ...] = ()
     following: float = 0.0
 
     @property

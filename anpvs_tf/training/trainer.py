@@ -28,13 +28,14 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.runs.result_record import ResultRecord
 from anpvs_tf.runs.settings import PRECISIONS, Settings, layer_betas
+from anpvs_tf.tracking.tensorboard import Board
+from anpvs_tf.tracking.tracked_run import TrackedRun, following
 from anpvs_tf.training import (
     forecast,
     history,
     nonfinite,
     overfitting,
     shrinking,
-    tensorboard,
     warm_start,
 )
 from anpvs_tf.training.best_weights import Best
@@ -80,6 +81,9 @@ def train(
     devices = execution.devices
     run.check(settings, overwrite)
     if run.finished and not overwrite:
+        if devices.is_chief and execution.trackers:
+            with run.owned(), following(run, execution.trackers):
+                pass  # They are told what they missed.
         return run.results()
     file = run.network_file(settings, network_file, overwrite)
     # The network fits the dataset, or raises.
@@ -129,10 +133,11 @@ def train(
     with devices.watched(), home_of(devices, run) as home:
         trainer = Trainer(settings, run, home, data, base, execution, file)
         trainer.resume(list(command), overwrite)
-        while not trainer.done:
-            trainer.run_epoch()
-            trainer.end_epoch()
-        return trainer.finish()
+        with trainer.tracked.ended():
+            while not trainer.done:
+                trainer.run_epoch()
+                trainer.end_epoch()
+            return trainer.finish()
 
 
 class Trainer:
@@ -249,7 +254,11 @@ class Trainer:
             )
         batches = self.devices.distribute(self._batches_from_here(), settings.batch_size)
         self.batches = pipelines.readable(batches, self.data.train)
-        self.board = tensorboard.Board(home.tensorboard, settings, position.epoch)
+        self.board = Board()
+        self.board.begin(home, settings, position.epoch, None)
+        self.tracked = TrackedRun(home, self.execution.trackers if self.devices.is_chief else ())
+        rows = zip(position.rows, position.timings, strict=True)
+        self.tracked.begin([row | timing for row, timing in rows])
         self.work = work_of(settings, self.data)
         self.coming = forecast.Forecast(self.work.whole + self.execution.following)
         self.overfitted = overfitting.noticed(settings, position.rows)
@@ -360,12 +369,13 @@ class Trainer:
         row = history.epoch_row(epoch, epoch * self.steps, terms, result, evaluated)
         timing = history.epoch_timing(epoch, position.seconds, self.steps * settings.batch_size)
         self.progress.done(console.epoch_summary(settings, row, timing))
-        self.board.write(row | timing, evaluated, self.evaluate.examples)
+        self.board.epoch(row | timing, evaluated, self.evaluate.examples)
         if settings.select == "best" or overfitting.possible(settings):
             self.best.offer(epoch, result.robust_accuracy)
         position.end_epoch(row, timing)
         self.checkpoints.save()
         self.home.write_metrics(position.rows, position.timings)
+        self.tracked.epoch(row | timing, evaluated, self.evaluate.examples)
         self.overfitted = overfitting.noticed(settings, position.rows)
 
     def _stop_if_asked(self) -> None:
@@ -408,6 +418,7 @@ class Trainer:
         if "target" in record:
             print(console.target_summary(record["target"]))
         self.home.write_results([record])
+        self.tracked.result(record)
         self.devices.of_chief(0)  # The other workers may read what the chief has written.
         return [record]
 

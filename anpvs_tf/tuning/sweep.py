@@ -281,7 +281,7 @@ class Sweep:
                 copy.parent.mkdir(exist_ok=True)
                 files.replace_atomically(copy, functools.partial(shutil.copyfile, file))
         if new:
-            from anpvs_tf.training import tensorboard
+            from anpvs_tf.tracking import tensorboard
 
             tensorboard.write_experiment(self.path / "tensorboard", list(self.space.swept))
 

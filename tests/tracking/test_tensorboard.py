@@ -13,7 +13,7 @@ from anpvs_tf.evaluation.evaluator import Evaluator, PgdAttack
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.runs import build, resolution
 from anpvs_tf.runs.directory import RunDirectory
-from anpvs_tf.training import tensorboard
+from anpvs_tf.tracking import tensorboard
 
 CHOSEN = resolution.resolve({"method": "anpvs"})
 
@@ -51,14 +51,16 @@ def run(tmp_path_factory, network):
     attack = PgdAttack(CHOSEN.epsilon, CHOSEN.epsilon, 1)
     evaluate = Evaluator(network, attack, 5)
     evaluate(loading.load("digits").validation.take(10), 0)
-    before = tensorboard.Board(run.tensorboard, CHOSEN, 0)
-    before.write(row(1, 0.5), network, evaluate.examples)
-    before.write(row(2, 99.0), network, evaluate.examples)
+    before = tensorboard.Board()
+    before.begin(run, CHOSEN, 0, None)
+    before.epoch(row(1, 0.5), network, evaluate.examples)
+    before.epoch(row(2, 99.0), network, evaluate.examples)
     # A process that goes on is younger; the names of event files count seconds.
     time.sleep(1.1)
-    after = tensorboard.Board(run.tensorboard, CHOSEN, 1)
-    after.write(row(2, 1.5), network, evaluate.examples)
-    after.write(row(3, 2.5), network, evaluate.examples)
+    after = tensorboard.Board()
+    after.begin(run, CHOSEN, 1, None)
+    after.epoch(row(2, 1.5), network, evaluate.examples)
+    after.epoch(row(3, 2.5), network, evaluate.examples)
     return run
 
 

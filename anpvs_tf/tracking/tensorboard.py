@@ -5,9 +5,7 @@ probability or importance, and its mask. Images: examples of the validation spli
 attacked, and their difference. HParams: the settings beside the validation figures.
 """
 
-import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +16,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.plugins.hparams import api
 
 from anpvs_tf.networks.gate import gates_of
+from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
+from anpvs_tf.tracking.tracker import Tracker, curves, hyperparameters
 
 # Figures of the HParams plugin: tags of scalars, and their names there.
 METRICS = {
@@ -27,21 +27,21 @@ METRICS = {
     "validation/vulnerability": "vulnerability",
     "sparsity": "sparsity",
 }
-_GROUPS = {"validation": "validation", "active": "active_features"}
-_PLAIN = ("sparsity", "seconds", "images_per_second")
 
 
-class Board:
-    """Writes a run's directory of event files, an epoch at a time.
+class Board(Tracker):
+    """Writes the event files of a run, an epoch at a time.
 
-    Args:
-        directory: where.
-        settings: of the run.
-        epoch: epochs that are done. Events that an interrupted process wrote of later ones are
-            taken back, so that each is there once.
+    Events that an interrupted process wrote of epochs that are not done are taken back, so that
+    each is there once.
     """
 
-    def __init__(self, directory: pathlib.Path, settings: Settings, epoch: int):
+    name = "tensorboard"
+
+    def begin(
+        self, run: RunDirectory, settings: Settings, epoch: int, identity: str | None
+    ) -> str | None:
+        directory = run.tensorboard
         known = set(directory.glob("*tfevents*"))
         self.writer = tf.summary.create_file_writer(str(directory))
         (events,) = set(directory.glob("*tfevents*")) - known
@@ -52,26 +52,19 @@ class Board:
             start.write(Event(file_version="brain.Event:2").SerializeToString())
             start.write(Event(step=epoch + 1, session_log=log).SerializeToString())
         with self.writer.as_default(step=epoch):
-            api.hparams(hyperparameters(settings), trial_id=_name(directory))
+            api.hparams(hyperparameters(settings), trial_id=run.path.absolute().name)
         self.writer.flush()
+        return None
 
-    def write(
+    def epoch(
         self,
         row: Mapping[str, Any],
         network: keras.Model,
         examples: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """Writes an epoch.
-
-        Args:
-            row: of metrics.csv and timings.csv.
-            network: as it is evaluated.
-            examples: a few images [n, height, width, channels] in [0, 1], clean and attacked.
-        """
         with self.writer.as_default(step=row["epoch"]):
-            for name, value in row.items():
-                if name not in ("epoch", "step"):
-                    tf.summary.scalar(tag(name), value)
+            for name, value in curves(row).items():
+                tf.summary.scalar(name, value)
             for gate in gates_of(network):
                 tf.summary.histogram(f"importance/{gate.name}", gate.importance())
                 tf.summary.histogram(f"mask/{gate.name}", gate.mean_mask())
@@ -83,30 +76,11 @@ class Board:
         self.writer.flush()
 
 
-def tag(name: str) -> str:
-    """The tag of a column of metrics.csv or timings.csv, in one group with its kind."""
-    group, _, rest = name.partition("_")
-    if group in _GROUPS:
-        return f"{_GROUPS[group]}/{rest}"
-    return name if name in _PLAIN else f"loss/{name}"
-
-
 def difference(clean: np.ndarray, attacked: np.ndarray) -> np.ndarray:
     """attacked - clean as images: grey is 0, black and white are the largest, in each image."""
     moved = attacked - clean
     largest = np.max(np.abs(moved), axis=(1, 2, 3), keepdims=True)
     return 0.5 + 0.5 * moved / np.maximum(largest, np.finfo(np.float32).tiny)
-
-
-def hyperparameters(settings: Settings) -> dict[str, bool | int | float | str]:
-    """The settings as the HParams plugin takes them."""
-    found = {}
-    for name, value in dataclasses.asdict(settings).items():
-        if isinstance(value, tuple):
-            value = ",".join(map(str, value))
-        if value is not None:
-            found[name] = value
-    return found
 
 
 def write_experiment(directory: str | os.PathLike, swept: Iterable[str]) -> None:
@@ -116,8 +90,3 @@ def write_experiment(directory: str | os.PathLike, swept: Iterable[str]) -> None
             hparams=[api.HParam(name) for name in swept],
             metrics=[api.Metric(name, display_name=shown) for name, shown in METRICS.items()],
         )
-
-
-def _name(directory: pathlib.Path) -> str:
-    """The run's name: that of the directory that holds `directory`."""
-    return directory.absolute().parent.name
