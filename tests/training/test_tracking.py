@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from anpvs_tf.common.errors import Interrupted
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
+from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.training import trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_lenet5")
@@ -88,7 +89,7 @@ def test_a_tracked_run_goes_on_as_one_and_has_the_bits_of_an_untracked_one(
     assert row["seconds"] == second.told[2][3]["seconds"]
 
     assert run.metrics_path.read_bytes() == untracked.metrics_path.read_bytes()
-    networks = (untracked.load_network(), run.load_network())
+    networks = (open_run(untracked.path).network(), open_run(run.path).network())
     for a, b in zip(*(network.weights for network in networks), strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), a.path)
     assert scalars(run) == scalars(untracked)
