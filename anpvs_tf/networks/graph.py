@@ -18,6 +18,7 @@ layers = keras.layers
 Tensor = tf.Tensor | keras.KerasTensor
 LINEAR = (layers.Conv1D, layers.Conv2D, layers.Dense)
 DEPTHWISE = (layers.DepthwiseConv2D,)
+TRANSPOSED = (layers.Conv2DTranspose,)
 AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling)
 IDENTITY = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise)
 IDENTITY += (layers.Identity, PairedDropout)
@@ -53,7 +54,7 @@ KINDS = (
 _kind_of_type: dict[type, str] = {
     layers.Dense: "dense",
     **dict.fromkeys((layers.Conv1D, layers.Conv2D), "convolution"),
-    layers.Conv2DTranspose: "transposed",
+    **dict.fromkeys(TRANSPOSED, "transposed"),
     **dict.fromkeys(DEPTHWISE, "depthwise"),
     **dict.fromkeys(AFFINE, "affine"),
     **dict.fromkeys(IDENTITY, "identity"),

@@ -29,6 +29,10 @@ class Affine(keras.layers.Layer):
             x = x * self.scale
         return x if self.shift is None else x + self.shift
 
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        # Keras takes a product with a number for sparse, and would lose its shape.
+        return input_shape
+
     def get_config(self) -> dict:
         shapes = {"scale_shape": self.scale_shape, "shift_shape": self.shift_shape}
         return super().get_config() | shapes

@@ -19,7 +19,14 @@ import tensorflow as tf
 
 from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import gates_of
-from anpvs_tf.networks.graph import DEPTHWISE, ELEMENTWISE, GLOBAL_POOLING, LINEAR, POOLING
+from anpvs_tf.networks.graph import (
+    DEPTHWISE,
+    ELEMENTWISE,
+    GLOBAL_POOLING,
+    LINEAR,
+    POOLING,
+    TRANSPOSED,
+)
 from anpvs_tf.pruning import live_channels
 from anpvs_tf.pruning.compact import Affine, freeze
 
@@ -55,7 +62,7 @@ def nonzero_weights(network: keras.Model) -> dict[str, list[int]]:
     """{layer: [not zero, total]} of the kernel of every convolution and dense layer."""
     counts = {}
     for layer in network.layers:
-        if isinstance(layer, LINEAR + DEPTHWISE):
+        if isinstance(layer, LINEAR + DEPTHWISE + TRANSPOSED):
             kernel = np.asarray(layer.kernel)
             counts[layer.name] = [int(np.count_nonzero(kernel)), kernel.size]
     return counts
@@ -127,7 +134,7 @@ def _of_joining(layer: layers.Layer) -> int:
 
 _FLOPS: dict[tuple[type, ...], Callable[[layers.Layer], int]] = {
     LINEAR: lambda layer: _of_kernel(layer.kernel, _values(layer.output)),
-    (layers.Conv2DTranspose,): lambda layer: _of_kernel(layer.kernel, _values(layer.input)),
+    TRANSPOSED: lambda layer: _of_kernel(layer.kernel, _values(layer.input)),
     DEPTHWISE: _of_depthwise,
     (layers.SeparableConv2D,): _of_separable,
     POOLING: lambda layer: _values(layer.output) * int(np.prod(layer.pool_size)),
@@ -147,7 +154,11 @@ def feature_map_values(frozen: keras.Model) -> int:
     Args:
         frozen: a network from `compact.freeze`.
     """
-    made = [layer.output for layer in frozen.layers if isinstance(layer, LINEAR + DEPTHWISE)]
+    made = [
+        layer.output
+        for layer in frozen.layers
+        if isinstance(layer, LINEAR + DEPTHWISE + TRANSPOSED)
+    ]
     return sum(_values(output) for output in made if output is not frozen.output)
 
 

@@ -13,6 +13,7 @@ from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.networks.gating import add_gates
 from anpvs_tf.pruning import compact, open_operations
 from anpvs_tf.pruning.frozen import FrozenNetwork
+from anpvs_tf.pruning.layer_rules import RULES
 from anpvs_tf.training import shrinking
 
 layers = keras.layers
@@ -48,6 +49,45 @@ def attended(x):
     return layers.Reshape(x.shape[1:])(mixed)
 
 
+def inception(x):
+    """Branches that are concatenated behind their activations."""
+    y = conv(x, 5, activation="relu")
+    return layers.Concatenate()([conv(x, 4, activation="relu"), conv(y, 6, activation="relu")])
+
+
+def u_net(x):
+    y = conv(layers.MaxPooling2D(2, padding="same")(x), 6, activation="relu")
+    y = layers.Conv2DTranspose(4, 2, strides=2, activation="relu")(y)
+    y = layers.Cropping2D(((0, y.shape[1] - x.shape[1]), (0, y.shape[2] - x.shape[2])))(y)
+    return layers.Concatenate()([x, y])
+
+
+def dense_block(x):
+    for _ in range(2):
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Concatenate()([x, conv(y, 3)])
+    return x
+
+
+def in_sequence(x):
+    y = layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+    y = layers.MaxPooling1D(1)(layers.Conv1D(6, 3, padding="same", activation="relu")(y))
+    return layers.Reshape((*x.shape[1:3], 6))(layers.PReLU(shared_axes=[1])(y))
+
+
+def attended_places(x):
+    """A factor and a summand of one channel."""
+    seen = layers.Conv2D(1, 3, padding="same", activation="sigmoid")(x)
+    return layers.Add()([layers.Multiply()([x, seen]), seen])
+
+
+def by_constants(x):
+    """A product, a mean and a maximum of what is constant where it is pruned, but not 0."""
+    y = layers.BatchNormalization()(conv(x, 6, activation="relu"))
+    y = layers.Multiply()([y, layers.Average()([y, y])])
+    return layers.Maximum()([y, y])
+
+
 def branch(x):
     y = layers.ReLU()(layers.BatchNormalization()(conv(x, 6)))
     return conv(y, x.shape[-1])
@@ -68,12 +108,36 @@ BLOCKS = {
     "depthwise": lambda x: layers.ReLU()(layers.DepthwiseConv2D(3, padding="same")(x)),
     "multiplier": lambda x: layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")(x),
     "grouped": lambda x: conv(conv(x, 4, activation="relu"), 6, groups=2, activation="relu"),
+    "grouped unevenly": lambda x: conv(
+        conv(x, 6, groups=2 if x.shape[-1] % 2 == 0 else 1, activation="relu"), 9, groups=3
+    ),
+    "depthwise by groups": lambda x: conv(
+        layers.BatchNormalization()(conv(x, 5, activation="relu")), 10, groups=5, activation="relu"
+    ),
+    "multiplied": lambda x: layers.ReLU()(
+        layers.DepthwiseConv2D(3, depth_multiplier=2)(
+            layers.ZeroPadding2D()(conv(x, 5, activation="relu"))
+        )
+    ),
+    "separable, dilated": lambda x: layers.SeparableConv2D(
+        5, 3, padding="same", dilation_rate=2, depth_multiplier=2, use_bias=False
+    )(conv(x, 6, activation="relu")),
     "separable": lambda x: layers.SeparableConv2D(5, 3, padding="same", activation="relu")(x),
     "transposed": lambda x: layers.MaxPooling2D()(layers.Conv2DTranspose(5, 3, strides=2)(x)),
+    "enlarged": lambda x: layers.Conv2DTranspose(
+        5, 3, strides=1, padding="same", activation="relu"
+    )(layers.BatchNormalization()(conv(x, 6, activation="relu"))),
+    "u-net": u_net,
+    "inception": inception,
+    "dense block": dense_block,
+    "sequence": in_sequence,
+    "places": attended_places,
+    "constants": by_constants,
     "dilated": lambda x: conv(x, 6, dilation_rate=2, activation="gelu"),
     "layer norm": lambda x: conv(layers.LayerNormalization()(x), 6, activation="relu"),
     "group norm": lambda x: layers.ReLU()(layers.GroupNormalization(2)(conv(x, 4))),
     "prelu": lambda x: layers.PReLU(shared_axes=[1, 2])(conv(x, 6)),
+    "prelu of places": lambda x: layers.PReLU()(layers.BatchNormalization()(conv(x, 6))),
     "crop": lambda x: layers.ZeroPadding2D(1)(layers.Cropping2D(1)(layers.UpSampling2D(1)(x))),
     "permute": lambda x: layers.Permute((2, 1, 3))(x),
     "concatenate": lambda x: layers.Concatenate()([x, branch(x)]),
@@ -123,11 +187,24 @@ def assert_all_equal(network, rng, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_gated_frozen_and_compact_are_equal_with_every_layer(block):
+def test_gated_frozen_compact_and_narrow_are_equal_with_every_layer(block):
     rng = np.random.default_rng(sorted(BLOCKS).index(block))
     network = add_gates(built([block]), coupled=True)
     random_gates(network, 0.5, rng)
     assert_all_equal(network, rng)
+    assert_narrow_is_equal(network, rng)
+    nodes = graph.nodes_of(network, network.output["logits"])
+    whole = FrozenNetwork(network, prune=False).multiplications
+    assert open_operations.multiplications(nodes, {}) == whole
+
+
+def assert_narrow_is_equal(network, rng):
+    removed = {gate.name: ~gate.is_open().numpy() for gate in gates_of(network)}
+    small = shrinking.shrink(network, removed).network
+    assert small.count_params() <= network.count_params()
+    images = tf.constant(rng.random((2, *network.inputs[0].shape[1:])), tf.float32)
+    found, wanted = (model(images, training=False)["logits"] for model in (small, network))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -137,6 +214,50 @@ def test_gated_frozen_and_compact_are_equal_in_random_graphs(seed):
     network = add_gates(built(names), coupled=bool(seed % 2))
     random_gates(network, rng.choice([0.2, 0.5, 0.9]), rng)
     assert_all_equal(network, rng, 1e-4)
+
+
+def both(x):
+    return layers.Concatenate()([conv(x, 8, activation="relu"), conv(x, 6, activation="relu")])
+
+
+# A block of 8 channels of which 4 are open, as are half of the block's own features: the shapes
+# that the first weights of its layers have then.
+NARROWED = {
+    "concatenate": (both, [(3, 3, 4, 4), (3, 3, 4, 3), (1, 1, 7, 3)]),
+    "transposed": (BLOCKS["transposed"], [(3, 3, 5, 4), (1, 1, 5, 3)]),
+    "separable": (BLOCKS["separable"], [(3, 3, 4, 1), (1, 1, 4, 3), (1, 1, 3, 3)]),
+    "multiplied": (BLOCKS["multiplier"], [(3, 3, 4, 2), (1, 1, 8, 3)]),
+    "grouped": (
+        lambda x: conv(x, 8, groups=2, activation="relu"),
+        [(3, 3, 2, 4), (1, 1, 4, 3)],
+    ),
+    "prelu": (BLOCKS["prelu"], [(3, 3, 4, 3), (1, 1, 3), (1, 1, 3, 3)]),
+    "permute": (BLOCKS["permute"], [(1, 1, 4, 3)]),
+    "places": (
+        lambda x: layers.Multiply()([x, layers.Conv2D(1, 1, activation="sigmoid")(x)]),
+        [(1, 1, 4, 1), (1, 1, 4, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_what_is_pruned_leaves_the_kernels(name):
+    block, shapes = NARROWED[name]
+    images = keras.Input((6, 6, 3))
+    x = block(conv(images, 8, activation="relu"))
+    x = layers.Conv2D(5, 1, activation="relu")(x)
+    network = add_gates(keras.Model(images, layers.Dense(4)(layers.GlobalMaxPooling2D()(x))))
+    rng = np.random.default_rng(0)
+    randomise_all(network, rng)
+    for gate in gates_of(network):
+        set_random(gate, np.arange(gate.features) % 2 == 0, rng)
+    small = compact.freeze(network)
+    found = [
+        tuple(layer.weights[0].shape)
+        for layer in small.layers
+        if layer.weights and not isinstance(layer, (compact.Affine, compact.Select))
+    ]
+    assert sorted(found) == sorted([(3, 3, 3, 4), *shapes, (3, 4)])
 
 
 def trunk():
@@ -183,6 +304,37 @@ def test_a_coupled_gate_takes_a_feature_from_every_layer_of_its_stage():
     network(images, training=True)
     total = tf.add_n([gate.kl() for gate in gates_of(network)])
     np.testing.assert_allclose(tf.add_n(network.losses), total, rtol=1e-5)
+
+
+def test_coupled_gates_stand_in_front_of_a_concatenation_too():
+    images = keras.Input((6, 6, 3))
+    x = layers.MaxPooling2D(name="stem")(conv(images, 6, activation="relu"))
+    for i in range(3):
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Concatenate()([x, conv(y, 3, name=f"conv{i}")])
+    x = layers.ReLU(name="last")(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(conv(x, 5))
+    model = keras.Model(images, layers.Dense(4)(x))
+    widths = {gate.name: gate.features for gate in gates_of(add_gates(model))}
+    assert list(widths.values()) == [6, 9, 12, 15]
+    network = add_gates(model, coupled=True)
+    widths = {gate.name: gate.features for gate in gates_of(network)}
+    assert widths == {"stem_gate": 6} | {f"conv{i}_gate": 3 for i in range(3)}
+    rng = np.random.default_rng(0)
+    randomise_all(network, rng)
+    for gate in gates_of(network):
+        set_random(gate, np.arange(gate.features) != 1, rng)
+    kernels = [
+        tuple(layer.kernel.shape[-2:])
+        for layer in compact.freeze(network).layers
+        if isinstance(layer, layers.Conv2D)
+    ]
+    assert kernels == [(3, 5), (5, 2), (7, 2), (9, 2), (11, 5)]
+    assert_all_equal(network, rng)
+
+
+def test_every_kind_has_a_rule():
+    assert set(RULES) == set(graph.KINDS)
 
 
 def test_a_recurrent_layer_is_gated_unless_it_draws_noise():
