@@ -62,6 +62,7 @@ setup(
         "serving": serving,
         "onnx": onnx,
         "triton": triton,
+        "torch": ["torch>=2.4"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

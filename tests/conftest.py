@@ -47,6 +47,7 @@ LONG = {
     "reporting/test_tables.py",
     "serving/test_exporting.py",
     "serving/test_servers.py",
+    "serving/test_torch_file.py",
     "training/test_faults.py",
     "training/test_overfitting.py",
     "training/test_resume.py",
