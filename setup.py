@@ -65,6 +65,7 @@ setup(
         # Trackers of experiments: --track. Not in "test": 100 MB and 830 MB.
         "wandb": ["wandb>=0.31,<1"],
         "mlflow": ["mlflow>=3.17,<4"],
+        "torch": ["torch>=2.4"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -2,9 +2,11 @@
 
   python -m benchmarks.formats --run_dir=RUN
 
-From the root of the repository; needs the extras `serving` and `onnx`. A Markdown table goes to
-standard output. Every format is exported, checked and run as `bin/export.py` does it; the
-runtimes then take turns, a call each, on all cores. Milliseconds are medians (least to greatest).
+From the root of the repository; needs the extras `serving`, `onnx` and `torch`. A Markdown table
+goes to standard output. Every format is exported, checked and run as `bin/export.py` does it; the
+runtimes then take turns on all cores, each with a call that is not timed, because the runtime
+before it has threads that still wait busily, and one that is. Milliseconds are medians (least to
+greatest).
 """
 
 import os
@@ -71,7 +73,9 @@ def main(values: Any) -> None:
                         timing.Variant(cells, lambda f=function, b=batch: f(images[:b]))
                     )
         for batch in BATCHES:
-            for variant, taken in timing.measure(f"batch {batch}", variants[batch], values.repeats):
+            for variant, taken in timing.measure(
+                f"batch {batch}", variants[batch], values.repeats, twice=True
+            ):
                 rows[variant.cells].append(timing.seconds([1e3 * one for one in taken]))
     print(timing.environment("formats"))
     head = ("format", "signature or file", "bytes", "equal classes", "largest difference")

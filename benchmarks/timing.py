@@ -29,14 +29,22 @@ class Variant:
     multiplications: int = 0
 
 
-def measure(title: str, variants: list[Variant], repeats: int) -> list[tuple[Variant, list[float]]]:
-    """Seconds of each variant in each round; the first call, which compiles, is not timed."""
+def measure(
+    title: str, variants: list[Variant], repeats: int, twice: bool = False
+) -> list[tuple[Variant, list[float]]]:
+    """Seconds of each variant in each round; the first call, which compiles, is not timed.
+
+    With `twice`, each turn is two calls of which the second is timed: the threads of another
+    runtime, which wait busily for its next call, have gone to sleep.
+    """
     for number, variant in enumerate(variants, start=1):
         progress(f"{title}: compiling {number}/{len(variants)} {_name(variant)}")
         variant.run()
     taken = [[] for _ in variants]
     for repeat in range(1, repeats + 1):
         for variant, times in zip(variants, taken, strict=True):
+            if twice:
+                variant.run()
             started = time.perf_counter()
             variant.run()
             times.append(time.perf_counter() - started)

@@ -24,6 +24,7 @@ LONG = (
     "evaluation/test_assessment.py",
     "serving/test_exporting.py",
     "serving/test_servers.py",
+    "serving/test_torch_file.py",
     "training/test_faults.py",
     "networks/test_layer_options.py",
     "tuning/test_search.py",

@@ -43,7 +43,8 @@ def define(flags: Flags) -> None:
         str,
         "format",
         "saved_model",
-        f"for TensorFlow Serving, LiteRT, Keras, ONNX Runtime or Triton ({', '.join(FORMATS)})",
+        "for TensorFlow Serving, LiteRT, Keras, ONNX Runtime, Triton or PyTorch "
+        f"({', '.join(FORMATS)})",
         choices=FORMATS,
     )
     flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")

@@ -1,10 +1,11 @@
-"""Export of a finished run for TensorFlow Serving, Triton, LiteRT, Keras or ONNX Runtime.
+"""Export of a finished run for TensorFlow Serving, Triton, LiteRT, Keras, ONNX Runtime
+or PyTorch.
 
 DIR/models.config, DIR/batching.config or DIR/config.pbtxt, DIR/configs/onnxruntime.pbtxt
     for the server; kept if they exist
 DIR/inference_service.yaml               for KServe; kept if it exists
 DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or model.keras or
-    model.onnx or model.py, network.onnx
+    model.onnx or model.py, network.onnx or model.py, model.pt
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from anpvs_tf.serving import keras_file, litert, onnx_file, server_files, signatures
+from anpvs_tf.serving import keras_file, litert, onnx_file, server_files, signatures, torch_file
 
 
 class Content(NamedTuple):
@@ -70,6 +70,10 @@ def _triton(content: Content, path: pathlib.Path) -> None:
     shutil.copyfile(answering, path / "model.py")
 
 
+def _torch(content: Content, path: pathlib.Path) -> None:
+    torch_file.write(content.network, content.name, path)
+
+
 FORMATS = {
     "saved_model": Format(
         _saved_model,
@@ -84,4 +88,5 @@ FORMATS = {
     "triton": Format(
         _triton, "network.onnx", ("tf2onnx", "onnxruntime"), "onnx", server_files.of_triton
     ),
+    "torch": Format(_torch, torch_file.WEIGHTS, ("torch",), "torch"),
 }

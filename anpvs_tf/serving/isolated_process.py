@@ -86,6 +86,28 @@ def onnx_functions(path: pathlib.Path) -> dict:
     return {file.name: run}
 
 
+def torch_functions(path: pathlib.Path) -> dict:
+    """Loads a PyTorch module by the file beside its weights: {file name: uint8 images -> outputs}.
+
+    It takes channels first.
+    """
+    import runpy
+
+    import torch
+
+    network = runpy.run_path(str(path / "model.py"))["load"]()
+
+    def run(images):
+        floats = torch.from_numpy(images.astype(np.float32)) / 255.0
+        with torch.inference_mode():
+            logits = network(floats.permute(0, 3, 1, 2))
+            outputs = {"logits": logits, "probabilities": logits.softmax(-1)}
+            outputs["classes"] = logits.argmax(-1)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return {"model.pt": run}
+
+
 # By the file that tells the format: how its models are run, and the small batches to try.
 FORMATS = {
     "saved_model.pb": (saved_model_functions, (0, 1)),
@@ -93,6 +115,7 @@ FORMATS = {
     "model.keras": (keras_functions, (1,)),  # TensorFlow has no convolution of an empty batch.
     "model.onnx": (onnx_functions, (0, 1)),
     "network.onnx": (onnx_functions, (0, 1)),
+    "model.pt": (torch_functions, (0, 1)),
 }
 
 

@@ -348,27 +348,37 @@ def test_triton(run, tmp_path):
         exporting.export(run, tmp_path / "digits", format="onnx")
 
 
-@pytest.mark.parametrize(("format", "file"), [("keras", "model.keras"), ("onnx", "model.onnx")])
-def test_a_file_for_another_runtime(run, format, file, tmp_path):
+FILES = {"keras": ["model.keras"], "onnx": ["model.onnx"], "torch": ["model.pt", "model.py"]}
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_a_file_for_another_runtime(run, format, tmp_path):
+    file, *others = FILES[format]
     for package in formats.FORMATS[format].packages:
         pytest.importorskip(package)
     done = exporting.export(run, tmp_path / "base", format=format)
-    assert {path.name for path in done.path.iterdir()} == {file, "README.md"}
-    (name, found), *others = done.report.exported.items()
-    assert (name, others) == (file, [])
+    assert {path.name for path in done.path.iterdir()} == {file, *others, "README.md"}
+    ((name, found),) = done.report.exported.items()
+    assert name == file
     assert found.equal_classes == len(TEST) and found.difference < 1e-5
-    assert ("load_model" in (done.path / "README.md").read_text()) == (format == "keras")
+    card = (done.path / "README.md").read_text()
+    assert ("load_model" in card) == (format == "keras")
+    assert ("torch.nn.Module" in card) == (format == "torch")
     # As docs/serving.md says.
     blocks = documents.blocks(ROOT / "docs" / "serving.md")
-    (code,) = [text for language, text in blocks if language == "python" and file in text]
+    place = f"exports/digits-{format}/1"
+    (code,) = [text for language, text in blocks if language == "python" and place in text]
     documented = {}
-    exec(code.replace(f"exports/digits-{format}/1", str(done.path)), documented)
+    exec(code.replace(place, str(done.path)), documented)
     if format == "keras":
         assert documented["network"].output_shape == (None, 10)
     else:
-        expected = gated_logits(run.network(), documented["images"])
-        np.testing.assert_allclose(documented["logits"], expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(documented["classes"], expected.argmax(axis=-1))
+        images = np.asarray(documented["images"]).reshape(-1, 28, 28, 1)  # One channel.
+        expected = gated_logits(run.network(), images)
+        found = [documented[name] for name in ("logits", "classes")]
+        logits, classes = [np.asarray(value.tolist()) for value in found]
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(classes, expected.argmax(axis=-1))
     with pytest.raises(UsageError, match="another format"):
         exporting.export(run, tmp_path / "base")
 
