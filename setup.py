@@ -9,6 +9,7 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "anpvs_tf/__init__.py").read_text()).group(1)
 
 onnx = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
+hf = ["huggingface_hub>=1.0"]
 serving = ["tensorflow-serving-api>=2.19", "ai-edge-litert>=2.0"]
 
 setup(
@@ -59,6 +60,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": serving,
         "onnx": onnx,
+        "hf": hf,
         # Trackers of experiments: --track. Not in "test": 100 MB and 830 MB.
         "wandb": ["wandb>=0.31,<1"],
         "mlflow": ["mlflow>=3.17,<4"],
@@ -71,6 +73,7 @@ setup(
             "pillow",
             *serving,
             *onnx,
+            *hf,
         ],
         "benchmark": ["torch>=2.4", "jax>=0.10.2,<0.11", "pillow"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.

@@ -154,6 +154,20 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=caffe"], "--format=caffe"),
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--version=0"], "--version"),
     ("export", ["--run_dir={run}", "--export_base={file}"], "is a file"),
+    ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--dry_run"], "belongs to --push_to"),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--push_to=hf://me/it"],
+        "--push_to belongs to --format=keras",
+    ),
+    *(
+        (
+            "export",
+            ["--run_dir={run}", "--export_base={tmp}/e", "--format=keras", f"--push_to={address}"],
+            "--push_to must be hf://USER/NAME",
+        )
+        for address in ("me/it", "hf://it", "hf://me/it/1", "hf://me/i t", "hf://")
+    ),
     # ---- bin/report.py ----
     ("report", [], "give run directories"),
     ("report", ["{run}"], "--out is missing"),

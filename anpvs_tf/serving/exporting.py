@@ -5,6 +5,7 @@ DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or m
     model.onnx
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
+DIR/<version>/hub/                       what is uploaded to the Hugging Face Hub, if that was asked
 
 A version is written beside, checked in another process (`verification`), and
 renamed, so that a server never sees half a model.
@@ -22,8 +23,11 @@ from anpvs_tf.common.files import check_directory, staging, write_atomically
 from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory
-from anpvs_tf.serving import formats, model_card, verification
+from anpvs_tf.serving import formats, model_card, publishing, verification
 from anpvs_tf.serving.formats import FORMATS
+
+# In a version.
+HUB = "hub"
 
 MODELS_CONFIG = """\
 model_config_list {{
@@ -61,6 +65,7 @@ def export(
     data_dir: str | None = None,
     download: bool = True,
     license: str | None = None,
+    hub: str | None = None,
 ) -> Exported:
     """Writes and checks one version of a run's network.
 
@@ -71,6 +76,8 @@ def export(
         format: one of `FORMATS`.
         data_dir, download: as in `loading.load`; the test images check the export.
         license: of the network, for its model card.
+        hub: a repository USER/NAME of the Hugging Face Hub: writes the folder for it, too, in the
+            format "keras" only.
 
     Raises:
         UsageError: something cannot be used; nothing was written.
@@ -79,6 +86,8 @@ def export(
     # ---- Everything that can be refused, before anything is written ----
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
+    if hub is not None:
+        publishing.check_format(format)
     _check_packages(format)
     run.check_finished()
     settings = run.settings()
@@ -97,6 +106,9 @@ def export(
         report = verification.verify(network, test, names, beside)
         card = model_card.text(run, frozen, format, version, report, license)
         (beside / "README.md").write_text(card)
+        if hub is not None:
+            card = model_card.text(run, frozen, format, version, report, license, hub)
+            publishing.write_folder(beside / FORMATS[format].file, card, beside / HUB)
         if path.exists():  # Another export made this version meanwhile.
             raise UsageError(f"{path} exists; choose another --version")
         beside.rename(path)

@@ -384,12 +384,32 @@ def test_tflite(run, tmp_path):
 # ---- Keras and ONNX ----
 
 
+def check_published(version, network, monkeypatch):
+    """Keras's own `hf://` loads the folder that is uploaded."""
+    from keras.src.saving import saving_lib
+
+    def downloaded(*, repo_id, **_):
+        assert repo_id == "me/digits"
+        return str(version / "hub")
+
+    client = types.SimpleNamespace(snapshot_download=downloaded)
+    monkeypatch.setattr(saving_lib, "huggingface_hub", client)
+    found = keras.saving.load_model("hf://me/digits")
+    images = TEST.images[:20].astype(np.float32) / 255.0
+    np.testing.assert_array_equal(found(images), network(images))
+    card = (version / "hub" / "README.md").read_text()
+    assert card.startswith("---\n") and '`keras.saving.load_model("hf://me/digits")`' in card
+    assert '`keras.saving.load_model("model.keras")`' in (version / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("format", "file"), [("keras", "model.keras"), ("onnx", "model.onnx")])
-def test_a_file_for_another_runtime(run, format, file, tmp_path):
+def test_a_file_for_another_runtime(run, format, file, tmp_path, monkeypatch):
     for package in formats.FORMATS[format].packages:
         pytest.importorskip(package)
-    done = exporting.export(run, tmp_path / "base", format=format)
-    assert {path.name for path in done.path.iterdir()} == {file, "README.md"}
+    hub = "me/digits" if format == "keras" else None
+    done = exporting.export(run, tmp_path / "base", format=format, hub=hub)
+    written = {path.name for path in done.path.iterdir()}
+    assert written == {file, "README.md"} | ({"hub"} if hub else set())
     (name, found), *others = done.report.exported.items()
     assert (name, others) == (file, [])
     assert found.equal_classes == len(TEST) and found.difference < 1e-5
@@ -401,6 +421,7 @@ def test_a_file_for_another_runtime(run, format, file, tmp_path):
     exec(code.replace(f"exports/digits-{format}/1", str(done.path)), documented)
     if format == "keras":
         assert documented["network"].output_shape == (None, 10)
+        check_published(done.path, documented["network"], monkeypatch)
     else:
         expected = gated_logits(run.load_network(), documented["images"])
         np.testing.assert_allclose(documented["logits"], expected, rtol=1e-4, atol=1e-5)
