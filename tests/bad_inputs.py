@@ -102,6 +102,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("evaluate", ["--run_dir={run}", "--norm=l1", "--epsilons=1"], "norm must be one of"),
     ("evaluate", ["--run_dir={run}", "--norm=l2"], "needs --epsilons"),
     ("evaluate", ["--run_dir={run}", "--check_examples=10"], "at least 50"),
+    ("evaluate", ["--run_dir={run}", "--curve_examples=-1"], "--curve_examples"),
     ("evaluate", ["--run_dir={run}", "--gamma=2"], "--gamma is used by pgd-latent only"),
     ("evaluate", ["--run_dir={run}", "--attack=pgd", "--step_size=nan"], "--step_size"),
     ("evaluate", ["--run_dir={run}", "--attack=pgd", "--step_size=0"], "step_size must be"),

@@ -18,6 +18,7 @@ LONG = {
     "data/test_tfds.py",
     "docs/test_docs.py",
     "evaluation/test_assessment.py",
+    "evaluation/test_attack_curves.py",
     "evaluation/test_attack_run.py",
     "methods/test_every_method.py",
     "methods/test_keras_interface.py",
