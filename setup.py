@@ -11,6 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "anpvs_tf/__init__.py").rea
 onnx = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
 # numpy: of nvidia-pytriton, which has wheels for Linux with glibc 2.35 or newer.
 triton = ["nvidia-pytriton>=0.7,<0.8", "numpy<2", *onnx]
+hf = ["huggingface_hub>=1.0"]
 serving = ["tensorflow-serving-api>=2.19", "ai-edge-litert>=2.0"]
 
 setup(
@@ -62,6 +63,7 @@ setup(
         "serving": serving,
         "onnx": onnx,
         "triton": triton,
+        "hf": hf,
         # Trackers of experiments: --track. Not in "test": 100 MB and 830 MB.
         "wandb": ["wandb>=0.31,<1"],
         "mlflow": ["mlflow>=3.17,<4"],
@@ -75,6 +77,7 @@ setup(
             "pillow",
             *serving,
             *onnx,
+            *hf,
         ],
         "benchmark": ["torch>=2.4", "jax>=0.10.2,<0.11", "pillow"],
         # AutoAttack by its authors, repackaged; see tests/attacks/test_reference.py.

@@ -118,6 +118,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("evaluate", ["--run_dir={run}", "--norm=l1", "--epsilons=1"], "norm must be one of"),
     ("evaluate", ["--run_dir={run}", "--norm=l2"], "needs --epsilons"),
     ("evaluate", ["--run_dir={run}", "--check_examples=10"], "at least 50"),
+    ("evaluate", ["--run_dir={run}", "--curve_examples=-1"], "--curve_examples"),
     ("evaluate", ["--run_dir={run}", "--gamma=2"], "--gamma is used by pgd-latent only"),
     ("evaluate", ["--run_dir={run}", "--attack=pgd", "--step_size=nan"], "--step_size"),
     ("evaluate", ["--run_dir={run}", "--attack=pgd", "--step_size=0"], "step_size must be"),
@@ -170,6 +171,20 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=caffe"], "--format=caffe"),
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--version=0"], "--version"),
     ("export", ["--run_dir={run}", "--export_base={file}"], "is a file"),
+    ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--dry_run"], "belongs to --push_to"),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--push_to=hf://me/it"],
+        "--push_to belongs to --format=keras",
+    ),
+    *(
+        (
+            "export",
+            ["--run_dir={run}", "--export_base={tmp}/e", "--format=keras", f"--push_to={address}"],
+            "--push_to must be hf://USER/NAME",
+        )
+        for address in ("me/it", "hf://it", "hf://me/it/1", "hf://me/i t", "hf://")
+    ),
     # ---- bin/report.py ----
     ("report", [], "give run directories"),
     ("report", ["{run}"], "--out is missing"),

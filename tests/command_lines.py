@@ -25,7 +25,7 @@ from anpvs_tf.reporting import report, run_list
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import FinishedRun
-from anpvs_tf.serving import exporting
+from anpvs_tf.serving import exporting, publishing
 from anpvs_tf.tracking import tracked_run
 from anpvs_tf.training import trainer
 from anpvs_tf.tuning import search, sweep, table
@@ -86,7 +86,8 @@ def prepare() -> None:
     argparse.ArgumentParser.error = _refuse
     argparse.ArgumentParser.parse_args = lambda self: _accept(_parse_args(self))
     resolution.choose = _choose_unseen
-    tracked_run.check = lambda trackers: None  # Their packages need not be here.
+    # Packages and accounts need not be here.
+    tracked_run.check = publishing.check = lambda *_: None
     devices.choose = lambda *_: devices.local()
     trainer.train = report.write = search.run = table.text = run_list.text = exporting.export = (
         _accept

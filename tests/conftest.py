@@ -51,6 +51,7 @@ LONG = (
     "networks/test_bayesian.py",
     "programs/test_fine_tuning.py",
     "networks/test_own_network.py",
+    "evaluation/test_attack_curves.py",
     "tracking/test_clients.py",
     "training/test_tracking.py",
     "zoo/test_shelf.py",

@@ -6,14 +6,16 @@ logits [draws, batch, classes] of a stochastic model (see
 means over draws.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from anpvs_tf.attacks.settings import AttackSettings
 
+Observer = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], None]
 LogitsFn = Callable[[tf.Tensor], tf.Tensor | dict[str, tf.Tensor]]
 
 # Keeps a quotient finite where the logits that scale it are equal.
@@ -42,7 +44,9 @@ class AttackLoss:
     name: a key of `LOSSES`; labels: int [batch]; targets: int [batch] or None;
     clean: float32 outputs of the unperturbed images that the loss compares with, name ->
     [batch, ...];
-    gamma: weight of the vulnerability in "latent".
+    gamma: weight of the vulnerability in "latent";
+    rows: int [batch], of the examples in the batch that the attack began with, while it is
+    `observed`.
     """
 
     name: str
@@ -50,6 +54,7 @@ class AttackLoss:
     targets: tf.Tensor | None
     clean: dict[str, tf.Tensor]
     gamma: float
+    rows: tf.Tensor | None = None
 
     def take(self, indices: tf.Tensor) -> "AttackLoss":
         """Returns the same loss for the examples at `indices`, int [examples]."""
@@ -58,6 +63,7 @@ class AttackLoss:
             labels=tf.gather(self.labels, indices),
             targets=None if self.targets is None else tf.gather(self.targets, indices),
             clean={name: tf.gather(value, indices) for name, value in self.clean.items()},
+            rows=None if self.rows is None else tf.gather(self.rows, indices),
         )
 
 
@@ -223,7 +229,8 @@ def attack_loss(
             if outputs.logits.shape.rank == 3:
                 features = tf.reduce_mean(features, axis=0)
             clean[name] = tf.stop_gradient(features)
-    return AttackLoss(loss, labels, targets, clean, gamma)
+    rows = tf.range(tf.shape(images)[0]) if _OBSERVERS else None
+    return AttackLoss(loss, labels, targets, clean, gamma, rows)
 
 
 def evaluate(logits_fn: LogitsFn, images: tf.Tensor, loss: AttackLoss) -> Evaluation:
@@ -245,4 +252,29 @@ def evaluate(logits_fn: LogitsFn, images: tf.Tensor, loss: AttackLoss) -> Evalua
         # A function that is not inlined: inside the cycle of a loop, TensorFlow's oneDNN pass
         # often misses the gradient of a max pooling, which then takes ten times as long.
         run = tf.function(run, autograph=False, experimental_attributes={"_noinline": True})
-    return Evaluation(*run(images))
+    found = Evaluation(*run(images))
+    if _OBSERVERS and loss.rows is not None:
+        seen = (loss.rows, found.losses, fooled(found.logits, loss.labels))
+        tf.py_function(_OBSERVERS[-1], seen, [])
+    return found
+
+
+# Functions of `observed`; most of the time there are none.
+_OBSERVERS: list[Observer] = []
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Lets a function see each evaluation of the attacks that are traced in the block.
+
+    Nothing is added to attacks that were traced before.
+
+    Args:
+        observer: takes rows int [examples], those of the batch that are still attacked; their
+            losses [examples], and whether they are fooled, bool [examples]. Called in order.
+    """
+    _OBSERVERS.append(observer)
+    try:
+        yield
+    finally:
+        _OBSERVERS.pop()

@@ -16,7 +16,7 @@ from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading, pipelines
-from anpvs_tf.evaluation import attack_run, recording, self_checks
+from anpvs_tf.evaluation import attack_curves, attack_run, recording, self_checks
 from anpvs_tf.evaluation.attack_choice import TRANSFER, description, resolve, uses
 from anpvs_tf.evaluation.attack_run import AttackRun, Outcome
 from anpvs_tf.evaluation.attacked_model import Subject
@@ -74,6 +74,7 @@ class Conditions:
         batch_size: examples attacked at a time.
         sources: the models on which transferred examples are crafted.
         check_examples: run the self-checks on so many examples; 0 leaves them out.
+        curve_examples: write the course of each attack on so many examples; 0 leaves it out.
     """
 
     subject: Subject
@@ -83,6 +84,7 @@ class Conditions:
     batch_size: int
     sources: Sequence[Subject] = ()
     check_examples: int = 0
+    curve_examples: int = 0
 
 
 def assess(
@@ -123,6 +125,9 @@ def _in_threat_model(
     subject = conditions.subject
     runs = [_run(conditions, *one) for one in chosen]
     outcomes = [_outcome(run, *one) for run, one in zip(runs, chosen, strict=True)]
+    if conditions.curve_examples:
+        for run, one in zip(runs, chosen, strict=True):
+            _draw_curves(conditions, run, *one)
     checks = None
     if conditions.check_examples:
         checks = [_above_chance(subject, outcomes[0]), *_check(conditions, chosen, outcomes)]
@@ -188,6 +193,19 @@ def _run(conditions: Conditions, attack: str, settings: AttackSettings) -> Attac
         identity=identity,
         use_latent=attack == "pgd-latent",
     )
+
+
+def _draw_curves(
+    conditions: Conditions, run: AttackRun, attack: str, settings: AttackSettings
+) -> None:
+    """Writes the course of an attack's first stage for TensorBoard, if it was not written yet."""
+    directory = conditions.directory / "tensorboard" / run.path.stem
+    if attack == TRANSFER or directory.exists():
+        return
+    split = conditions.split.take(conditions.curve_examples)
+    found = attack_curves.of_stage(run, registry.stages(attack, settings)[0], split)
+    if any(found):
+        attack_curves.write(directory, *found)
 
 
 def _above_chance(subject: Subject, outcome: Outcome) -> self_checks.Check:

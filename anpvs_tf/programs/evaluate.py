@@ -114,6 +114,15 @@ def define(flags: Flags) -> None:
     )
     flags.add(data, int, "batch_size", EVALUATION_BATCH, "examples attacked at a time")
     flags.add(data, int, "check_examples", 200, "examples for the self-checks; 0 leaves them out")
+    flags.add(
+        data,
+        int,
+        "curve_examples",
+        0,
+        "of so many of the first, write loss and share broken after each step of an attack, for "
+        "TensorBoard",
+        lower_bound=0,
+    )
     shared_flags.add_data(flags, data)
     shared_flags.add_track(flags, data)
     flags.add(
@@ -312,12 +321,16 @@ def main(values: Any) -> None:
         batch_size=min(values.batch_size, len(split)),
         sources=[attacked_model.of_run(one) for one in source_runs],
         check_examples=_checked(values.check_examples, len(split)),
+        curve_examples=values.curve_examples,
     )
     made = _recorded(home, assessment.assess(conditions, attacks), trackers)
     print(console.evaluation_table(made))
     if of_leaderboard := robustbench.write(made, conditions.directory):
         print(of_leaderboard)
     print(f"Results are in {home.path}")
+    if values.curve_examples:
+        curves = conditions.directory / "tensorboard"
+        print(f"Attacks step by step: tensorboard --logdir {curves}")
     if run is not None:
         print(next_steps.text(str(home.path), "report", "export"))
 

@@ -2,6 +2,7 @@
 
   python bin/export.py --run_dir=RUN --export_base=DIR
   python bin/export.py --run_dir=RUN --export_base=DIR --format=onnx
+  python bin/export.py --run_dir=RUN --export_base=DIR --format=keras --push_to=hf://USER/NAME
 
 Writes DIR/<version>/ and says how the export compares with the training network.
 """
@@ -9,9 +10,11 @@ Writes DIR/<version>/ and says how the export compares with the training network
 from typing import TYPE_CHECKING, Any
 
 from anpvs_tf.common import program
+from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
 from anpvs_tf.runs.finished_run import open_run
+from anpvs_tf.serving import publishing
 from anpvs_tf.serving.names import FORMATS
 
 if TYPE_CHECKING:
@@ -48,11 +51,38 @@ def define(flags: Flags) -> None:
         choices=FORMATS,
     )
     flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")
+    flags.add(
+        EXPORT,
+        str,
+        "push_to",
+        None,
+        "with --format=keras: upload it to this repository of the Hugging Face Hub, hf://USER/NAME",
+    )
+    flags.add(
+        EXPORT, bool, "dry_run", False, "with --push_to: write the folder, but upload nothing"
+    )
     shared_flags.add_data(flags, "Test images, which the export is checked on")
+
+
+def _hub(values: Any) -> str | None:
+    """The repository of --push_to, which can be pushed to; None without the flag.
+
+    Raises:
+        UsageError: it cannot, or flags do not go together.
+    """
+    if values.push_to is None:
+        if values.dry_run:
+            raise UsageError("--dry_run belongs to --push_to")
+        return None
+    publishing.check_format(values.format)
+    repository = publishing.repository_of(values.push_to)
+    publishing.check(repository, values.dry_run)
+    return repository
 
 
 def main(values: Any) -> None:
     run = open_run(values.run_dir)
+    hub = _hub(values)
 
     # These import TensorFlow.
     from anpvs_tf.pruning import efficiency
@@ -66,12 +96,21 @@ def main(values: Any) -> None:
         values.data_dir,
         values.download,
         values.license,
+        hub,
     )
     measured = efficiency.measure(
         {"training network": done.training_network, "exported": done.compact_network}
     )
     print(table(done, measured))
     print(f"The export is in {done.path}")
+    if hub is None:
+        return
+    folder = done.path / exporting.HUB
+    if values.dry_run:
+        print(f"{folder} is what would be uploaded to {values.push_to}")
+        return
+    address = publishing.push(folder, hub, f"Version {done.path.name}")
+    print(f'{address} holds it: keras.saving.load_model("{values.push_to}")')
 
 
 def table(done: "exporting.Exported", measured: dict) -> str:

@@ -8,6 +8,7 @@ DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or m
     model.onnx or model.py, network.onnx or model.py, model.pt
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
+DIR/<version>/hub/                       what is uploaded to the Hugging Face Hub, if that was asked
 
 A version is written beside, checked in another process (`verification`), and
 renamed, so that a server never sees half a model.
@@ -25,8 +26,11 @@ from anpvs_tf.common.files import check_directory, staging
 from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs.finished_run import FinishedRun
-from anpvs_tf.serving import formats, model_card, server_files, verification
+from anpvs_tf.serving import formats, model_card, publishing, server_files, verification
 from anpvs_tf.serving.formats import FORMATS
+
+# In a version.
+HUB = "hub"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,7 @@ def export(
     data_dir: str | None = None,
     download: bool = True,
     license: str | None = None,
+    hub: str | None = None,
 ) -> Exported:
     """Writes and checks one version of a run's network.
 
@@ -56,6 +61,8 @@ def export(
         format: one of `FORMATS`.
         data_dir, download: as in `loading.load`; the test images check the export.
         license: of the network, for its model card.
+        hub: a repository USER/NAME of the Hugging Face Hub: writes the folder for it, too, in the
+            format "keras" only.
 
     Raises:
         UsageError: something cannot be used; nothing was written.
@@ -64,6 +71,8 @@ def export(
     # ---- Everything that can be refused, before anything is written ----
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
+    if hub is not None:
+        publishing.check_format(format)
     _check_packages(format)
     base = pathlib.Path(export_base)
     version = choose_version(base, version, format)
@@ -80,6 +89,9 @@ def export(
         report = verification.verify(network, test, names, beside)
         card = model_card.text(run, frozen, format, version, report, license)
         (beside / "README.md").write_text(card)
+        if hub is not None:
+            card = model_card.text(run, frozen, format, version, report, license, hub)
+            publishing.write_folder(beside / FORMATS[format].file, card, beside / HUB)
         if path.exists():  # Another export made this version meanwhile.
             raise UsageError(f"{path} exists; choose another --version")
         # A server may read the version as soon as it has its name.

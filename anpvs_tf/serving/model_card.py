@@ -26,6 +26,7 @@ def text(
     version: int,
     report: Report,
     license: str | None = None,
+    hub: str | None = None,
 ) -> str:
     """Renders a model card in Markdown, by `templates/model_card.md`.
 
@@ -36,6 +37,8 @@ def text(
         format, version: as in `exporting.export`.
         report: the check of the export against the training network.
         license: of the network, as Hugging Face calls it; None to say nothing of it.
+        hub: the repository USER/NAME of the Hugging Face Hub that the card is for; None for the
+            card of the version itself.
     """
     first = run.trained
     height, width, channels = frozen.inputs[0].shape[1:]
@@ -50,6 +53,7 @@ def text(
         "metrics": _metrics(of_export),
         "version": version,
         "format": format,
+        "file": f"hf://{hub}" if hub else "model.keras",
         "date": directory.now(),
         "height": height,
         "width": width,

@@ -217,9 +217,11 @@ def test_a_figure_that_another_attack_beats_says_which(trained, tmp_path):
     shutil.copytree(trained / "run", run)
     ended = program(
         f"--run_dir={run}", "--attack=noise,pgd", "--attack_steps=10", "--examples=100",
-        "--check_examples=0", cwd=tmp_path,
+        "--check_examples=0", "--curve_examples=20", cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+    (curves,) = (run / "evaluation" / "tensorboard").iterdir()
+    assert curves.name.startswith("pgd-linf-") and any(curves.glob("*tfevents*"))
     noise, pgd, worst = json.loads((run / "results.json").read_text())[1:]
     more = 100 * (noise["robust_accuracy"] - pgd["robust_accuracy"])
     assert more > 1

@@ -335,6 +335,24 @@ def test_tflite(run, tmp_path):
 # ---- Keras and ONNX ----
 
 
+def check_published(version, network, monkeypatch):
+    """Keras's own `hf://` loads the folder that is uploaded."""
+    from keras.src.saving import saving_lib
+
+    def downloaded(*, repo_id, **_):
+        assert repo_id == "me/digits"
+        return str(version / "hub")
+
+    client = types.SimpleNamespace(snapshot_download=downloaded)
+    monkeypatch.setattr(saving_lib, "huggingface_hub", client)
+    found = keras.saving.load_model("hf://me/digits")
+    images = TEST.images[:20].astype(np.float32) / 255.0
+    np.testing.assert_array_equal(found(images), network(images))
+    card = (version / "hub" / "README.md").read_text()
+    assert card.startswith("---\n") and '`keras.saving.load_model("hf://me/digits")`' in card
+    assert '`keras.saving.load_model("model.keras")`' in (version / "README.md").read_text()
+
+
 def test_triton(run, tmp_path):
     for package in formats.FORMATS["triton"].packages:
         pytest.importorskip(package)
@@ -352,12 +370,14 @@ FILES = {"keras": ["model.keras"], "onnx": ["model.onnx"], "torch": ["model.pt",
 
 
 @pytest.mark.parametrize("format", FILES)
-def test_a_file_for_another_runtime(run, format, tmp_path):
+def test_a_file_for_another_runtime(run, format, tmp_path, monkeypatch):
     file, *others = FILES[format]
     for package in formats.FORMATS[format].packages:
         pytest.importorskip(package)
-    done = exporting.export(run, tmp_path / "base", format=format)
-    assert {path.name for path in done.path.iterdir()} == {file, *others, "README.md"}
+    hub = "me/digits" if format == "keras" else None
+    done = exporting.export(run, tmp_path / "base", format=format, hub=hub)
+    written = {path.name for path in done.path.iterdir()}
+    assert written == {file, *others, "README.md"} | ({"hub"} if hub else set())
     ((name, found),) = done.report.exported.items()
     assert name == file
     assert found.equal_classes == len(TEST) and found.difference < 1e-5
@@ -372,6 +392,7 @@ def test_a_file_for_another_runtime(run, format, tmp_path):
     exec(code.replace(place, str(done.path)), documented)
     if format == "keras":
         assert documented["network"].output_shape == (None, 10)
+        check_published(done.path, documented["network"], monkeypatch)
     else:
         images = np.asarray(documented["images"]).reshape(-1, 28, 28, 1)  # One channel.
         expected = gated_logits(run.network(), images)
