@@ -34,7 +34,6 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.evaluation.attack_run import AttackRun
 from anpvs_tf.evaluation.attacked_model import Subject
-from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs.finished_run import open_run
 from benchmarks import reference, timing
 
@@ -181,7 +180,7 @@ def main(values: Any) -> None:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     subject = attacked_model.of_run(open_run(values.run_dir))
     split = loading.load_test(subject.source).take(values.examples)
-    model = reference.torch_copy(FrozenNetwork(subject.network))
+    model = reference.torch_copy(subject.network)
     images = pipelines.to_float(split.images).numpy()
     epsilon = values.epsilon or subject.settings.epsilon
     settings = AttackSettings(epsilon, values.norm, subject.classes, queries=values.queries)

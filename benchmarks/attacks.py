@@ -40,7 +40,6 @@ from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.evaluation.attack_run import AttackRun
 from anpvs_tf.evaluation.attacked_model import Subject
-from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs.finished_run import open_run
 from benchmarks import reference, timing
 from benchmarks.agreement import COMPONENTS
@@ -109,7 +108,7 @@ def variants(
     made = [Variant((attack, OURS), Ours(attack_run(subject, split, attack, settings, batch_size)))]
     if not reference.installed("torch"):
         return made
-    model = reference.torch_copy(FrozenNetwork(subject.network))
+    model = reference.torch_copy(subject.network)
     others: dict[str, reference.ReferenceAttack] = {}
     if attack == "pgd":
         resolved = resolve(attack, settings)

@@ -5,12 +5,13 @@ AutoAttack is the authors' code, as the PyPI package `pyautoattack` has it; `pip
 """
 
 import importlib.metadata
-import math
 from collections.abc import Callable
 
+import keras
 import numpy as np
 
-from anpvs_tf.pruning.frozen import FrozenNetwork
+from anpvs_tf.pruning import compact
+from anpvs_tf.serving import torch_file
 
 PACKAGE = "pyautoattack"
 
@@ -26,46 +27,22 @@ def installed(package: str) -> str | None:
         return None
 
 
-def torch_copy(frozen: FrozenNetwork):
-    """The frozen LeNet as a `torch.nn.Module`, images [batch, C, H, W] -> logits.
-
-    The same arithmetic: what is pruned is gone from both, and what `FrozenNetwork` multiplies
-    by zero is multiplied by zero here.
+def torch_copy(network: keras.Model):
+    """A network as it is deployed, as a `torch.nn.Module`: images [batch, C, H, W] -> logits.
 
     Raises:
-        ValueError: a network that is not a chain of valid convolutions, ReLU, max pooling,
-            flatten and dense layers.
+        UsageError: a layer that `--format=torch` does not write.
     """
     import torch
-    from torch import nn
 
-    plain = {"ReLU": nn.ReLU, "MaxPooling2D": lambda: nn.MaxPool2d(2), "Flatten": nn.Flatten}
-    modules, last, channels = [], frozen.image, 0
-    for step, folded in zip(frozen.steps, frozen.fold(), strict=True):
-        kind = type(step.layer).__name__
-        known = step.kind == "linear" or kind in plain
-        if step.inputs != [last] or not known or getattr(step.layer, "padding", "") == "same":
-            raise ValueError(f"the copy for PyTorch is made for LeNet, not for {kind}")
-        last = step.output
-        if step.kind != "linear":
-            modules.append(plain[kind]())
-            continue
-        kernel, bias = (torch.tensor(weight.numpy()) for weight in folded[:2])
-        if kernel.ndim == 4:
-            module = nn.Conv2d(*kernel.shape[2:], tuple(kernel.shape[:2]))
-            kernel, channels = kernel.permute(3, 2, 0, 1), kernel.shape[3]
-        else:
-            module = nn.Linear(*kernel.shape)
-            if isinstance(modules[-1], nn.Flatten):
-                # Flattened there by channel first, here by channel last.
-                side = math.isqrt(len(kernel) // channels)
-                kernel = kernel.reshape(side, side, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
-            kernel = kernel.T
-        module.weight.data.copy_(kernel)
-        module.bias.data.copy_(bias)
-        modules.append(module)
+    source, weights = torch_file.module_of(compact.freeze(network), "the network")
+    module = {"__file__": __file__}
+    exec(source, module)
+    model = module["Network"]()
+    state = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
+    model.load_state_dict(state)
     # Channels last: PGD took two thirds of the time that it takes with PyTorch's default.
-    model = nn.Sequential(*modules).eval().to(memory_format=torch.channels_last)
+    model = model.eval().to(memory_format=torch.channels_last)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

@@ -12,7 +12,6 @@ import torch
 from anpvs_tf.attacks.settings import AttackSettings
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.evaluation import attacked_model
-from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
@@ -33,7 +32,7 @@ def peers(tmp_path_factory):
     subject = attacked_model.of_run(open_run(run.path))
     torch.set_num_threads(1)
     split = loading.load("digits").test.take(EXAMPLES)
-    return subject, reference.torch_copy(FrozenNetwork(subject.network)), split
+    return subject, reference.torch_copy(subject.network), split
 
 
 def test_the_copy_computes_the_same_logits(peers):

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 import h5py
 import numpy as np
@@ -116,8 +115,8 @@ def kill(
     return f"{mode}: {lost:.1f} s since the last checkpoint, {partial} partial files"
 
 
-def finish(run: pathlib.Path, flags: dict) -> None:
-    process = start(run, flags, PROGRAM)
+def finish(run: pathlib.Path, flags: dict, program: tuple[str, ...]) -> None:
+    process = start(run, flags, program)
     _, errors = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"{run} ended with {process.returncode}:\n{errors[-3000:]}")
@@ -153,21 +152,19 @@ def test(
     number: int,
     seed: int,
     flags: dict = FLAGS,
-    train: Callable[[pathlib.Path, dict], None] = finish,
     program: tuple[str, ...] = PROGRAM,
 ) -> list[str]:
     """Does it; returns a line a kill.
 
     Args:
-        train: trains a run to its end, undisturbed.
-        program: the program that is killed.
+        program: the program that trains, and is killed.
 
     Raises:
         AssertionError: an end is not the same.
     """
     rng = random.Random(seed)
     whole, killed = directory / "whole/run", directory / "killed/run"
-    train(whole, flags)
+    finish(whole, flags, program)
     lines = []
     for i in range(kills):
         line = kill(killed, flags, MODES[-1 - i % len(MODES)], number, rng, program)
@@ -176,7 +173,7 @@ def test(
             break
         lines.append(line)
         print(f"{i + 1}: {line}", flush=True)
-    train(killed, flags)
+    finish(killed, flags, program)
     for name in sorted(path.name for path in whole.parent.iterdir()):
         wrong = differences(whole.parent / name, killed.parent / name)
         assert not wrong, f"{name} differs in {wrong}"

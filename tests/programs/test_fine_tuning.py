@@ -13,7 +13,7 @@ from anpvs_tf.common.errors import Interrupted, UsageError
 from anpvs_tf.runs import directory, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
-from anpvs_tf.training import trainer, warm_start
+from anpvs_tf.training import result, trainer, warm_start
 from anpvs_tf.tuning.sweep import Definition, Sweep
 
 layers = keras.layers
@@ -113,7 +113,7 @@ def test_an_interrupted_run_ends_with_the_same_bits_without_the_file(
     shutil.copy(file, tmp_path / "mine.keras")
     chosen = resolution.resolve({**SMALL, **CHOICE, "network": str(tmp_path / "mine.keras")})
     run, left = RunDirectory(tmp_path / "run"), [True]
-    monkeypatch.setattr(trainer.efficiency, "report", lambda network: {})  # It takes seconds.
+    monkeypatch.setattr(result.efficiency, "report", lambda network: {})  # It takes seconds.
     with monkeypatch.context() as signalled:
         signalled.setattr(interruption, "asked", lambda: 0 if left and left.pop() else 15)
         with pytest.raises(Interrupted):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+import types
 from xml.etree import ElementTree
 
 import documents

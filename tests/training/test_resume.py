@@ -106,7 +106,9 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert "Continuing" in output and "after epoch 0 and" in output
-    trainer.train(resolved(method="at", steps_per_epoch=40, eval_examples=10), whole)
+    # A process too: it has other threads, which add in another order.
+    _, errors = start(*flags, f"--run_dir={whole.path}").communicate(timeout=900)
+    assert whole.finished, errors
     assert_same_run(whole, run)
     # Other flags must agree with what the directory holds.
     ended = calling.call("train", f"--run_dir={run.path}", "--epsilon=0.2")
