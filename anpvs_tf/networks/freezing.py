@@ -1,13 +1,15 @@
 """Layers that fine-tuning leaves as they are."""
 
+import difflib
+
 import keras
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import Gate, gates_of
 
-# So many names of layers are shown to one who gave another.
-_SHOWN = 12
+# So many names of layers are shown to a user who gave another.
+_SHOWN = 8
 
 
 def freeze_below(network: keras.Model, layer: str) -> None:
@@ -27,12 +29,9 @@ def freeze_below(network: keras.Model, layer: str) -> None:
     nodes = graph.nodes_of(network, graph.logits_of(network))
     named = [n for n in nodes if n.layer.name == layer and not isinstance(n.layer, Gate)]
     if not named:
-        weighted = [n.layer for n in nodes if getattr(n.layer, "weights", ())]
-        names = [held.name for held in weighted if not isinstance(held, Gate)]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise UsageError(
             f"--freeze_below names layer {layer!r}, which {network.name} does not have; some of "
-            f"its layers: {', '.join(names[:_SHOWN])}{more}"
+            f"its layers: {', '.join(_suggested(nodes, layer))}"
         )
     frozen = {node.output for node in named}
     for node in reversed(nodes):
@@ -49,3 +48,11 @@ def freeze_below(network: keras.Model, layer: str) -> None:
         raise UsageError(
             f"--freeze_below={layer} leaves {network.name} nothing to train; name an earlier layer"
         )
+
+
+def _suggested(nodes: list[graph.Node], name: str) -> list[str]:
+    """The names of layers that are like a name; of none such, of the first ones with weights."""
+    named = [node.layer for node in nodes if not isinstance(node.layer, Gate)]
+    like = difflib.get_close_matches(name, [layer.name for layer in named], _SHOWN)
+    weighted = [layer.name for layer in named if getattr(layer, "weights", ())]
+    return like or weighted[:_SHOWN]

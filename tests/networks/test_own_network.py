@@ -309,10 +309,9 @@ def test_a_layer_freezes_what_it_depends_on_and_not_what_stands_beside_it():
 
 def test_names_that_cannot_be_frozen_below(save):
     network = network_of(save(chain()), SHAPE, 4, name="mine", gate="beta_bernoulli")
-    for name in ("conv9", "pictures", "relu1_gate"):
-        with pytest.raises(
-            UsageError, match=f"{name}', which mine does not have; .*: conv1, norm1"
-        ):
+    named = {"conv9": "conv2, conv1", "pictures": "conv1, norm1, conv2", "relu1_gate": "relu1"}
+    for name, shown in named.items():
+        with pytest.raises(UsageError, match=f"{name}', which mine does not have; .*: {shown}"):
             freeze_below(network, name)
     with pytest.raises(UsageError, match="--freeze_below=top leaves mine nothing to train"):
         freeze_below(network, "top")

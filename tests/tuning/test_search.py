@@ -22,9 +22,7 @@ from anpvs_tf.tuning.sweep import Definition, Sweep
 BETA = {"beta": "0.5:16:log"}
 
 
-def stand_in(
-    chosen, run, data_dir=None, download=True, command=(), execution=None, network_file=None
-):
+def stand_in(chosen, run, data_dir=None, download=True, command=(), **_):
     """Trains nothing, but owns, refuses and leaves files like `trainer.train`."""
     if run.finished:
         return
