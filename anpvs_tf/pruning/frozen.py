@@ -28,10 +28,8 @@ class FrozenNetwork:
 
     Args:
         network: a functional Keras model with one input, images [batch, H, W, C];
-            its output is the logits, or a dict of which "logits" is one. Made of
-            convolutions, depthwise convolutions, dense layers, batch
-            normalisation, normalisation, rescaling, gates, activations, poolings,
-            padding, flatten, dropout, add and concatenate.
+            its output is the logits, or a dict of which "logits" is one. Layers
+            of no known kind (`graph.KINDS`) keep all channels in front of them.
         prune: leave out the features that are pruned now: by a gate, or because zero
             weights make them constant or no layer reads them. Without, every feature
             stays and its gate is folded.
