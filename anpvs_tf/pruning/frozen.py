@@ -20,6 +20,7 @@ from anpvs_tf.common import randomness
 from anpvs_tf.networks import bayesian, graph
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import live_channels
+from anpvs_tf.pruning.channels import Support, each_constant_once
 from anpvs_tf.pruning.folding import Folding
 
 
@@ -49,7 +50,7 @@ class FrozenNetwork:
         prune: bool = True,
         dtype: str = "float32",
         open_gates: dict[str, np.ndarray] | None = None,
-        support: live_channels.Support | None = None,
+        support: Support | None = None,
     ):
         self.dtype = dtype
         self.image = id(network.inputs[0])
@@ -78,7 +79,7 @@ class FrozenNetwork:
 
     def fold(self) -> list[list[tf.Tensor]]:
         """The frozen weights from the live variables, a list for each step."""
-        with live_channels.each_constant_once():
+        with each_constant_once():
             return [[tf.cast(v(), self.dtype) for v in step.weights] for step in self.steps]
 
     def apply(self, weights: list[list[tf.Tensor]], images: tf.Tensor) -> tf.Tensor:
