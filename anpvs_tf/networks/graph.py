@@ -17,7 +17,7 @@ from anpvs_tf.networks.shared_dropout import PairedDropout
 layers = keras.layers
 Tensor = tf.Tensor | keras.KerasTensor
 LINEAR = (layers.Conv1D, layers.Conv2D, layers.Dense)
-DEPTHWISE = (layers.DepthwiseConv2D,)
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 TRANSPOSED = (layers.Conv2DTranspose,)
 AFFINE = (layers.BatchNormalization, layers.Normalization, layers.Rescaling)
 IDENTITY = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise)

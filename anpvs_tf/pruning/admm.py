@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import graph
-from anpvs_tf.pruning import layer_functions, live_channels
+from anpvs_tf.pruning import layer_functions
+from anpvs_tf.pruning.channels import Support
 
 
 def kept(kernel: np.ndarray, ratio: float, structure: str) -> np.ndarray:
@@ -178,7 +179,7 @@ class WeightPruning:
         mask = mask if len(values.shape) > 1 else tf.reshape(mask, [-1])
         return tf.where(mask, values, tf.zeros([], values.dtype))
 
-    def support(self) -> live_channels.Support:
+    def support(self) -> Support:
         """Where the network's variables may differ from zero from now on."""
         return {
             v.path: self._cut(tf.ones(v.shape), v).numpy() > 0

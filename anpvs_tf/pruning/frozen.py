@@ -20,6 +20,7 @@ from anpvs_tf.common import randomness
 from anpvs_tf.networks import bayesian, graph
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import live_channels
+from anpvs_tf.pruning.channels import Support, each_constant_once
 from anpvs_tf.pruning.folding import Folding
 
 
@@ -28,10 +29,8 @@ class FrozenNetwork:
 
     Args:
         network: a functional Keras model with one input, images [batch, H, W, C];
-            its output is the logits, or a dict of which "logits" is one. Made of
-            convolutions, depthwise convolutions, dense layers, batch
-            normalisation, normalisation, rescaling, gates, activations, poolings,
-            padding, flatten, dropout, add and concatenate.
+            its output is the logits, or a dict of which "logits" is one. Layers
+            of no known kind (`graph.KINDS`) keep all channels in front of them.
         prune: leave out the features that are pruned now: by a gate, or because zero
             weights make them constant or no layer reads them. Without, every feature
             stays and its gate is folded.
@@ -51,7 +50,7 @@ class FrozenNetwork:
         prune: bool = True,
         dtype: str = "float32",
         open_gates: dict[str, np.ndarray] | None = None,
-        support: live_channels.Support | None = None,
+        support: Support | None = None,
     ):
         self.dtype = dtype
         self.image = id(network.inputs[0])
@@ -80,7 +79,7 @@ class FrozenNetwork:
 
     def fold(self) -> list[list[tf.Tensor]]:
         """The frozen weights from the live variables, a list for each step."""
-        with live_channels.each_constant_once():
+        with each_constant_once():
             return [[tf.cast(v(), self.dtype) for v in step.weights] for step in self.steps]
 
     def apply(self, weights: list[list[tf.Tensor]], images: tf.Tensor) -> tf.Tensor:

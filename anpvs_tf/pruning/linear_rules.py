@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.networks.graph import Node, layers
+from anpvs_tf.networks.graph import DEPTHWISE, Node, layers
 from anpvs_tf.pruning import image_convolution
 from anpvs_tf.pruning.channels import Channels, Given
 from anpvs_tf.pruning.compact_layers import Affine, Select
@@ -307,11 +307,11 @@ class Convolution(Linear):
 
 
 class Depthwise(Convolution):
-    """DepthwiseConv2D, and a convolution of as many groups as it has input channels."""
+    """DepthwiseConv1D and 2D, and a convolution of as many groups as it has input channels."""
 
     def kernel(self, layer: Layer) -> tf.Tensor:
         kernel = read(layer.kernel)
-        if isinstance(layer, layers.DepthwiseConv2D):
+        if isinstance(layer, DEPTHWISE):
             kernel = tf.reshape(kernel, [*kernel.shape[:-2], 1, -1])
         return kernel
 
@@ -324,12 +324,12 @@ class Depthwise(Convolution):
     varies, wanted, agree = Rule.varies, Rule.wanted, Rule.agree
 
     def settings(self, node: Node, rows: Indices, columns: Indices) -> dict:
-        if isinstance(node.layer, layers.DepthwiseConv2D):
+        if isinstance(node.layer, DEPTHWISE):
             return {}
         return {"filters": len(columns), "groups": len(rows)}
 
     def places(self, node: Node, shape: tuple, rows: Indices, columns: Indices) -> Places:
-        if len(shape) == 1 or not isinstance(node.layer, layers.DepthwiseConv2D):
+        if len(shape) == 1 or not isinstance(node.layer, DEPTHWISE):
             return (*map(np.arange, shape[:-1]), columns)
         return (*map(np.arange, shape[:-2]), rows, np.arange(shape[-1]))
 

@@ -13,10 +13,8 @@ import tensorflow as tf
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import bayesian
 from anpvs_tf.networks.graph import Node, layers
-from anpvs_tf.pruning.channels import Channels, Given, Support, each_constant_once, once
+from anpvs_tf.pruning.channels import Channels, Given, Support, once
 from anpvs_tf.pruning.layer_rules import RULES
-
-__all__ = ["Channels", "Support", "analyse", "each_constant_once", "nonzero"]
 
 
 def analyse(

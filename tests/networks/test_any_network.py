@@ -71,7 +71,8 @@ def dense_block(x):
 
 def in_sequence(x):
     y = layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
-    y = layers.MaxPooling1D(1)(layers.Conv1D(6, 3, padding="same", activation="relu")(y))
+    y = layers.MaxPooling1D(1)(layers.Conv1D(3, 3, padding="same", activation="relu")(y))
+    y = layers.DepthwiseConv1D(3, padding="same", depth_multiplier=2)(y)
     return layers.Reshape((*x.shape[1:3], 6))(layers.PReLU(shared_axes=[1])(y))
 
 

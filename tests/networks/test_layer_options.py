@@ -28,6 +28,7 @@ NEEDED = {
     layers.Conv2D: {"filters": 6, "kernel_size": 3},
     layers.Conv2DTranspose: {"filters": 6, "kernel_size": 3},
     layers.Dense: {"units": 5},
+    layers.DepthwiseConv1D: {"kernel_size": 3},
     layers.DepthwiseConv2D: {"kernel_size": 3},
     layers.Normalization: {"mean": VECTOR, "variance": VECTOR},
     layers.Rescaling: {"scale": 0.5},
