@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError
+from anpvs_tf.networks.gate import Gate
 
 # softplus(rho) is exp(rho) in float32 from here on down.
 _RHO_EXPONENTIAL = -20.0
@@ -253,7 +254,8 @@ def convert(
         UsageError: a layer with weights to train that has no Bayesian counterpart, by name.
     """
     for layer in network.layers:
-        if layer.trainable_weights and type(layer) not in _COUNTERPARTS:
+        deterministic = isinstance(layer, Gate) or not layer.trainable_weights
+        if not deterministic and type(layer) not in _COUNTERPARTS:
             known = ", ".join(one.__name__ for one in _COUNTERPARTS)
             raise UsageError(
                 f"layer {layer.name!r} of type {type(layer).__name__} has no Bayesian counterpart: "
