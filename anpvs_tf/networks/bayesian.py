@@ -254,9 +254,8 @@ def convert(
         UsageError: a layer with weights to train that has no Bayesian counterpart, by name.
     """
     for layer in network.layers:
-        if isinstance(layer, Gate) or type(layer) in _COUNTERPARTS:
-            continue
-        if layer.trainable_weights:
+        deterministic = isinstance(layer, Gate) or not layer.trainable_weights
+        if not deterministic and type(layer) not in _COUNTERPARTS:
             known = ", ".join(one.__name__ for one in _COUNTERPARTS)
             raise UsageError(
                 f"layer {layer.name!r} of type {type(layer).__name__} has no Bayesian counterpart: "
