@@ -359,6 +359,7 @@ def test_what_is_pruned_in_front_of_each_rule_is_the_right_constant():
         conv(constant, 6, groups=2),
         layers.Conv2D(6, 1, groups=3)(constant),
         layers.Permute((2, 1, 3))(layers.Concatenate()([zero, constant])),
+        layers.Conv2D(6, 3)(layers.ZeroPadding2D()(constant)),
     ]
     x = layers.Concatenate()([layers.Conv2D(3, 1)(part) for part in parts])
     x = layers.Dense(4)(layers.Flatten()(x))
