@@ -112,9 +112,13 @@ class Elementwise(Rule):
 class PReLU(Rule):
     """Slopes of the negative values for each channel, and for each place unless axes share them."""
 
+    def _is_shared(self, node: Node) -> bool:
+        """Whether a slope holds at every place, so that constants stay constant."""
+        return all(size == 1 for size in node.layer.alpha.shape[:-1])
+
     def constants(self, node: Node, inputs: list[Channels], given: Given) -> Constants:
         (before,), alpha = inputs, node.layer.alpha
-        everywhere = all(size == 1 for size in alpha.shape[:-1])
+        everywhere = self._is_shared(node)
 
         def value():
             x = before.value()
@@ -123,8 +127,13 @@ class PReLU(Rule):
         return before.constant if everywhere else before.zero, before.zero, value
 
     def fold(self, node: Node, folding) -> Value:
-        value = folding.materialised(folding.values[node.inputs[0]])
-        alpha, kept = node.layer.alpha, value.channels
+        value, alpha = folding.values[node.inputs[0]], node.layer.alpha
+        if self._is_shared(node):
+            value = folding.materialised(value)
+        else:
+            wanted = folding.known[node.output].present
+            value = Value(folding.supply(value, folding.known[node.inputs[0]], wanted), wanted)
+        kept = value.channels
         kept_slopes = kept if alpha.shape[-1] > 1 else np.arange(1)
 
         def build(x, weights, copies):

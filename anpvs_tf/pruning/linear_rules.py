@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks.graph import DEPTHWISE, Node, layers
 from anpvs_tf.pruning import image_convolution
 from anpvs_tf.pruning.channels import Channels, Given
@@ -115,8 +114,6 @@ class Linear(Rule):
     def fold(self, node: Node, folding) -> Value:
         layer = node.layer
         known, columns = folding.known[node.inputs[0]], folding.known[node.output].present
-        if not known.needed.any() and self.groups(node) == 1:
-            raise UsageError(f"layer {layer.name!r} cannot be frozen: all of its input is pruned")
         fold = self._fold_whole if self.groups(node) == 1 else self._fold_groups
         value = fold(node, folding, known, columns)
         if layer.activation is keras.activations.linear:
@@ -131,6 +128,10 @@ class Linear(Rule):
 
     def _fold_whole(self, node: Node, folding, known: Channels, columns: np.ndarray) -> Value:
         layer, value = node.layer, folding.values[node.inputs[0]]
+        if not known.needed.any():
+            # Constants that padding cuts off are left, which the bias has; the kernel is 0.
+            any_row = np.arange(1)
+            value = Value(folding.supply(value, known, any_row), any_row)
         rows = value.channels
         alive = np.isin(rows, known.present)
         scale, shift = value.scale, value.shift
@@ -146,7 +147,7 @@ class Linear(Rule):
 
         offsets = _offsets(known, rows, shift)
         linear = LinearWeights(kernel, lambda: taken(self._bias(node, offsets), columns, -1))
-        indices = np.flatnonzero(alive)
+        indices = np.flatnonzero(alive) if alive.any() else np.arange(len(rows))
         source = self._emit(node, folding, value, linear, 1, (len(rows), len(columns)), indices)
         return Value(source, columns, linear=linear)
 

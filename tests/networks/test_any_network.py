@@ -9,9 +9,10 @@ from small_networks import logits_and_gradient, randomise
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import graph
+from anpvs_tf.networks.beta_bernoulli import BetaBernoulliGate
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.networks.gating import add_gates
-from anpvs_tf.pruning import compact, open_operations
+from anpvs_tf.pruning import compact, efficiency, open_operations
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from anpvs_tf.pruning.layer_rules import RULES
 from anpvs_tf.training import shrinking
@@ -259,6 +260,9 @@ def test_what_is_pruned_leaves_the_kernels(name):
         if layer.weights and not isinstance(layer, (compact.Affine, compact.Select))
     ]
     assert sorted(found) == sorted([(3, 3, 3, 4), *shapes, (3, 4)])
+    kernels = [one for one in small.layers if hasattr(one, "kernel")]
+    twice = sum(efficiency._layer_flops(layer) for layer in kernels)
+    assert 2 * FrozenNetwork(network).multiplications == twice
 
 
 def trunk():
@@ -331,6 +335,45 @@ def test_coupled_gates_stand_in_front_of_a_concatenation_too():
         if isinstance(layer, layers.Conv2D)
     ]
     assert kernels == [(3, 5), (5, 2), (7, 2), (9, 2), (11, 5)]
+    assert_all_equal(network, rng)
+
+
+def test_what_is_pruned_in_front_of_each_rule_is_the_right_constant():
+    images = keras.Input((6, 6, 3))
+    zero = BetaBernoulliGate(name="zero")(conv(images, 6))
+    constant = BetaBernoulliGate(name="constant")(conv(images, 6))
+    constant = layers.BatchNormalization()(constant)
+    other = conv(images, 6)
+    parts = [
+        layers.PReLU(shared_axes=[1, 2])(constant),
+        layers.PReLU(shared_axes=[1, 2, 3])(constant),
+        layers.PReLU()(constant),
+        layers.Add()([zero, other]),
+        layers.Average()([constant, other]),
+        layers.Maximum()([zero, constant]),
+        layers.Multiply()([constant, constant]),
+        layers.Multiply()([zero, other]),
+        layers.Conv2DTranspose(6, 3, padding="same")(constant),
+        layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(constant),
+        layers.DepthwiseConv2D(1, activation="relu")(constant),
+        conv(constant, 6, groups=2),
+        layers.Conv2D(6, 1, groups=3)(constant),
+        layers.Permute((2, 1, 3))(layers.Concatenate()([zero, constant])),
+        layers.Conv2D(6, 3)(layers.ZeroPadding2D()(constant)),
+    ]
+    x = layers.Concatenate()([layers.Conv2D(3, 1)(part) for part in parts])
+    x = layers.Dense(4)(layers.Flatten()(x))
+    network = keras.Model(images, {"logits": x})
+    rng = np.random.default_rng(0)
+    randomise_all(network, rng)
+    for gate in gates_of(network):
+        set_random(gate, np.arange(6) % 3 == 1, rng)
+    for norm in network.layers:
+        if isinstance(norm, layers.BatchNormalization):
+            norm.beta.assign([-0.5, 0.5, -0.3, 0.2, -0.8, -0.1])
+    assert_all_equal(network, rng)
+    for gate in gates_of(network):  # Not a channel is left of them.
+        gate.close(np.ones(6, bool))
     assert_all_equal(network, rng)
 
 
