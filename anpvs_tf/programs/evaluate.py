@@ -1,13 +1,13 @@
-"""Attacks a finished run, or any model of yours, and says how much of it to believe.
+"""Attacks a finished run, or any model of yours, and says how reliable the results are.
 
   python bin/evaluate.py --run_dir=RUN                     AutoAttack on the whole test set
   python bin/evaluate.py --run_dir=RUN --attack=pgd,apgd-ce,square --epsilons=0.1,0.2,0.3
   python bin/evaluate.py --saved_model=DIR --dataset=mnist --epsilons=0.3
   python bin/evaluate.py --zoo=digits-anpvs_vib            a network that comes with the package
 
-Writes evaluation/<attack>-….npz (what is known of each example) and adds to
-results.json. A stopped evaluation goes on when the same command is given again; what is
-finished is not computed twice. Lengths in images (epsilons, step sizes) are in pixel units of
+Writes evaluation/<attack>-….npz (the outcome for each example) and adds to
+results.json. A stopped evaluation resumes when the same command is given again; finished
+attacks are not computed twice. Lengths in images (epsilons, step sizes) are in pixel units of
 [0, 1], whatever range the model takes.
 """
 
@@ -48,7 +48,7 @@ FEWEST_CHECKED = 50
 EXPERTS = "For experts"
 # The settings that attacks of one command may take differently.
 OF_EACH = ("steps", "step_size")
-# The flags that only a model of the user's needs.
+# The flags that only --saved_model needs.
 OF_MODEL = ("dataset", "image_size", "channels", "input_range")
 MODELS = ("run_dir", "saved_model", "zoo")
 
@@ -223,10 +223,10 @@ def _check(values: Any) -> None:
 
 
 def choice_of(values: Any) -> attack_choice.Choice:
-    """The attacks that the flags ask for.
+    """Returns the attacks that the flags ask for.
 
     Raises:
-        UsageError: a value that is no number.
+        UsageError: no attack is named, a value is not a number, or flags contradict each other.
     """
     if not values.attack:
         raise UsageError(f"--attack names none; choose of {', '.join(attack_choice.ATTACKS)}")
@@ -257,15 +257,15 @@ def _numbers(flag: str, texts: list[str] | None, kind: type) -> tuple:
 
 
 def _input_range(values: Any) -> tuple[float, float] | None:
-    """(black, white) of --input_range; None without it."""
+    """Returns (black, white) of --input_range; None if the flag is not given."""
     return black_and_white(values.input_range) if values.input_range else None
 
 
 def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str, Any]]:
-    """The data that the model classifies, and how such a model is usually attacked.
+    """Returns the data that the model classifies, and the usual settings of attacks on it.
 
     Raises:
-        UsageError: no such model, or an unknown dataset.
+        UsageError: the model does not exist, or the dataset is unknown.
     """
     if run is not None:
         return run.settings.source, dataclasses.asdict(run.settings)
@@ -280,7 +280,7 @@ def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str
 
 
 def _home(values: Any, run: FinishedRun | None) -> RunDirectory:
-    """The directory of the results: a run's own, or one beside the model."""
+    """Returns the directory of the results: a run's own, --out_dir, or one beside the model."""
     if run is not None:
         return run.directory
     beside = values.zoo or pathlib.Path(values.saved_model).absolute()
@@ -336,7 +336,7 @@ def main(values: Any) -> None:
 
 
 def _checked(wanted: int, examples: int) -> int:
-    """How many of the examples the self-checks see; 0 if they are too few."""
+    """Returns the number of examples for the self-checks; 0, with a message, if too few exist."""
     if wanted and examples < FEWEST_CHECKED:
         print(f"{examples} examples are too few for self-checks; they are left out")
         return 0
@@ -346,7 +346,7 @@ def _checked(wanted: int, examples: int) -> int:
 def _recorded(
     home: RunDirectory, made: Iterator[ResultRecord], trackers: Sequence[Tracker]
 ) -> list[ResultRecord]:
-    """The records of an evaluation, each written to results.json as soon as it is made.
+    """Writes each record of an evaluation to results.json as soon as it is made; returns all.
 
     Args:
         trackers: told of each record.
@@ -365,7 +365,7 @@ def _recorded(
                 found.append(record)
         except AssertionError as error:
             raise TrainingError(
-                f"{error}; the figures of this attack are wrong, please report it"
+                f"{error}; the results of this attack are wrong, please report it"
             ) from error
     return found
 

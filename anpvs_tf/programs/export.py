@@ -1,4 +1,4 @@
-"""Exports a finished run for a server or another runtime, and checks what it wrote.
+"""Exports a finished run for a server or another runtime, and checks the files.
 
   python bin/export.py --run_dir=RUN --export_base=DIR
   python bin/export.py --run_dir=RUN --export_base=DIR --format=onnx
@@ -65,10 +65,10 @@ def define(flags: Flags) -> None:
 
 
 def _hub(values: Any) -> str | None:
-    """The repository of --push_to, which can be pushed to; None without the flag.
+    """Checks that --push_to can be pushed to, and returns its repository; None without the flag.
 
     Raises:
-        UsageError: it cannot, or flags do not go together.
+        UsageError: the repository cannot be pushed to, or flags do not go together.
     """
     if values.push_to is None:
         if values.dry_run:
@@ -107,14 +107,14 @@ def main(values: Any) -> None:
         return
     folder = done.path / exporting.HUB
     if values.dry_run:
-        print(f"{folder} is what would be uploaded to {values.push_to}")
+        print(f"{folder} would be uploaded to {values.push_to}")
         return
     address = publishing.push(folder, hub, f"Version {done.path.name}")
     print(f'{address} holds it: keras.saving.load_model("{values.push_to}")')
 
 
 def table(done: "exporting.Exported", measured: dict) -> str:
-    """The lines that end an export."""
+    """Makes the lines that an export ends with: accuracy, size, latency and peak memory."""
     report = done.report
     lines = [f"{report.examples} test images", f"  {'training network':<22}{report.accuracy:.2%}"]
     for name, agreement in report.exported.items():

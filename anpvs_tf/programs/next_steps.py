@@ -1,4 +1,4 @@
-"""The commands that a program ends with."""
+"""The commands that a program prints at its end."""
 
 import pathlib
 import shlex
@@ -6,7 +6,7 @@ import sys
 
 
 def text(run: str, *programs: str) -> str:
-    """The commands that follow for a finished run, as the user called this program.
+    """Returns the next commands for a finished run, in the way the user called this program.
 
     Args:
         run: path of the run directory.
@@ -26,7 +26,7 @@ def text(run: str, *programs: str) -> str:
 
 
 def _called(program: str) -> list[str]:
-    """Another program, called as this one was."""
+    """Returns the call of another program, in the way the user called this one."""
     path = pathlib.PurePath(sys.argv[0])
     if path.name.startswith("anpvs-"):
         return [f"anpvs-{program}"]

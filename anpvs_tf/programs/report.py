@@ -1,10 +1,10 @@
-"""Reports on finished runs: tables, figures, and one page with all of it.
+"""Reports on finished runs: tables, figures, and one page with all of them.
 
   python bin/report.py RUN [RUN ...] --out=DIR
   python bin/report.py --list RUN [RUN ...]
 
 A RUN is a run directory of bin/train.py, or a directory of run directories. Reads result files and
-saved weights and trains nothing; figures of the networks themselves attack a few test images.
+saved weights and trains nothing; some figures need attacks on a few test images.
 Writes DIR/report.html, DIR/tables/ and DIR/figures/. --list prints a line a run instead; --track
 keeps the page with each run in the tracker.
 """

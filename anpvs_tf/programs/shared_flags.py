@@ -6,7 +6,7 @@ from anpvs_tf.training.names import ACTIONS
 
 
 def add_data(flags: Flags, group: str) -> None:
-    """Where data comes from."""
+    """Adds the flags that say where data comes from."""
     flags.add(
         group,
         str,
@@ -18,7 +18,7 @@ def add_data(flags: Flags, group: str) -> None:
 
 
 def add_execution(flags: Flags, group: str, experts: str) -> None:
-    """How training is carried out."""
+    """Adds the flags that say how training is carried out."""
     flags.add(
         group,
         float,
@@ -39,5 +39,5 @@ def add_execution(flags: Flags, group: str, experts: str) -> None:
 
 
 def add_track(flags: Flags, group: str) -> None:
-    """Where else a run is shown."""
+    """Adds the flag that says where else a run is shown."""
     flags.add(group, tuple, "track", [], f"show the run in a tracker too ({', '.join(TRACKERS)})")

@@ -4,7 +4,7 @@
   python bin/train.py --dataset=cifar10 --method=anpvs   the published recipe
   python bin/train.py --method=help                      the methods and their flags
 
-An interrupted run continues when the same command is given again, or --run_dir alone.
+An interrupted run resumes when the same command is given again, or --run_dir alone.
 SIGTERM and SIGINT (Ctrl-C) save and end it; a second one ends it at once. Lengths in images
 (epsilon, step sizes) are in pixel units of [0, 1].
 """
@@ -95,12 +95,12 @@ def define(flags: Flags) -> None:
 
 
 def chosen_settings(values: Any) -> settings.Settings:
-    """The settings that the flags give; a flag that is absent takes an existing run's value.
+    """Makes the settings of the flags; an existing run gives the values of absent flags.
 
     Precision may still be "auto".
 
     Raises:
-        UsageError: flags that do not go together, or a value that cannot be used.
+        UsageError: flags do not go together, or a value cannot be used.
     """
     given = {name: values[name].value for name in settings.CHOSEN}
     if values.threat_model is not None:
@@ -135,7 +135,7 @@ def chosen_settings(values: Any) -> settings.Settings:
 
 
 def _matched(chosen: settings.Settings, values: Any) -> settings.Settings:
-    """The settings with the width that --match_cost_of asks for, if it does."""
+    """Returns the settings with the width that --match_cost_of asks for, if the flag is given."""
     if values.match_cost_of is None:
         return chosen
     other = open_run(values.match_cost_of)

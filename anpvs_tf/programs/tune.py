@@ -1,12 +1,12 @@
 """Sweeps training settings, and shows the trade-off.
 
   python bin/tune.py --beta=0.5:16:log --lambda_vs=0.1:30:log --trials=20 --run_dir=SWEEP
-  python bin/tune.py --run_dir=SWEEP           go on, or show a finished sweep
+  python bin/tune.py --run_dir=SWEEP           resume, or show a finished sweep
   python bin/tune.py --run_dir=SWEEP --show    show it while it runs
 
 Every setting of bin/train.py is a flag that takes one value, a range low:high[:log|:linear][:steps]
 if it is a number, or choices 'a|b|c'. Each trial is a run directory in SWEEP. An interrupted sweep
-goes on when the same command is given again, or --run_dir alone. Several workers: docs/tuning.md.
+resumes when the same command is given again, or --run_dir alone. Several workers: docs/tuning.md.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def define(flags: Flags) -> None:
         int,
         "trials",
         None,
-        f"at most so many; more later goes on. Default: {TRIALS}; grid: all",
+        f"at most so many; a larger number resumes a finished sweep. Default: {TRIALS}; grid: all",
     )
     flags.add(SEARCH, int, "search_seed", None, "seed of the search. Default: 0")
     flags.add(SEARCH, bool, "show", False, "show the trials so far, train nothing")
@@ -63,7 +63,10 @@ def define(flags: Flags) -> None:
 
 
 def _definition(values: Any) -> Definition | None:
-    """The sweep that the flags give; a flag that is absent takes an existing sweep's value."""
+    """Makes the sweep of the flags; an existing sweep gives the values of absent flags.
+
+    Returns None if no sweep exists and the flags give no setting.
+    """
     texts = {n: str(values[n].value) for n in settings.CHOSEN if values[n].value is not None}
     if values.threat_model is not None:
         if texts.keys() & {"norm", "epsilon"}:

@@ -73,7 +73,7 @@ def open_run(path: str | os.PathLike) -> FinishedRun:
     directory = RunDirectory(path)
     settings = directory.settings()
     if not directory.finished:
-        raise UsageError(f"run {directory.path} is not finished; continue it with bin/train.py")
+        raise UsageError(f"run {directory.path} is not finished; resume it with bin/train.py")
     held = directory.results()
     try:
         command = json.loads(directory.config_path.read_text()).get("command") or []

@@ -8,7 +8,7 @@ DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or m
     model.onnx or model.py, network.onnx or model.py, model.pt
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
-DIR/<version>/hub/                       what is uploaded to the Hugging Face Hub, if that was asked
+DIR/<version>/hub/                       the folder for the Hugging Face Hub, with --push_to
 
 A version is written beside, checked in another process (`verification`), and
 renamed, so that a server never sees half a model.
@@ -101,7 +101,7 @@ def export(
 
 
 def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:
-    """The version to write: `version`, or one more than the newest in `base`.
+    """Chooses the version to write: `version`; if that is None, one more than the newest.
 
     Raises:
         UsageError: `base` is no writable directory, the version exists or is

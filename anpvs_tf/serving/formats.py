@@ -1,4 +1,4 @@
-"""The formats of an export: what each writes, and what it needs."""
+"""The formats of an export: the files that each writes, and the packages that it needs."""
 
 import dataclasses
 import pathlib

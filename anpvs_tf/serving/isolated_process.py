@@ -17,7 +17,7 @@ import numpy as np
 
 
 def saved_model_functions(path: pathlib.Path) -> dict:
-    """{signature: uint8 images -> outputs} of a SavedModel."""
+    """Loads a SavedModel: {signature: uint8 images -> outputs}."""
     import tensorflow as tf
 
     signatures = tf.saved_model.load(str(path)).signatures
@@ -42,7 +42,7 @@ def saved_model_functions(path: pathlib.Path) -> dict:
 
 
 def tflite_functions(path: pathlib.Path) -> dict:
-    """{file name: uint8 images -> outputs} of LiteRT models."""
+    """Loads LiteRT models: {file name: uint8 images -> outputs}."""
     from ai_edge_litert.interpreter import Interpreter
 
     def run(interpreter, images):

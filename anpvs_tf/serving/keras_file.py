@@ -14,7 +14,7 @@ def write(frozen: keras.Model, path: pathlib.Path) -> None:
     """Writes model.keras: float32 images [batch, H, W, C] in [0, 1] -> logits [batch, classes].
 
     Raises:
-        UsageError: a layer that Keras does not have, by name.
+        UsageError: Keras does not have a layer; the message names it.
     """
     of_keras(frozen).save(path / "model.keras")
 
@@ -74,7 +74,7 @@ def _rescaling(layer: Affine) -> keras.layers.Layer:
 
 
 def _chosen(layer: Select, x: keras.KerasTensor) -> keras.KerasTensor:
-    """Does what `Select` does by operations, which are saved like layers."""
+    """Computes the output of `Select` by operations, which are saved like layers."""
     if layer.constants:
         like = keras.ops.zeros_like(x[..., :1])
         x = keras.ops.concatenate([x, like + np.asarray(layer.values)], axis=-1)

@@ -1,4 +1,4 @@
-"""The model card: what a user of an exported model has to know."""
+"""The model card: the facts that a user of an exported model has to know."""
 
 import re
 from typing import Any
@@ -93,12 +93,12 @@ def code(text: str) -> Markup:
 
 
 def _is_of_the_export(record: ResultRecord) -> bool:
-    # An ensemble of posterior draws is not what is exported.
+    # An ensemble of posterior draws is not exported.
     return record["robust_accuracy"] is not None and "posterior_draws" not in record
 
 
 def _metrics(measured: list[ResultRecord]) -> list[tuple[str, float]]:
-    """(name, share in [0, 1]) of the clean accuracy, and of the robust ones that are reliable."""
+    """Lists (name, share in [0, 1]) of the clean accuracy, and of the reliable robust ones."""
     found = [("clean accuracy", round(measured[0]["clean_accuracy"], 4))] if measured else []
     for record in measured:
         if record.get("reliable", True):
@@ -109,7 +109,7 @@ def _metrics(measured: list[ResultRecord]) -> list[tuple[str, float]]:
 
 
 def _measured(record: ResultRecord) -> tuple[str, ...]:
-    """A record as cells: attack, threat model, images, clean accuracy, robust accuracy."""
+    """Formats a record as cells: attack, threat model, images, clean accuracy, robust accuracy."""
     threat = record["threat_model"]
     doubt = ""
     if not record.get("reliable", True):

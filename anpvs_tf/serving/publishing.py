@@ -18,10 +18,10 @@ SCHEME = "hf://"
 
 
 def repository_of(address: str) -> str:
-    """The repository USER/NAME of an address hf://USER/NAME.
+    """Reads the repository USER/NAME off an address hf://USER/NAME.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the address has another form.
     """
     name = address.removeprefix(SCHEME)
     if name == address or not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
@@ -36,13 +36,13 @@ def check_format(format: str) -> None:
 
 
 def check(repository: str, dry_run: bool) -> None:
-    """Checks, before anything is written, that a repository can be pushed to.
+    """Checks that a repository can be pushed to, before anything is written.
 
     Args:
         dry_run: nothing will be uploaded, so that no login is needed.
 
     Raises:
-        UsageError: the package is not installed, the Hub takes no such name, nobody is logged in,
+        UsageError: the package is not installed, the Hub takes no such name, no user is logged in,
             or the Hub cannot be reached.
     """
     try:
@@ -60,7 +60,7 @@ def check(repository: str, dry_run: bool) -> None:
     except errors.LocalTokenNotFoundError as error:
         raise UsageError(
             "--push_to needs a login: `hf auth login`, or a token that may write in HF_TOKEN; "
-            "--dry_run goes without"
+            "--dry_run needs none"
         ) from error
     except Exception as error:  # Of the network, or of a token that is not valid.
         raise UsageError(
@@ -88,7 +88,7 @@ def push(folder: pathlib.Path, repository: str, message: str) -> str:
         The address of the repository in the web.
 
     Raises:
-        TrainingError: it could not be uploaded; the folder is kept.
+        TrainingError: the folder could not be uploaded; it is kept.
     """
     api = _api()
     try:

@@ -59,7 +59,7 @@ spec:
 
 
 def of_saved_model(network: keras.Model, name: str) -> dict[str, str]:
-    """{file: text} for TensorFlow Serving and KServe; arguments as of `of_triton`."""
+    """Makes {file: text} for TensorFlow Serving and KServe; arguments as of `of_triton`."""
     held = {"name": _quoted(name), "path": _quoted(f"/models/{name}")}
     service = {"format": "tensorflow", "protocol": "v1", "uri": _quoted(f"pvc://models/{name}")}
     return {
@@ -70,10 +70,10 @@ def of_saved_model(network: keras.Model, name: str) -> dict[str, str]:
 
 
 def of_triton(network: keras.Model, name: str) -> dict[str, str]:
-    """{file: text} for Triton Inference Server and KServe.
+    """Makes {file: text} for Triton Inference Server and KServe.
 
     Args:
-        network: what is exported: images [batch, H, W, C] -> logits [batch, classes].
+        network: the exported one: images [batch, H, W, C] -> logits [batch, classes].
         name: of the model: that of the export base.
     """
     held = {
@@ -102,10 +102,10 @@ def service_name(name: str) -> str:
 
 
 def write(base: pathlib.Path, files: dict[str, str]) -> None:
-    """Writes the files into an export base, unless they are there: users edit them.
+    """Writes the files into an export base, except those that exist: users edit them.
 
     Raises:
-        TrainingError: one could not be written; those of this call are gone again.
+        TrainingError: a file could not be written; those that this call wrote are deleted.
     """
     made: list[pathlib.Path] = []
     try:
@@ -124,5 +124,5 @@ def write(base: pathlib.Path, files: dict[str, str]) -> None:
 
 
 def _quoted(text: str) -> str:
-    """A string of YAML and of protobuf's text format."""
+    """Quotes a string for YAML and for protobuf's text format."""
     return json.dumps(text, ensure_ascii=False)

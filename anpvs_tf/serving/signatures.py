@@ -56,7 +56,7 @@ class _Server(tf.Module):
             return self._respond(pipelines.to_float(tf.identity(pixels)))
 
     def _decode(self, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """An image, made to fit, and its true height and width."""
+        """Decodes an image: returns it cropped or padded to fit, and its true height and width."""
         height, width, channels = self.image_shape
         pixels = pictures.decode(encoded, channels)
         fitted = tf.image.resize_with_crop_or_pad(pixels, height, width)
@@ -90,7 +90,7 @@ class _Server(tf.Module):
 def _asserted(
     condition: tf.Tensor, message: str, *values: tf.Tensor
 ) -> contextlib.AbstractContextManager:
-    """A context whose operations run only if `condition` holds."""
+    """Makes a context whose operations run only if `condition` holds."""
     check = tf.debugging.Assert(condition, [message, *values], summarize=5)
     return tf.control_dependencies([check])
 
@@ -123,7 +123,7 @@ def write_saved_model(frozen: keras.Model, names: list[str] | None, path: pathli
 
 
 def requests(images: np.ndarray) -> dict[str, tf.Tensor]:
-    """The input of each signature for uint8 images [batch, H, W, C]."""
+    """Makes the input of each signature for uint8 images [batch, H, W, C]."""
     encoded = [tf.io.encode_png(image).numpy() for image in images]
     values = (pipelines.to_float(images), tf.constant(images), tf.constant(encoded, tf.string))
     return dict(zip(SIGNATURES, values, strict=True))

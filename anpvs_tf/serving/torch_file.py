@@ -59,7 +59,7 @@ ACTIVATIONS = {
 
 
 class _NotExpressed(Exception):
-    """Why a layer is not written."""
+    """The reason why a layer is not written."""
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ def write(frozen: keras.Model, name: str, path: pathlib.Path) -> None:
     """Writes model.py and model.pt, a state dict of tensors alone.
 
     Raises:
-        UsageError: a layer that is not expressed in PyTorch, by name.
+        UsageError: a layer cannot be expressed in PyTorch; the message names it.
     """
     import torch
 
@@ -95,7 +95,7 @@ def write(frozen: keras.Model, name: str, path: pathlib.Path) -> None:
 
 
 def module_of(frozen: keras.Model, name: str) -> tuple[str, dict[str, np.ndarray]]:
-    """The text of model.py, and {name in the state dict: array}.
+    """Makes the text of model.py, and {name in the state dict: array}.
 
     Args:
         frozen: a network from `compact.freeze`.
@@ -189,7 +189,7 @@ def _convolution(node: graph.Node, field: str, inputs: list[str]) -> _Written:
 
 
 def _ends(size: int, extent: int, stride: int, dilation: int) -> tuple[int, int]:
-    """The zeros before and after an axis that "same" adds in TensorFlow: the odd one after."""
+    """Counts the zeros before and after an axis with TensorFlow's "same": the odd one after."""
     missing = (-(-size // stride) - 1) * stride + (extent - 1) * dilation + 1 - size
     missing = max(missing, 0)
     return missing // 2, missing - missing // 2
@@ -302,7 +302,7 @@ WRITERS: dict[type, Callable[[graph.Node, str, list[str]], _Written]] = {
 
 
 def _unused(name: str, names: set[str]) -> str:
-    """An attribute of a module: the layer's name as far as Python takes it, numbered if taken."""
+    """Makes an attribute name of a layer's, numbered if it is in `names`, and adds it there."""
     wanted = re.sub(r"\W", "_", name)
     # PyTorch's modules have methods such as `half` and `add_module`.
     if not wanted.isidentifier() or keyword.iskeyword(wanted) or wanted in _taken():
@@ -322,5 +322,5 @@ def _taken() -> set[str]:
 
 
 def _text(name: str) -> str:
-    """A name as it may stand in a docstring."""
+    """Replaces the characters of a name that may not stand in a docstring."""
     return re.sub(r"[^\w .-]", "_", name)

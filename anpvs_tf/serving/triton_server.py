@@ -82,7 +82,7 @@ def _end_with_parent() -> None:
 
 
 def _package() -> pathlib.Path:
-    """The directory of nvidia-pytriton; its import would take a second."""
+    """Finds the directory of nvidia-pytriton without its import, which would take a second."""
     found = importlib.util.find_spec("pytriton")
     if found is None or found.origin is None:
         raise UsageError(f"the server needs the package nvidia-pytriton: {INSTALL}")
@@ -103,7 +103,7 @@ def _stub(package: pathlib.Path) -> pathlib.Path:
 
 
 def _backends(package: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
-    """A directory of backends: the Python backend, with the program for this Python."""
+    """Makes a directory of backends: the Python backend, with the program for this Python."""
     python = scratch / "backends" / "python"
     python.mkdir(parents=True)
     files = (package / "tritonserver/backends/python").glob("*.*")
@@ -147,7 +147,7 @@ def _await(process: subprocess.Popen, url: str, patience: float, log: str) -> No
 
 
 def _reason(log: str) -> str:
-    """The first failure that a log tells of, or its last line."""
+    """Finds the first failure in a log; if it reports none, its last line."""
     text = pathlib.Path(log).read_text(errors="replace").strip()
     lines = text.splitlines() or ["it said nothing"]
     failures = [line for line in lines if "failed to load" in line or line.startswith("error:")]

@@ -1,4 +1,4 @@
-"""Does what was exported compute what was trained?"""
+"""Checks that an export computes the same as the training network."""
 
 import dataclasses
 import pathlib
@@ -45,7 +45,7 @@ class Report:
 def verify(
     network: keras.Model, test: loading.Split, names: list[str] | None, path: pathlib.Path
 ) -> Report:
-    """Runs an export on every test image in a process without this package, and compares.
+    """Runs an export on every test image without this package, and compares the outputs.
 
     Args:
         network: the training network: images -> dict with "logits".

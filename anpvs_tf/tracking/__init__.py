@@ -1,1 +1,1 @@
-"""Shows runs in TensorBoard and in the trackers of experiments, over all that works on them."""
+"""Shows runs in TensorBoard and in the trackers of experiments, over all processes of each."""

@@ -1,8 +1,8 @@
-"""What TensorBoard shows of a run while it trains, and of a sweep of runs.
+"""Shows a run in TensorBoard while it trains, and a sweep of runs.
 
 Scalars: loss terms, validation, active features, speed. Histograms: each gate's
 probability or importance, and its mask. Images: examples of the validation split, clean,
-attacked, and their difference. HParams: the settings beside the validation figures.
+attacked, and their difference. HParams: the settings beside the validation results.
 """
 
 import os
@@ -20,7 +20,7 @@ from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.settings import Settings
 from anpvs_tf.tracking.tracker import Tracker, curves, hyperparameters
 
-# Figures of the HParams plugin: tags of scalars, and their names there.
+# Metrics of the HParams plugin: tags of scalars, and their names there.
 METRICS = {
     "validation/clean_accuracy": "clean accuracy",
     "validation/robust_accuracy": "robust accuracy",
@@ -33,7 +33,7 @@ class Board(Tracker):
     """Writes the event files of a run, an epoch at a time.
 
     Events that an interrupted process wrote of epochs that are not done are taken back, so that
-    each is there once.
+    every epoch is shown once.
     """
 
     name = "tensorboard"
@@ -77,14 +77,14 @@ class Board(Tracker):
 
 
 def difference(clean: np.ndarray, attacked: np.ndarray) -> np.ndarray:
-    """attacked - clean as images: grey is 0, black and white are the largest, in each image."""
+    """Scales attacked - clean to images: 0 is grey, each image's largest change black or white."""
     moved = attacked - clean
     largest = np.max(np.abs(moved), axis=(1, 2, 3), keepdims=True)
     return 0.5 + 0.5 * moved / np.maximum(largest, np.finfo(np.float32).tiny)
 
 
 def write_experiment(directory: str | os.PathLike, swept: Iterable[str]) -> None:
-    """Says which hyperparameters and figures the runs beside `directory` are compared by."""
+    """Writes the hyperparameters and metrics by which the runs beside `directory` are compared."""
     with tf.summary.create_file_writer(str(directory)).as_default(step=0):
         api.hparams_config(
             hparams=[api.HParam(name) for name in swept],

@@ -1,8 +1,8 @@
 """A run with its trackers, over all processes that work on it.
 
-A tracked run outlives a process: training that goes on, an evaluation and a report come to the
-same one. So RUN/tracking.json has of each tracker, by its name, the `identity` of the tracked run
-and the last of the `epochs` that it was shown. An epoch that is trained again after an
+A tracked run outlives a process: a resumed training, an evaluation and a report are shown in
+the same one. So RUN/tracking.json has of each tracker, by its name, the `identity` of the tracked
+run and the last of the `epochs` that it was shown. An epoch that is trained again after an
 interruption is the same to the bit, and not shown again.
 """
 
@@ -34,10 +34,10 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def named(names: Sequence[str]) -> tuple[Tracker, ...]:
-    """Makes trackers of their names in `TRACKERS`.
+    """Makes the trackers of names in `TRACKERS`.
 
     Raises:
-        UsageError: a name is unknown or there twice.
+        UsageError: a name is unknown or given twice.
     """
     for name in names:
         if name not in TRACKERS:
@@ -48,10 +48,10 @@ def named(names: Sequence[str]) -> tuple[Tracker, ...]:
 
 
 def check(trackers: Sequence[Tracker]) -> None:
-    """Checks, before anything is written, that trackers can work.
+    """Checks that trackers can work, before anything is written.
 
     Raises:
-        UsageError: one cannot, or its package is not installed.
+        UsageError: a tracker cannot work, or its package is not installed.
     """
     for tracker in trackers:
         try:
@@ -64,9 +64,10 @@ def check(trackers: Sequence[Tracker]) -> None:
 
 
 class TrackedRun:
-    """Tells trackers of one run. One that fails is reported once, and is not told any more.
+    """Tells trackers of one run. A tracker that fails is reported once, and is told no more.
 
-    Its failure ends nothing: it learns what it missed from the next process that tracks the run.
+    The failure does not end the program: the next process that tracks the run tells the tracker
+    what it missed.
 
     Args:
         run: the run directory, whose config.json is written.
@@ -104,7 +105,7 @@ class TrackedRun:
         network: "keras.Model | None",
         examples: tuple[np.ndarray, np.ndarray] | None,
     ) -> None:
-        """Tells of an epoch; arguments as of `Tracker.epoch`."""
+        """Tells the trackers of an epoch; arguments as of `Tracker.epoch`."""
         for tracker in list(self.listening):
             held = self.held[tracker.name]
             if row["epoch"] > held["epochs"]:
@@ -114,20 +115,20 @@ class TrackedRun:
                 self._keep()
 
     def result(self, record: ResultRecord) -> None:
-        """Tells of a record of results.json."""
+        """Tells the trackers of a record of results.json."""
         for tracker in list(self.listening):
             with self._heard(tracker):
                 tracker.result(record)
 
     def artifact(self, path: pathlib.Path) -> None:
-        """Hands over a file."""
+        """Gives the trackers a file to keep with the run."""
         for tracker in list(self.listening):
             with self._heard(tracker):
                 tracker.artifact(path)
 
     @contextlib.contextmanager
     def ended(self) -> Iterator[None]:
-        """Tells of the end when the block ends, however it does."""
+        """Tells the trackers when the block ends, and whether it did so without an exception."""
         finished = False
         try:
             yield
@@ -169,7 +170,7 @@ def following(run: RunDirectory, trackers: Sequence[Tracker]) -> Iterator[Tracke
 
 
 def _rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """The rows of metrics.csv with those of timings.csv, as numbers."""
+    """Reads the rows of metrics.csv with those of timings.csv, as numbers."""
     timings = {}
     if run.timings_path.exists():
         with open(run.timings_path, newline="") as file:
@@ -182,10 +183,10 @@ def _rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _held(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """The content of tracking.json; nothing without it.
+    """Reads tracking.json; returns {} if the file does not exist.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: tracking.json is damaged.
     """
     if not run.tracking_path.exists():
         return {}

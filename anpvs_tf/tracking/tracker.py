@@ -1,4 +1,4 @@
-"""The protocol between a run and all that shows it while it trains."""
+"""The protocol between a run and the trackers that show it while it trains."""
 
 import dataclasses
 import pathlib
@@ -32,8 +32,8 @@ _FIGURES = (
 class Tracker:
     """Shows a run elsewhere. A subclass overrides the methods that it needs.
 
-    Here each does nothing. For one run, `begin` comes first and `end` last; one object may follow
-    several runs, one after another.
+    In this class each does nothing. For one run, `begin` comes first and `end` last; one object
+    may follow several runs, one after another.
 
     Attributes:
         name: of the kind of tracker, unique among those of a run.
@@ -42,26 +42,26 @@ class Tracker:
     name = ""
 
     def check(self) -> None:
-        """Finds out, before anything is written, whether runs can be tracked.
+        """Checks that runs can be tracked, before anything is written.
 
         Raises:
-            UsageError: they cannot; the message says what to do.
+            UsageError: runs cannot be tracked; the message says what to do.
         """
 
     def begin(
         self, run: RunDirectory, settings: Settings, epoch: int, identity: str | None
     ) -> str | None:
-        """Begins to follow a run, or goes on with it.
+        """Begins to follow a run, or resumes its tracked run.
 
         Args:
             run: the run directory.
             settings: of the run.
             epoch: epochs that are done.
-            identity: what `begin` returned when this run was first tracked; None if it was not.
+            identity: that `begin` returned when this run was first tracked; None if it was not yet.
 
         Returns:
-            By what the tracked run is found again, kept in the run directory; None if it need
-            not be.
+            The identity by which the tracked run is found again, kept in the run directory; None
+            if the tracker needs none.
         """
 
     def epoch(
@@ -89,12 +89,12 @@ class Tracker:
         """Ends the work of this process on the run.
 
         Args:
-            finished: whether it did all that it was to do; a run may go on later if not.
+            finished: whether the process did all its work; if not, the run may be resumed later.
         """
 
 
 def tag(name: str) -> str:
-    """The name of a column of metrics.csv or timings.csv, in one group with its kind."""
+    """Makes the trackers' name of a column of metrics.csv or timings.csv, grouped by its kind."""
     group, _, rest = name.partition("_")
     if group in _GROUPS:
         return f"{_GROUPS[group]}/{rest}"
@@ -102,12 +102,12 @@ def tag(name: str) -> str:
 
 
 def curves(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an epoch, by their `tag`."""
+    """Returns the values of an epoch, by the `tag` of their columns."""
     return {tag(name): value for name, value in row.items() if name not in ("epoch", "step")}
 
 
 def figures(record: ResultRecord) -> dict[str, float]:
-    """The figures of a record, each by a name that says how it was measured.
+    """Returns the results of a record, each by a name that says how it was measured.
 
     Such a name is "test/pgd 40 steps of 0.01 1 starts linf 0.3 1000 images/robust_accuracy": of
     letters, digits, spaces, "_", "-", "." and "/", which all trackers take.
@@ -125,7 +125,7 @@ def figures(record: ResultRecord) -> dict[str, float]:
 
 
 def hyperparameters(settings: Settings) -> dict[str, bool | int | float | str]:
-    """The settings that have a value, as a table of plain values."""
+    """Makes a table of plain values of the settings that are not None."""
     found = {}
     for name, value in dataclasses.asdict(settings).items():
         if isinstance(value, tuple):

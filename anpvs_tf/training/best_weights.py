@@ -21,13 +21,13 @@ class Best:
         self.weights = [tf.Variable(w.value, trainable=False) for w in network.weights]
 
     def checkpoint(self) -> tf.train.Checkpoint:
-        """Everything that a resumed run needs."""
+        """Makes a checkpoint of everything that a resumed run needs."""
         return tf.train.Checkpoint(
             epoch=self.epoch, accuracy=self.accuracy, weights=list(self.weights)
         )
 
     def offer(self, epoch: int, accuracy: float) -> None:
-        """Takes the network's weights if none before were as good; of equals, the later."""
+        """Keeps the network's weights unless those kept before are better; of equals, the later."""
         if epoch < self.first_epoch or accuracy < float(self.accuracy):
             return
         self.epoch.assign(epoch)
@@ -36,7 +36,7 @@ class Best:
             kept.assign(weight)
 
     def restore(self) -> None:
-        """Gives the network the kept weights; without any, those that it has stay."""
+        """Gives the network the kept weights; if none were kept, its own stay."""
         if self.epoch > 0:
             for kept, weight in zip(self.weights, self.network.weights, strict=True):
                 weight.assign(kept)

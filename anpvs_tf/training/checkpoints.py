@@ -1,8 +1,8 @@
-"""Checkpoints of a run: all that decides how it goes on, in TensorFlow's format.
+"""Checkpoints of a run: all that a run needs to resume, in TensorFlow's format.
 
 A checkpoint is written beside and renamed, its index last: it is there whole or not at
 all. Later damage on the disk is found by the checksums that TensorFlow keeps of every
-tensor; then the one before is used.
+tensor; then the checkpoint before is used.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from anpvs_tf.common.errors import TrainingError, UsageError, one_line
 from anpvs_tf.common.files import flush
 
 KEPT = 2
-# More steps that are left out and training makes no progress.
+# If more steps are left out, training makes no progress.
 MOST_SKIPPED_IN_A_ROW = 10
 MOST_SKIPPED = 100
 _UNFINISHED = "unfinished"
@@ -71,14 +71,14 @@ class Position(tf.train.experimental.PythonState):
         self.in_a_row += 1
 
     def too_many_skipped(self) -> str | None:
-        """Why no more steps may be left out, in words; None if they may."""
+        """Says why no more steps may be left out, in words; None if they may."""
         if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
             return f"the {self.in_a_row}th step in a row"
         skipped = self.skipped_before + self.skipped
         return f"the {skipped}th step in all" if skipped >= MOST_SKIPPED else None
 
     def means(self) -> dict[str, float]:
-        """The loss terms' means over the steps that were not left out."""
+        """Computes the loss terms' means over the steps that were not left out."""
         return {name: total / (self.step - self.skipped) for name, total in self.sums.items()}
 
     def end_epoch(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
@@ -107,8 +107,8 @@ class Checkpoints:
     Args:
         directory: where they lie.
         position: part of each.
-        objects: everything else that a checkpoint holds, by name: what
-            `tf.train.Checkpoint` takes.
+        objects: everything else that a checkpoint holds, by name, as
+            `tf.train.Checkpoint` takes it.
     """
 
     def __init__(self, directory: pathlib.Path, position: Position, **objects):
@@ -119,7 +119,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def numbers(self) -> list[int]:
-        """Of the checkpoints that are there, increasing."""
+        """Lists the numbers of the checkpoints that exist, increasing."""
         found = (re.fullmatch(r"ckpt-(\d+)\.index", path.name) for path in self._files())
         return sorted(int(match[1]) for match in found if match)
 
@@ -127,7 +127,7 @@ class Checkpoints:
         return self.directory / f"ckpt-{number}"
 
     def newest(self) -> str | None:
-        """The path of the last checkpoint, without its endings."""
+        """Returns the path of the last checkpoint, without its endings; None if there is none."""
         numbers = self.numbers()
         return str(self.path(numbers[-1])) if numbers else None
 
@@ -137,14 +137,14 @@ class Checkpoints:
         return f"the last good checkpoint is {newest}" if newest else "no checkpoint exists yet"
 
     def minutes(self) -> float:
-        """Since the last save."""
+        """Returns the minutes since the last save or restore; before any, since the start."""
         return (time.monotonic() - self.saved_at) / 60
 
     def save(self) -> None:
         """Writes the next checkpoint, then deletes those before the last two.
 
         Raises:
-            TrainingError: it could not be written; those before are as they were.
+            TrainingError: the checkpoint could not be written; those before are as they were.
         """
         number = max(self.numbers(), default=0) + 1
         beside = self.directory / _UNFINISHED
@@ -161,7 +161,7 @@ class Checkpoints:
                 path.unlink()
             raise TrainingError(
                 f"no checkpoint of {self.position} could be written to {self.directory}: "
-                f"{one_line(error)}; {self.kept()}; make room and give the same command to go on"
+                f"{one_line(error)}; {self.kept()}; make room and give the same command to resume"
             ) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -171,10 +171,10 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def restore(self, directory: pathlib.Path, number: int) -> None:
-        """Reads a checkpoint; `directory` is another than that of `save` for some workers.
+        """Reads a checkpoint of `directory`, where workers other than the chief do not save.
 
         Raises:
-            UsageError: it is not of this run as this version of the package trains it.
+            UsageError: the checkpoint is not of this run as this version of the package trains it.
         """
         path, wanted = directory / f"ckpt-{number}", self.position.settings
         try:
@@ -197,12 +197,12 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def good(self) -> int | None:
-        """The number of the newest checkpoint that can be read; None if there is none at all.
+        """Returns the number of the newest checkpoint that can be read; None if none exists.
 
-        Those that cannot are renamed, with a warning.
+        Newer ones, which cannot be read, are renamed, with a warning.
 
         Raises:
-            UsageError: there are checkpoints, and none can be read.
+            UsageError: checkpoints exist, and none can be read.
         """
         self._sweep()
         numbers = self.numbers()
@@ -215,7 +215,7 @@ class Checkpoints:
                 damage.append(f"checkpoint {path} is damaged ({one_line(error)})")
                 continue
             for bad in damage:
-                print(f"warning: {bad}; going on from {path.name}", file=sys.stderr)
+                print(f"warning: {bad}; resuming from {path.name}", file=sys.stderr)
             for newer in numbers[numbers.index(number) + 1 :]:
                 for part in self.directory.glob(f"ckpt-{newer}.*"):
                     os.replace(part, part.with_name(f"damaged-{part.name}"))
@@ -231,7 +231,7 @@ class Checkpoints:
         return list(self.directory.iterdir()) if self.directory.exists() else []
 
     def _sweep(self) -> None:
-        """Deletes what a process that died while saving left behind."""
+        """Deletes the unfinished files of a process that died while saving."""
         shutil.rmtree(self.directory / _UNFINISHED, ignore_errors=True)
         numbers = self.numbers()
         for path in self._files():

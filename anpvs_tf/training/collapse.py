@@ -9,7 +9,7 @@ from anpvs_tf.runs.directory import RunDirectory
 
 
 def check_not_collapsed(network: keras.Model, epoch: int, run: RunDirectory) -> None:
-    """Raises TrainingError if no feature connects the image to the logits: it cannot recover."""
+    """Raises TrainingError if no feature connects image and logits: the network cannot recover."""
     try:
         FrozenNetwork(network)
     except UsageError as error:

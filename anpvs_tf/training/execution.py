@@ -12,7 +12,9 @@ from anpvs_tf.tracking.tracker import Tracker
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a run is carried out. It decides nothing of the result, and may change when it goes on.
+    """How a run is carried out.
+
+    It decides nothing of the result, and may change when the run is resumed.
 
     Attributes:
         devices: what to train on.
@@ -20,7 +22,7 @@ class Execution:
         on_nonfinite: one of `nonfinite.ACTIONS` at a loss or gradient that is not finite: stop,
             or skip the step.
         trackers: to be told of the run by the chief; `Tracker.check` finds out whether they can.
-        following: the work of what is trained after this run, if that is a warm start.
+        following: the work of the run that is trained after this one, if this is its warm start.
     """
 
     devices: Devices = dataclasses.field(default_factory=local)
@@ -36,10 +38,11 @@ class Execution:
 
 @contextlib.contextmanager
 def home_of(devices: Devices, run: RunDirectory) -> Iterator[RunDirectory]:
-    """Where this worker writes: the chief in `run`, held against other processes.
+    """Yields the directory that this worker writes to: for the chief, `run`.
 
-    The other workers write the same to a temporary directory, because reading a variable
-    may need all workers; it is deleted afterwards.
+    The chief holds `run` against other processes. The other workers write the same to
+    a temporary directory, because reading a variable may need all workers; it is deleted
+    afterwards.
     """
     if devices.is_chief:
         with run.owned():

@@ -29,7 +29,7 @@ class Work:
         self.whole = settings.epochs * self.of_epoch + tested * of_image
 
     def done(self, epochs: int, steps: int) -> float:
-        """The work of so many epochs, and so many steps of the next."""
+        """Computes the work of `epochs` epochs and of `steps` steps of the next."""
         return epochs * self.of_epoch + steps * self.of_step
 
 
@@ -37,7 +37,7 @@ class Forecast:
     """Measures the work of the first minute and says how long the rest will take.
 
     Args:
-        work: in all, with what is trained after this run.
+        work: in all, with that of the run that is trained after this one.
     """
 
     def __init__(self, work: float):
@@ -46,11 +46,11 @@ class Forecast:
         self.said = False
 
     def update(self, done: float, now: float | None = None) -> str | None:
-        """The sentence, once a minute has passed since the first call; None before and after.
+        """Says once, a minute after the first call, how long the rest takes; None before and after.
 
         Args:
             done: work that is done.
-            now: seconds, of any monotonic clock.
+            now: seconds, of any monotonic clock; None for `time.monotonic`.
         """
         now = time.monotonic() if now is None else now
         # The first step is not typical: it compiles.

@@ -15,7 +15,7 @@ from anpvs_tf.training.checkpoints import Position
 def epoch_row(
     epoch: int, step: int, terms: dict[str, float], result: Result, network: keras.Model
 ) -> dict[str, Any]:
-    """The row of metrics.csv of an epoch, without its times."""
+    """Makes the row of metrics.csv of an epoch, without its times."""
     counts = efficiency.active_features(network)
     return {
         "epoch": epoch,
@@ -30,7 +30,7 @@ def epoch_row(
 
 
 def epoch_timing(epoch: int, seconds: float, images: int) -> dict[str, Any]:
-    """The row of timings.csv of an epoch: of its steps, without the validation."""
+    """Makes the row of timings.csv of an epoch: of its steps, without the validation."""
     return {
         "epoch": epoch,
         "seconds": round(seconds, 3),
@@ -41,7 +41,7 @@ def epoch_timing(epoch: int, seconds: float, images: int) -> dict[str, Any]:
 def check_columns(
     run: directory.RunDirectory, position: Position, terms: Iterable[str], network: keras.Model
 ) -> None:
-    """Refuses to go on with tables that would get rows of two kinds.
+    """Refuses to resume a run whose tables would get rows of two kinds.
 
     Args:
         position: where the run stands, as its checkpoint says.
@@ -61,6 +61,6 @@ def check_columns(
     if differences:
         raise UsageError(
             f"{run.path} was begun by another version of anpvs_tf; this one writes metrics.csv "
-            f"and timings.csv {', '.join(differences)}: go on with the version that began it, or "
-            "train into another --run_dir"
+            f"and timings.csv {', '.join(differences)}: resume it with the version that began it, "
+            "or train into another --run_dir"
         )

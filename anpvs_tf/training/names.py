@@ -1,3 +1,3 @@
-"""The names of what training does at a loss that is not finite; imports no TensorFlow."""
+"""The names of the actions at a loss that is not finite; imports no TensorFlow."""
 
 ACTIONS = ("stop", "skip")

@@ -24,7 +24,7 @@ def culprit(terms: dict[str, float]) -> str | None:
 
 
 def stop(what: str, epoch: int, step: int, checkpoints: Checkpoints, seen: str = "") -> None:
-    """Raises TrainingError."""
+    """Raises TrainingError: says what was not finite and where, and names the last checkpoint."""
     raise TrainingError(
         f"{what} in epoch {epoch}, step {step}{seen}; {checkpoints.kept()}; "
         "a lower --learning_rate or --precision=float32 may help"
@@ -32,7 +32,7 @@ def stop(what: str, epoch: int, step: int, checkpoints: Checkpoints, seen: str =
 
 
 def keep_batch(path: pathlib.Path, batch: tuple[tf.Tensor, tf.Tensor], what: str) -> str:
-    """Saves a batch for inspection; a full disk does not matter. Says where, in words."""
+    """Saves a batch for inspection and says where; returns "" if it cannot be written."""
     images, labels = batch
     try:
         path.parent.mkdir(exist_ok=True)

@@ -20,13 +20,13 @@ LEFT, LOST = 0.5, 0.15
 
 
 def possible(settings: Settings) -> bool:
-    """Whether the training attack is so cheap that catastrophic overfitting is watched for."""
+    """Says whether the training attack is so cheap that catastrophic overfitting is watched for."""
     few = settings.train_attack == "n_fgsm" or settings.attack_steps <= FEW_STEPS
     return METHODS[settings.method].adversarial and few
 
 
 def noticed(settings: Settings, rows: list[dict[str, Any]]) -> bool:
-    """Whether the last epoch has overfitted: attacked better in training, broken in validation.
+    """Says whether the last epoch overfitted: better under attack in training, worse in validation.
 
     Accuracy under the validation attack fell to less than half of its best so far and by
     more than 15 points, while accuracy under the training attack rose.
@@ -47,7 +47,7 @@ def check_good_epoch(epoch: int, best: int, run: RunDirectory) -> None:
     """Says that training ends because of catastrophic overfitting, and what is kept.
 
     Raises:
-        TrainingError: there is no epoch to go back to.
+        TrainingError: no epoch before can be kept.
     """
     found = (
         f"catastrophic overfitting in epoch {epoch}: accuracy under the training attack rose, "

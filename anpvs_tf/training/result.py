@@ -103,7 +103,7 @@ def tested(
 
 
 def _target(settings: Settings, network: keras.Model) -> dict[str, Any]:
-    """Says what `target_sparsity` asked for, and what has come of it.
+    """Says which share `target_sparsity` asked for, which was reached, and whether that is met.
 
     Operations are the multiplications of the frozen network, as it is deployed. As in
     `SparsityTarget`, only gates that learn count.

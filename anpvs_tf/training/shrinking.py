@@ -1,6 +1,6 @@
 """The training network without the features that are gone for good.
 
-`FrozenNetwork` leaves pruned features out of what is attacked and deployed; they
+`FrozenNetwork` leaves pruned features out of the attacked and deployed network; they
 stay in the network that is trained, where they may open again. `shrink` makes a
 smaller training network in which chosen features no longer exist, so that the
 weight update gets cheaper too. The full network stays the home of all weights:
@@ -43,12 +43,12 @@ class Pair:
     places: tuple[np.ndarray, ...] | None
 
     def load(self) -> None:
-        """Full to small."""
+        """Copies the full variable to the small one."""
         values = np.asarray(self.full)
         self.small.assign(values if self.places is None else values[np.ix_(*self.places)])
 
     def store(self) -> None:
-        """Small to full; what the small one lacks stays as it is."""
+        """Copies the small variable to its places in the full one; the others stay as they are."""
         values = np.array(self.full)
         if self.places is None:
             values = np.asarray(self.small)
@@ -74,7 +74,7 @@ class Shrunk:
     shares: dict[str, float]
 
     def optimizer_pairs(self, weights: list, full, small) -> list[Pair]:
-        """Pairs for the state of two equally made optimizers; builds the small one.
+        """Makes pairs for the state of two equally made optimizers; builds the small one.
 
         Args:
             weights: the full network's trainable variables, as `full` was built with.
@@ -107,8 +107,8 @@ def shrink(network: keras.Model, removed: Features) -> Shrunk:
         removed: {gate's name: bool [features]}.
 
     Raises:
-        UsageError: a layer that cannot be made narrower, by name, or nothing of the
-            image reaches the logits.
+        UsageError: a layer cannot be made narrower (the message names it), or nothing of
+            the image reaches the logits.
     """
     nodes = _nodes(network)
     layers_with_weights = [
@@ -166,10 +166,10 @@ def _of_gates(network: keras.Model, nodes: list[Node], kept: dict[int, np.ndarra
 def _kept(
     network: keras.Model, nodes: list[Node], removed: Features, gone: Features
 ) -> dict[int, np.ndarray]:
-    """Indices of the channels of every tensor that the small network has.
+    """Finds the channels of every tensor that the small network has: {tensor's id: indices}.
 
     Args:
-        gone: what has left before; `removed` contains it.
+        gone: the features that left before; `removed` contains them.
     """
     left = {}
     for gate in gates_of(network):
@@ -209,7 +209,7 @@ class Removal:
         self.removed = _per_gate(network, tf.bool)
 
     def checkpoint(self) -> tf.train.Checkpoint:
-        """Everything that a resumed run needs."""
+        """Makes a checkpoint of everything that a resumed run needs."""
         return tf.train.Checkpoint(
             pruned_epochs=tf.train.Checkpoint(**self.pruned_epochs),
             removed=tf.train.Checkpoint(**self.removed),
@@ -228,7 +228,7 @@ class Removal:
             count.assign(tf.where(is_open, tf.zeros_like(count), count + 1))
 
     def advance(self, epochs: int) -> bool:
-        """Removes what has been pruned for `epochs` epochs, if that is much of the work.
+        """Removes the features pruned for `epochs` epochs, if they are much of the work.
 
         Features that are always zero, because all in front of them is gone, leave
         too, and their gates are closed.
@@ -250,7 +250,7 @@ class Removal:
         return True
 
     def shrunk(self) -> Shrunk | None:
-        """The training network that is left, with the full one's weights; None if it is whole."""
+        """Makes the small network, with the full one's weights; None if nothing is removed."""
         removed = self._now()
         return shrink(self.network, removed) if any(map(np.any, removed.values())) else None
 

@@ -56,7 +56,7 @@ def train(
     execution: Execution | None = None,
     network_file: str | os.PathLike | None = None,
 ) -> list[ResultRecord]:
-    """Trains a run to its end, or continues it, and evaluates it on the test set.
+    """Trains a run to its end, resuming it if it was begun, and evaluates it on the test set.
 
     Args:
         settings: what to train.
@@ -65,8 +65,8 @@ def train(
         command: the command line, kept in config.json.
         overwrite: start anew, deleting the run that is in `run`.
         execution: how; None for the defaults.
-        network_file: the Keras model file that the network is made from, if it is; the run keeps
-            a copy, and uses that from then on.
+        network_file: the Keras model file that the network is made from, if it is made from one;
+            the run keeps a copy, and uses that from then on.
 
     Returns:
         The records of results.json.
@@ -113,12 +113,12 @@ def train(
     # ---- The run that training starts from ----
     start = f"from the weights of {settings.network}" if settings.pretrained else "from scratch"
     if run.begun and not overwrite:
-        start = "goes on from its last checkpoint"
+        start = "resumes from its last checkpoint"
     elif base is not None:
         start = f"from the weights of {base.path}"
     of_base = None
     if base is not None and not base.finished:
-        # A base that was begun goes on as it was begun: only what decides its weights was checked.
+        # A base that was begun resumes as it was begun: only what decides its weights was checked.
         begun = base.config_path.exists()
         of_base = base.settings() if begun else warm_start.base_settings(settings)
         start += f", trained first ({of_base.method}, {of_base.epochs} epochs)"
@@ -245,12 +245,12 @@ class Trainer:
         if number := self.devices.of_chief(self.checkpoints.good() or 0):
             self.checkpoints.restore(self.run.checkpoints, number)
             history.check_columns(self.run, position, self.whole.trackers, self.evaluated)
-            print(f"Continuing {self.run.path} after {position}")
+            print(f"Resuming {self.run.path} after {position}")
             home.write_metrics(position.rows, position.timings)
         elif home.metrics_path.exists():
             raise UsageError(
                 f"the checkpoints of {self.run.path} are gone, its metrics.csv is not: it cannot "
-                "go on; start anew with --overwrite or another --run_dir"
+                "be resumed; start anew with --overwrite or another --run_dir"
             )
         batches = self.devices.distribute(self._batches_from_here(), settings.batch_size)
         self.batches = pipelines.readable(batches, self.data.train)
@@ -360,7 +360,7 @@ class Trainer:
         spoiled = {w.path: np.nan for w in evaluated.weights if not np.all(np.isfinite(w.numpy()))}
         if what := nonfinite.culprit(spoiled):
             nonfinite.stop(what, epoch, self.steps, self.checkpoints)
-        # Averages lag behind: what is trained can be lost while what is evaluated is not yet.
+        # Averages lag behind: the trained network can be lost while the evaluated one is not yet.
         for either in (self.network, evaluated):
             check_not_collapsed(either, epoch, self.run)
         result = self.evaluate(self.validation, settings.seed, lambda *_: self._stop_if_asked())
@@ -379,7 +379,10 @@ class Trainer:
         self.overfitted = overfitting.noticed(settings, position.rows)
 
     def _stop_if_asked(self) -> None:
-        """Within evaluations. Workers, which must stop together, stop after the next step."""
+        """Saves the state and raises Interrupted if a signal asked for it during an evaluation.
+
+        Several workers, which must stop together, stop after the next step instead.
+        """
         if interruption.asked() and self.devices.workers == 1:
             self.checkpoints.save()
             raise Interrupted(interruption.asked(), kept_for_later(self.checkpoints))
@@ -425,4 +428,4 @@ class Trainer:
 
 def kept_for_later(checkpoints: Checkpoints) -> str:
     """Returns the last line of an interrupted run."""
-    return f"{checkpoints.kept()}; the same command, or --run_dir alone, goes on"
+    return f"{checkpoints.kept()}; the same command, or --run_dir alone, resumes it"

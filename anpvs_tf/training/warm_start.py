@@ -14,7 +14,7 @@ from anpvs_tf.runs.settings import Settings, decisive
 
 
 def base_settings(settings: Settings) -> Settings:
-    """The settings of the run that a run of these settings starts from.
+    """Makes the settings of the run that a run of these settings starts from.
 
     Settings that do not decide the base's weights take their defaults, so that runs that
     differ only there share one base. A base that has a base itself trains for
@@ -36,13 +36,14 @@ def base_settings(settings: Settings) -> Settings:
 
 
 def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
-    """The run whose weights training starts from; None for a start from scratch.
+    """Finds the run whose weights training starts from; None for a start from scratch.
 
     An explicit `base_run` must be finished. Without one, a method with a base uses the
     run of that method beside `run`, which may still have to be trained.
 
     Raises:
-        UsageError: a base that is not finished or does not fit.
+        UsageError: the base is not finished or does not fit, or `freeze_below` would hold
+            weights that nothing has trained.
     """
     if settings.base_run is not None:
         base = RunDirectory(settings.base_run)
@@ -69,10 +70,10 @@ def base_run(settings: Settings, run: RunDirectory) -> RunDirectory | None:
 
 
 def needs_base(settings: Settings) -> bool:
-    """Whether a run of the method's base, of at least an epoch, comes first.
+    """Says whether a run of the method's base, of at least an epoch, comes first.
 
     Raises:
-        UsageError: the method is none without its base.
+        UsageError: the method needs a trained network to start from, and the settings give none.
     """
     method = METHODS[settings.method]
     if settings.base_run is not None or method.base is None:

@@ -9,7 +9,7 @@ VALIDATION_EXAMPLES = 1_000
 
 
 def steps_of_epoch(settings: Settings, data: loading.Dataset) -> int:
-    """Returns the number of steps of an epoch."""
+    """Computes the number of steps of an epoch."""
     steps = len(data.train) // settings.batch_size
     return min(steps, settings.steps_per_epoch or steps)
 
@@ -23,6 +23,6 @@ def evaluated_splits(
 
 
 def work_of(settings: Settings, data: loading.Dataset) -> forecast.Work:
-    """Returns how much work a run on these data is."""
+    """Computes the work of a run on these data."""
     validated, tested = map(len, evaluated_splits(settings, data))
     return forecast.Work(settings, steps_of_epoch(settings, data), validated, tested)

@@ -67,7 +67,7 @@ def file_of(name: str) -> pathlib.Path:
     """Finds the Keras file of a network.
 
     Raises:
-        UsageError: no network of this name, or a file that is not the one of the package.
+        UsageError: no network has this name, or the file is not the package's.
     """
     known, path = entry(name), HERE / f"{name}.keras"
     try:

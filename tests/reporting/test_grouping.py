@@ -26,7 +26,7 @@ def test_a_directory_of_runs_stands_for_its_finished_runs(tmp_path):
     )
     assert [run.directory.path.name for run in runs] == ["a", "b", "alone"]
     reasons = {one.path.rsplit("/")[-1]: one.reason for one in skipped}
-    assert reasons.keys() == {"c", "d"} and "is not finished; continue it" in reasons["c"]
+    assert reasons.keys() == {"c", "d"} and "is not finished; resume it" in reasons["c"]
     # A message that is whole already is not wrapped, nor cut.
     assert reasons["d"].startswith(str(damaged.results_path) + " is not what was written")
     assert reasons["d"].endswith("if you trust the files")

@@ -114,7 +114,7 @@ def test_every_file_is_there_and_listed(report):
         f"table{n}.{ending}" for n in ("1", "2a", "2b", "3") for ending in ("md", "csv", "tex")
     }
     (reason,) = manifest["left_out"].values()
-    assert reason.endswith("/unfinished is not finished; continue it with bin/train.py")
+    assert reason.endswith("/unfinished is not finished; resume it with bin/train.py")
     assert len(manifest["runs"]) == 5
     for path in (report / "figures").glob("*.png"):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -27,7 +27,7 @@ def test_no_run_and_one_that_is_not_finished_are_refused(tmp_path):
     with pytest.raises(UsageError, match="absent holds no readable config"):
         open_run(tmp_path / "absent")
     RunDirectory(tmp_path / "run").begin(resolution.resolve({"dataset": "digits"}), [])
-    with pytest.raises(UsageError, match=r"run .* is not finished; continue it with bin/train\.py"):
+    with pytest.raises(UsageError, match=r"run .* is not finished; resume it with bin/train\.py"):
         open_run(tmp_path / "run")
 
 

@@ -85,7 +85,7 @@ def test_the_program_uploads_what_it_exported(uploads, hub, monkeypatch, tmp_pat
     monkeypatch.setattr(export, "table", lambda *_: "")
     ended = program("--dry_run")
     assert ended.returncode == 0, ended.stderr
-    assert f"{version / 'hub'} is what would be uploaded to hf://me/it" in ended.stdout
+    assert f"{version / 'hub'} would be uploaded to hf://me/it" in ended.stdout
     assert not uploads
     (version / exporting.HUB / "README.md").unlink()
     (version / exporting.HUB).rmdir()

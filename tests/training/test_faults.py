@@ -45,8 +45,8 @@ def test_kills_change_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("file", "how", "expected"),
     [
-        ("checkpoints/ckpt-2.data-00000-of-00001", "a bit flipped", "going on from ckpt-1"),
-        ("checkpoints/ckpt-2.index", "empty", "going on from ckpt-1"),
+        ("checkpoints/ckpt-2.data-00000-of-00001", "a bit flipped", "resuming from ckpt-1"),
+        ("checkpoints/ckpt-2.index", "empty", "resuming from ckpt-1"),
         ("metrics.csv", "deleted", "the same result"),
         ("config.json", "cut in half", "holds no readable config.json"),
     ],
@@ -93,7 +93,9 @@ def test_a_version_with_other_columns_does_not_go_on(made, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(history, "epoch_row", other_row)
-        with pytest.raises(UsageError, match=r"csv without sparsity, with margin: go on with the"):
+        with pytest.raises(
+            UsageError, match=r"csv without sparsity, with margin: resume it with the"
+        ):
             trainer.train(run.settings(), run)
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     # Nor within an epoch that was begun with other loss terms.

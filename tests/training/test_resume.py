@@ -105,7 +105,7 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
     process = start(f"--run_dir={run.path}")
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
-    assert "Continuing" in output and "after epoch 0 and" in output
+    assert "Resuming" in output and "after epoch 0 and" in output
     # A process too: it has other threads, which add in another order.
     _, errors = start(*flags, f"--run_dir={whole.path}").communicate(timeout=900)
     assert whole.finished, errors

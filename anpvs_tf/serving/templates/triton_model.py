@@ -17,7 +17,7 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def execute(self, requests: list) -> list:
-        """Computes the requests as one batch; one that is refused does not hurt the others."""
+        """Computes the requests as one batch; a refused one does not fail the others."""
         images = [pb_utils.get_input_tensor_by_name(one, "images").as_numpy() for one in requests]
         # A NaN is not in [0, 1].
         right = [bool(np.all((one >= 0.0) & (one <= 1.0))) for one in images]
@@ -26,7 +26,7 @@ class TritonPythonModel:
         return [self._answer(next(parts) if good else None) for good in right]
 
     def _parts(self, images):
-        """One tuple of outputs for each array of images."""
+        """Computes one tuple of outputs for each array of images."""
         if not images:
             return []
         values = self.session.run(OUTPUTS, {"images": np.concatenate(images)})
