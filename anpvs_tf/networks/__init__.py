@@ -1,1 +1,1 @@
-"""Builds networks with learned gates, and puts gates into networks of the user's."""
+"""Builds networks with learned gates, and puts gates into the user's own networks."""

@@ -31,7 +31,7 @@ class _Layers:
     width: float = 1.0
 
     def features(self, published: int) -> int:
-        """How many features a layer gets that has `published` at width 1."""
+        """Returns the number of features of a layer that has `published` at width 1."""
         return max(1, round(published * self.width))
 
     def initializer(self, name: str) -> keras.initializers.Initializer:
@@ -100,7 +100,7 @@ def lenet5(
     gate_scope: str = "all",
     width: float = 1.0,
 ) -> keras.Model:
-    """LeNet-5-Caffe: conv 20@5x5, pool, conv 50@5x5, pool, dense 500, dense classes.
+    """Builds LeNet-5-Caffe: conv 20@5x5, pool, conv 50@5x5, pool, dense 500, dense classes.
 
     Args:
         image_shape: (height, width, channels) of the images, at least 16 x 16.
@@ -140,7 +140,7 @@ def vgg16(
     gate_scope: str = "all",
     width: float = 1.0,
 ) -> keras.Model:
-    """VGG-16 for 32 x 32 images: 13 convolutions with batch normalisation, dense 512.
+    """Builds VGG-16 for 32 x 32 images: 13 convolutions with batch normalisation, dense 512.
 
     Args: as `lenet5`. Gated are the convolutions' channels, the flattened 512
         and the hidden 512.
@@ -187,7 +187,9 @@ def _resnet(
     width: float,
     coupled: bool,
 ) -> keras.Model:
-    """A stem and stages of basic blocks; a projection where the number of features changes.
+    """Builds a stem and stages of basic blocks.
+
+    Where the number of features changes, a projection is the shortcut.
 
     Args:
         widths: features of each stage, of which the first has the stem's resolution and
@@ -230,10 +232,12 @@ def resnet18(
     width: float = 1.0,
     coupled: bool = False,
 ) -> keras.Model:
-    """ResNet-18 for 32 x 32 images (He et al. 2016): 3x3 stem, four stages of two basic blocks.
+    """Builds ResNet-18 for 32 x 32 images (He et al. 2016).
 
-    Args: as `lenet5`. Gated is what `add_gates` finds removable: inside every block,
-        and between stages, where only convolutions read the sum.
+    It has a 3x3 stem and four stages of two basic blocks.
+
+    Args: as `lenet5`. Gated are the features that `add_gates` finds removable: inside every
+        block, and between stages, where only convolutions read the sum.
         coupled: as of `add_gates`: gate residual sums too.
 
     Raises:
@@ -264,10 +268,11 @@ def resnet20(
     width: float = 1.0,
     coupled: bool = False,
 ) -> keras.Model:
-    """ResNet-20 for CIFAR (He et al. 2016): stages of 16, 32 and 64 features, three blocks each.
+    """Builds ResNet-20 for CIFAR (He et al. 2016).
 
-    A projection, a 1 x 1 convolution, where a stage begins: 272,474 trained parameters with
-    10 classes. Arguments and errors as of `resnet18`.
+    Its stages have 16, 32 and 64 features and three blocks each; the second and the third begin
+    with a projection, a 1 x 1 convolution. It has 272,474 trained parameters with 10 classes.
+    Arguments and errors as of `resnet18`.
     """
     return _resnet(
         "resnet20",
@@ -294,9 +299,9 @@ def resnet32(
     width: float = 1.0,
     coupled: bool = False,
 ) -> keras.Model:
-    """ResNet-32 for CIFAR (He et al. 2016): as `resnet20` with five blocks in each stage.
+    """Builds ResNet-32 for CIFAR (He et al. 2016): `resnet20` with five blocks in each stage.
 
-    466,906 trained parameters with 10 classes.
+    It has 466,906 trained parameters with 10 classes.
     """
     return _resnet(
         "resnet32",

@@ -2,7 +2,7 @@
 
 The variables that a layer inherits hold the posterior's means; beside each lies
 `<name>_rho`, with the standard deviations softplus(rho). In inference a layer
-computes with the means, as its parent does: whatever handles the parent (freezing,
+computes with the means, as its parent does: code that handles the parent (freezing,
 export, a warm start) handles the network of the posterior means.
 """
 
@@ -21,7 +21,7 @@ _RHO_EXPONENTIAL = -20.0
 
 
 def kl_to_prior(mean: tf.Tensor, rho: tf.Tensor, prior_stddev: float) -> tf.Tensor:
-    """KL(N(mean, softplus(rho)^2) || N(0, prior_stddev^2)) in nats, elementwise.
+    """Computes KL(N(mean, softplus(rho)^2) || N(0, prior_stddev^2)) in nats, elementwise.
 
     Args:
         mean, rho: float32 of one shape. Finite, with finite gradients, for any rho below 1e18.
@@ -87,16 +87,16 @@ class BayesianLayer:
             setattr(self, f"{name}_rho", rho)
 
     def means(self) -> dict[str, keras.Variable]:
-        """The posterior's means, by name."""
+        """Returns the posterior's means, by name."""
         found = {name: getattr(self, name, None) for name in self.VARIATIONAL}
         return {name: mean for name, mean in found.items() if mean is not None}
 
     def stddev(self, name: str) -> tf.Tensor:
-        """The posterior's standard deviations of a weight, float32."""
+        """Returns the posterior's standard deviations of a weight, float32."""
         return tf.math.softplus(tf.convert_to_tensor(getattr(self, f"{name}_rho")))
 
     def kl(self) -> tf.Tensor:
-        """KL divergence from the posterior to the prior, summed over all weights, in nats."""
+        """Sums the KL divergence from the posterior to the prior over all weights, in nats."""
         terms = [
             kl_to_prior(_float32(mean), _float32(getattr(self, f"{name}_rho")), self.prior_stddev)
             for name, mean in self.means().items()
@@ -104,19 +104,19 @@ class BayesianLayer:
         return tf.add_n([tf.reduce_sum(term) for term in terms])
 
     def draw(self, seed: tf.Tensor) -> list[tuple[keras.Variable, tf.Tensor]]:
-        """One draw of all weights: (the variable of the means, its values in this draw)."""
+        """Draws all weights once: (the variable of the means, its values in this draw)."""
         return [
             (mean, _float32(mean) + self._deviation(name, seed))
             for name, mean in self.means().items()
         ]
 
     def _deviation(self, name: str, seed: tf.Tensor) -> tf.Tensor:
-        """How far one draw of a weight is from its mean, float32."""
+        """Draws a weight's deviation from its mean, float32."""
         stddev = self.stddev(name)
         return stddev * randomness.normal(stddev.shape, randomness.fold(seed, name))
 
     def _of_each_example(self, name: str, seed: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
-        """A draw of a vector for every example, float32 [batch, 1, ..., features]."""
+        """Draws a vector for every example, float32 [batch, 1, ..., features]."""
         stddev = self.stddev(name)
         seed = randomness.fold(seed, name)
 
@@ -129,7 +129,7 @@ class BayesianLayer:
     def _flipout(
         self, inputs: tf.Tensor, linear: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     ) -> tf.Tensor:
-        """linear(inputs, kernel) plus bias, activated, with weights of each example's own.
+        """Computes linear(inputs, kernel) plus bias, activated, with each example's own weights.
 
         Example i has the kernel mean + deviation * (r_i s_i^T) and the bias mean +
         deviation * s_i, with signs r_i of its input features and s_i of its output features.
@@ -281,19 +281,19 @@ def convert(
 
 
 def layers_of(network: keras.Model) -> list[BayesianLayer]:
-    """The Bayesian layers of a network, in order."""
+    """Returns the Bayesian layers of a network, in order."""
     return [layer for layer in network.layers if isinstance(layer, BayesianLayer)]
 
 
 def is_scale(variable) -> bool:
-    """Whether a variable is a rho (by name: replicas have no `path`)."""
+    """Says whether a variable is a rho (by name: replicas have no `path`)."""
     return "_rho" in variable.name
 
 
 def draw(network: keras.Model, seed: tf.Tensor) -> list[tuple[keras.Variable, tf.Tensor]]:
-    """One draw of all weights from the posterior.
+    """Draws all weights of a network once from the posterior.
 
-    Inside `keras.StatelessScope(draw(network, seed))` the network, and what reads its
+    Inside `keras.StatelessScope(draw(network, seed))` the network, and any code that reads its
     variables, computes in inference with these weights for all images; gradients flow.
 
     Args:
@@ -311,6 +311,6 @@ def _float32(variable: keras.Variable) -> tf.Tensor:
 
 
 def _beside(values: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
-    """[batch, features] -> [batch, 1, ..., features], of the rank of `inputs`."""
+    """Reshapes [batch, features] to [batch, 1, ..., features], of the rank of `inputs`."""
     batch, features = tf.shape(values)[0], values.shape[-1]
     return tf.reshape(values, [batch] + [1] * (inputs.shape.rank - 2) + [features])

@@ -59,7 +59,7 @@ class BetaBernoulliGate(Gate):
         self.b_raw = self.parameter("gate_b_raw", self.initial_b_raw)
 
     def concentrations(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """(a, b) of the posterior, float32 [features], positive."""
+        """Returns (a, b) of the posterior, float32 [features], positive."""
         a_raw, b_raw = tf.convert_to_tensor(self.a_raw), tf.convert_to_tensor(self.b_raw)
         return kumaraswamy.concentrations(a_raw, b_raw)
 

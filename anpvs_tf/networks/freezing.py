@@ -8,7 +8,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.networks import graph
 from anpvs_tf.networks.gate import Gate, gates_of
 
-# So many names of layers are shown to a user who gave another.
+# The most names of layers that are shown to a user who gave an unknown one.
 _SHOWN = 8
 
 
@@ -51,7 +51,7 @@ def freeze_below(network: keras.Model, layer: str) -> None:
 
 
 def _suggested(nodes: list[graph.Node], name: str) -> list[str]:
-    """The names of layers that are like a name; of none such, of the first ones with weights."""
+    """Returns the names of layers similar to `name`, else of the first layers with weights."""
     named = [node.layer for node in nodes if not isinstance(node.layer, Gate)]
     like = difflib.get_close_matches(name, [layer.name for layer in named], _SHOWN)
     weighted = [layer.name for layer in named if getattr(layer, "weights", ())]

@@ -46,8 +46,8 @@ class Gate(keras.layers.Layer):
         kl_weight: factor of the KL term in `add_loss`; beta / (training examples)
             makes a plain Keras `fit` minimise Eq. 5.
         seed: integer for draws outside a `randomness.scope`.
-        min_active: so many features, those of the largest importance, are never pruned and
-            meet no KL divergence; of equal ones those that come first. Not negative; of a
+        min_active: the number of features, those of the largest importance, that are never pruned
+            and add no KL divergence; of equal ones those that come first. Not negative; of a
             gate with fewer features it keeps all.
 
     Attributes:
@@ -85,18 +85,18 @@ class Gate(keras.layers.Layer):
         )
 
     def feature_kl(self) -> tf.Tensor:
-        """KL divergence of each feature from the posterior to the prior, in nats, [features]."""
+        """Computes each feature's KL divergence from posterior to prior, in nats, [features]."""
         raise NotImplementedError
 
     def kl(self) -> tf.Tensor:
-        """KL divergence, in nats, summed over the features that `min_active` does not keep."""
+        """Sums the KL divergence, in nats, over the features that `min_active` does not keep."""
         values = self.feature_kl()
         if self.min_active:
             values = tf.where(self.kept(), 0.0, values)
         return tf.reduce_sum(values)
 
     def mean(self) -> tf.Tensor:
-        """Mean of the mask before pruning, float32 [features], not negative.
+        """Computes the mean of the mask before pruning, float32 [features], not negative.
 
         A negative mask would only turn the sign of its readers' weights, and a maximum
         pooling lets through no factor that is negative: `FrozenNetwork` relies on that.
@@ -123,11 +123,11 @@ class Gate(keras.layers.Layer):
         raise NotImplementedError
 
     def mean_mask(self) -> tf.Tensor:
-        """The mask of inference: `mean()`, and exactly 0 where the feature is pruned."""
+        """Returns the mask of inference: `mean()`, and exactly 0 where the feature is pruned."""
         return tf.where(self.is_open(), self.mean(), 0.0)
 
     def kept(self) -> tf.Tensor:
-        """bool [features]: the features that `min_active` keeps."""
+        """Says which features `min_active` keeps, bool [features]."""
         count = min(self.min_active, self.features)
         if not count:
             return tf.zeros([self.features], bool)
@@ -136,7 +136,7 @@ class Gate(keras.layers.Layer):
         return tf.reduce_any(tf.one_hot(best, self.features, True, False, dtype=bool), axis=0)
 
     def is_open(self) -> tf.Tensor:
-        """bool [features]: False where the feature is pruned."""
+        """Says which features are not pruned, bool [features]."""
         above = self.importance() > self.prune_threshold
         return above | self.kept() if self.min_active else above
 
@@ -167,5 +167,5 @@ class Gate(keras.layers.Layer):
 
 
 def gates_of(network: keras.Model) -> list[Gate]:
-    """The gates of a network, in the order of its layers."""
+    """Returns the gates of a network, in the order of its layers."""
     return [layer for layer in network.layers if isinstance(layer, Gate)]

@@ -28,7 +28,7 @@ _NOISY = (
 
 
 def make_gate(kind: str, name: str, dtype, initial_a_raw: float) -> Gate:
-    """A gate as a network begins with it.
+    """Makes a gate with its initial values.
 
     Args:
         kind: a key of `GATE_KINDS`.
@@ -44,7 +44,7 @@ def make_gate(kind: str, name: str, dtype, initial_a_raw: float) -> Gate:
 
 
 def in_scope(shape: tuple, scope: str) -> bool:
-    """Whether features of a shape, (None, H, W, C) or (None, features), are gated in `scope`.
+    """Says whether `scope` gates features of a shape, (None, H, W, C) or (None, features).
 
     Raises:
         UsageError: not a key of `GATE_SCOPES`.
@@ -177,7 +177,7 @@ def _check_calls(nodes: list[Node]) -> None:
 def _gated_layers(
     nodes: list[Node], activations: list[Node], scope: str, coupled: bool
 ) -> dict[str, str]:
-    """{name of a layer whose output is gated: name of the gate}, as `add_gates` says."""
+    """Returns {name of a layer whose output is gated: name of the gate}, as in `add_gates`."""
     shared = _shared_gates(nodes, scope) if coupled else {}
     if coupled:
         shared |= _gates_before_concatenation(nodes, scope, shared)
@@ -194,7 +194,7 @@ def _gated_layers(
 
 
 def _with_shared_noise(layer: keras.layers.Layer, inputs: tuple) -> keras.layers.Layer:
-    """The layer, or dropout in its place that the copies of an example share."""
+    """Returns the layer, or for dropout one whose mask the copies of an example share."""
     if type(layer) is keras.layers.Dropout:
         rate, noise_shape = layer.rate, layer.noise_shape
     elif _is_stochastic_depth(layer):
@@ -211,7 +211,7 @@ def _is_stochastic_depth(layer: keras.layers.Layer) -> bool:
 
 
 def _is_noisy(layer: keras.layers.Layer) -> bool:
-    """Whether a layer draws noise in training that the copies of an example do not share."""
+    """Says whether a layer draws noise in training that an example's copies do not share."""
     if isinstance(layer, _NOISY):
         return True
     known = keras.layers.Dropout, PairedDropout, Gate, *bayesian.LAYERS
@@ -237,11 +237,12 @@ def _activates(layer: keras.layers.Layer) -> bool:
 
 
 def _ends(nodes: list[Node], through: frozenset[int], through_activations: bool) -> set[int]:
-    """The tensors of which every use ends in a convolution or dense layer.
+    """Finds the tensors of which every use ends in a convolution or dense layer.
 
     Args:
         through: sums that are passed, since their other addends lose the same features.
-        through_activations: or a gate goes after an activation instead.
+        through_activations: pass activations; without, a tensor that an activation reads does not
+            count, since the gate goes after the activation instead.
     """
     ends: dict[int, bool] = {}
     for node in reversed(nodes):
@@ -251,14 +252,14 @@ def _ends(nodes: list[Node], through: frozenset[int], through_activations: bool)
             elif _activates(node.layer) and node.kind != "depthwise" and not through_activations:
                 use = False
             else:
-                # What nothing reads is an output of the network.
+                # A tensor that no layer reads is an output of the network.
                 use = _passes(node, tensor) and ends.get(node.output, False)
             ends[tensor] = use and ends.get(tensor, True)
     return {tensor for tensor, use in ends.items() if use}
 
 
 def _passes(node: Node, tensor: int) -> bool:
-    """Whether a feature of `tensor` that is zero makes the same feature behind `node` constant."""
+    """Says whether a zero feature of `tensor` makes the same feature behind `node` constant."""
     if node.kind == "multiply":
         # A factor that is broadcast is no feature of its own.
         return node.input_shapes[node.inputs.index(tensor)] == node.output_shape
@@ -266,14 +267,14 @@ def _passes(node: Node, tensor: int) -> bool:
 
 
 def _origin(tensor: int, makers: dict[int, Node], stop: set[int] = frozenset()) -> int:
-    """The tensor from which layers that keep channels apart make `tensor`, or one in `stop`."""
+    """Finds the tensor, or one in `stop`, from which layers of `_THROUGH` make `tensor`."""
     while tensor not in stop and tensor in makers and makers[tensor].kind in _THROUGH:
         (tensor,) = makers[tensor].inputs
     return tensor
 
 
 def _shared_gates(nodes: list[Node], scope: str) -> dict[str, str]:
-    """{name of a layer that writes to a residual sum: name of the gate behind it}."""
+    """Returns {name of a layer that writes to a residual sum: name of the gate behind it}."""
     makers = {node.output: node for node in nodes}
     sums = {node.output: node for node in nodes if node.kind == "merge"}
     # Sums that read one another, or the same tensor, belong together.
@@ -296,7 +297,7 @@ def _shared_gates(nodes: list[Node], scope: str) -> dict[str, str]:
             for tensor in sums[number].inputs
             if _origin(tensor, makers) not in members
         }
-        # Not again what has passed the gate already.
+        # A tensor that has passed the gate already does not pass it again.
         written = {
             tensor
             for tensor in written
@@ -313,7 +314,7 @@ def _shared_gates(nodes: list[Node], scope: str) -> dict[str, str]:
 
 
 def _gates_before_concatenation(nodes: list[Node], scope: str, gated: dict[str, str]) -> dict:
-    """{name of a layer that writes to a concatenation: name of the gate behind it}.
+    """Returns {name of a layer that a concatenation reads: name of the gate behind it}.
 
     Args:
         gated: the same of residual sums.
@@ -337,7 +338,7 @@ def _gates_before_concatenation(nodes: list[Node], scope: str, gated: dict[str, 
 
 
 def _is_gated(tensor: int, gated: dict[str, str], makers: dict[int, Node]) -> bool:
-    """Whether the features of a tensor have passed a gate."""
+    """Says whether the features of a tensor have passed a gate."""
     behind = {number for number, node in makers.items() if node.layer.name in gated}
     found = _origin(tensor, makers, behind)
     while found in makers and found not in behind:

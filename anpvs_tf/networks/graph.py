@@ -28,7 +28,7 @@ GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 GLOBAL_POOLING += (layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D)
 _MOVING = (layers.UpSampling1D, layers.UpSampling2D, layers.Cropping1D, layers.Cropping2D)
 _MOVING += (layers.Permute, layers.RepeatVector)
-# Their calls with training=True are followed by no rule here.
+# No rule here follows calls of these with training=True.
 _OTHERWISE_IN_TRAINING = (*IDENTITY, layers.BatchNormalization)
 ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 
@@ -74,7 +74,7 @@ _kind_of_type |= {
     layer_type: next(kind for base, kind in _kind_of_type.items() if issubclass(layer_type, base))
     for layer_type in bayesian.LAYERS
 }
-# The kinds that a user's own layer may be of: the others need to know the layer's attributes.
+# The kinds that a user's own layer may be of: the rules of the others read the layer's attributes.
 REGISTRABLE = ("identity", "elementwise", "pooling", "merge", "multiply", "whole")
 _MERGING_OPERATORS = {"Add": "merge", "Subtract": "merge", "Multiply": "multiply"}
 
@@ -136,16 +136,16 @@ class Node:
         ]
 
     def call(self, tensors: list, layer: keras.layers.Layer | None = None) -> Tensor:
-        """The call again in inference, on other tensors, by `layer` or the layer itself."""
+        """Repeats the call in inference, on other tensors, by `layer` or the layer itself."""
         return _call_again(layer or self.layer, self.arguments, dict(self._named(tensors)))
 
     def repeat(self, tensors: list, layer: keras.layers.Layer) -> Tensor:
-        """The call as it was made, in training too, on other tensors, by `layer`."""
+        """Repeats the call as it was made, in training too, on other tensors, by `layer`."""
         args, kwargs = self.arguments.fill_in(dict(self._named(tensors)))
         return layer(*args, **kwargs)
 
     def of_vectors(self, vectors: list[tf.Tensor]) -> tf.Tensor:
-        """As `call` at a single place: of constants [channels], by a layer without weights."""
+        """Repeats the call at one place on constants [channels]; the layer has no weights."""
         places = [1] * (len(self.output_shape) - 1)
         tensors = [tf.reshape(vector, [*places, -1]) for vector in vectors]
         if isinstance(self.layer, layers.Layer):
@@ -166,7 +166,7 @@ def _call_again(operation, arguments, tensors: dict[int, tf.Tensor]):
 
 
 def floating(layer: layers.Layer) -> layers.Layer:
-    """A copy of a layer without weights that takes any dtype as it comes."""
+    """Copies a layer without weights; the copy computes in the dtype of its input."""
     copy = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
     copy.autocast = False
     return copy
@@ -175,7 +175,7 @@ def floating(layer: layers.Layer) -> layers.Layer:
 def copy_state(layer: layers.Layer, other: layers.Layer) -> None:
     """Copies the weights of a layer, and of those in it, to another that was made like it.
 
-    Unlike `get_weights`, with what the layer derives from them (Normalization's mean).
+    Unlike `get_weights`, with the values that the layer derives from them (Normalization's mean).
     """
     both = (layer._flatten_layers(), other._flatten_layers())
     for one, its_copy in zip(*both, strict=True):
@@ -186,12 +186,12 @@ def copy_state(layer: layers.Layer, other: layers.Layer) -> None:
 
 
 def logits_of(network: keras.Model) -> keras.KerasTensor:
-    """The symbolic tensor of a network's logits: its output, or its output "logits"."""
+    """Returns the symbolic tensor of a network's logits: its output, or its output "logits"."""
     return network.output["logits"] if isinstance(network.output, dict) else network.outputs[0]
 
 
 def opened(model: keras.Model) -> keras.Model:
-    """A model without models inside it: a copy with their layers, or `model` if it has none.
+    """Opens the models inside a model: returns a copy with their layers, or `model` if none.
 
     A separable convolution becomes a depthwise one, "<name>_depthwise", and one of 1 x 1.
 
@@ -232,7 +232,9 @@ def opened(model: keras.Model) -> keras.Model:
     names = [part.name for _, parts in copies.values() for part in parts]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{model.name} has two layers {name!r}, one in a model inside: rename")
+            raise UsageError(
+                f"{model.name} has two layers {name!r}, one in a model inside: rename one"
+            )
     for layer, parts in copies.values():
         if len(parts) == 1:
             copy_state(layer, *parts)
@@ -247,7 +249,7 @@ def _is_separable(layer) -> bool:
 
 
 def _separated(layer: layers.SeparableConv2D) -> tuple[layers.Layer, layers.Layer]:
-    """The two convolutions that a separable one is made of, without its weights."""
+    """Makes the two convolutions of which a separable one consists, without its weights."""
     config = layer.get_config()
 
     def of(part: str) -> dict:
@@ -298,10 +300,10 @@ def check_input(network: keras.Model) -> None:
 
 @functools.lru_cache(maxsize=256)
 def is_elementwise(activation: Callable) -> bool:
-    """Whether each value of an activation depends on the one at its place alone.
+    """Says whether each value of an activation depends on the input at its place alone.
 
-    Asked of the function itself on some numbers, because a user's own can be any: softmax and
-    its kind mix channels, so that a channel that is removed changes the others.
+    Tries the function on some numbers, because a user's own can be any: softmax and its kind
+    mix channels, so that the removal of one channel changes the others.
     """
     with tf.init_scope():
         numbers = tf.reshape(tf.linspace(-3.0, 3.3, 24), [2, 2, 2, 3])
@@ -316,7 +318,7 @@ def is_elementwise(activation: Callable) -> bool:
 
 
 def _vector_problem(layer: keras.layers.Layer, width: int) -> str | None:
-    """Why a Normalization or Rescaling is not one number for each channel; None if it is."""
+    """Says why a Normalization or Rescaling is not one number a channel; None if it is."""
     if isinstance(layer, layers.Normalization):
         if layer.invert:
             return "invert=True is not supported"
@@ -335,7 +337,7 @@ def _vector_problem(layer: keras.layers.Layer, width: int) -> str | None:
 
 
 def nodes_of(network: keras.Model, output) -> list[Node]:
-    """The layer calls between a functional model's input and `output`, in order.
+    """Returns the layer calls between a functional model's input and `output`, in order.
 
     Raises:
         UsageError: not a functional model of one input, or a layer that freezing
@@ -373,7 +375,9 @@ def _node(call) -> Node:
     elif getattr(layer, "lora_enabled", False):
         reason = "it has LoRA weights beside its kernel; assign its kernel to a layer without them"
     elif getattr(layer, "quantization_mode", None):
-        reason = f"its weights are quantized ({layer.quantization_mode}); take the network before"
+        reason = (
+            f"its weights are quantized ({layer.quantization_mode}); give the unquantized network"
+        )
     elif activation := getattr(layer, "activation", None):
         if not is_elementwise(activation):
             reason = (
@@ -411,12 +415,12 @@ def _kind(call) -> str:
 
 
 def is_layer_scale(layer) -> bool:
-    """Whether a layer is the `LayerScale` of keras.applications, which has no public name."""
+    """Says whether a layer is the `LayerScale` of keras.applications, which is not public."""
     return type(layer).__name__ == "LayerScale" and type(layer).__module__.startswith("keras.")
 
 
 def _is_beyond(kind: str, layer, inputs: list[tuple], output: tuple) -> bool:
-    """Whether an option of a layer, or a shape, is beyond the rule of its kind."""
+    """Says whether an option of a layer, or a shape, is beyond the rule of its kind."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return True
     if isinstance(layer, layers.BatchNormalization | layers.Concatenate):
@@ -431,7 +435,7 @@ def _is_beyond(kind: str, layer, inputs: list[tuple], output: tuple) -> bool:
 
 
 def _kind_of_unknown(call, inputs: list[tuple], output: tuple) -> str:
-    """Of an operator or a layer without a rule: what it does to some numbers tells."""
+    """Finds the kind of an operator, or of a layer without a rule by a try on numbers."""
     layer = call.operation
     if len(inputs) == 2 and not isinstance(layer, layers.Layer):
         return _MERGING_OPERATORS.get(type(layer).__name__, "whole")
@@ -446,5 +450,5 @@ def _kind_of_unknown(call, inputs: list[tuple], output: tuple) -> str:
 
 
 def hidden(nodes: list[Node]) -> list[Node]:
-    """The calls of convolutions and dense layers before the logits'."""
+    """Returns the calls of convolutions and dense layers before the logits'."""
     return [node for node in nodes if node.kind in LINEAR_KINDS][:-1]

@@ -17,8 +17,8 @@ class InformationBottleneckGate(Gate):
 
     z = h (mu + sigma epsilon), epsilon ~ N(0, 1) for each example and feature; 0 where the
     feature is pruned (the authors' gate passes it on in training). The KL
-    is 1/2 log(1 + mu^2 / sigma^2): what a Gaussian channel of that signal-to-noise
-    ratio lets through. The importance is the ratio mu^2 / sigma^2 itself. mu is the
+    is 1/2 log(1 + mu^2 / sigma^2): the information that a Gaussian channel of that
+    signal-to-noise ratio lets through. The importance is the ratio mu^2 / sigma^2 itself. mu is the
     absolute value of the parameter `gate_mu`, which loses nothing (see `Gate.mean`).
 
     Args:
@@ -58,7 +58,7 @@ class InformationBottleneckGate(Gate):
         self.raw_log_variance = self.parameter("gate_log_variance", self.initial_log_variance)
 
     def log_variance(self) -> tf.Tensor:
-        """log sigma^2, float32 [features]."""
+        """Returns log sigma^2, float32 [features]."""
         raw = tf.convert_to_tensor(self.raw_log_variance)
         return tf.clip_by_value(raw, LOG_VARIANCE_MIN, LOG_VARIANCE_MAX)
 
@@ -74,7 +74,7 @@ class InformationBottleneckGate(Gate):
     def sample_mask(self, batch_size: int | tf.Tensor) -> tf.Tensor:
         seed = randomness.layer_seed(self.name, self.seed_generator)
         sigma = tf.exp(0.5 * self.log_variance())
-        # Else training could rely on what deployment leaves out, and the attack does not see.
+        # Otherwise training could rely on features that deployment and attacks leave out.
         is_open = self.is_open()
 
         def masks(examples):

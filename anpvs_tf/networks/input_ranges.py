@@ -8,8 +8,8 @@ import numpy as np
 from anpvs_tf.common.errors import UsageError
 
 UNIT, BYTES, SYMMETRIC = (0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)
-# A layer that maps the distance of 0 and 255 to so much or less is made for pixels from 0 to
-# 255: its outputs lie about 1 to 5 apart; for pixels of [0, 1] they would be almost equal.
+# A layer that maps the distance of 0 and 255 to this number or less is made for pixels from 0
+# to 255: its outputs lie about 1 to 5 apart; for pixels of [0, 1] they would be almost equal.
 LARGEST_SPREAD = 25.0
 
 # Layers that may come before that layer: they keep the range.

@@ -1,4 +1,4 @@
-"""The contents of a `.keras` file as far as they are to be had without Keras.
+"""The contents of a `.keras` file, as far as they can be read without Keras.
 
 Imports no TensorFlow.
 """
@@ -34,7 +34,7 @@ def check(path: str | os.PathLike) -> None:
 
 
 def _config(path: str | os.PathLike) -> dict[str, Any]:
-    """The description of the model in a file."""
+    """Reads the description of the model in a file."""
     if not os.path.exists(path):
         raise UsageError(f"{path} does not exist; a network of yours is a file of model.save()")
     try:

@@ -2,7 +2,7 @@
 
 For a gate that is nearly shut (small `a`) or nearly open (small `b`) the
 probability or its complement underflows in float32. The gate needs only the
-logit of the probability, which stays finite, so that is what is sampled here.
+logit of the probability, which stays finite, so the logit is sampled here.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def concentrations(a_raw: tf.Tensor, b_raw: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 def log1mexp(x: tf.Tensor) -> tf.Tensor:
-    """log(1 - exp(-x)) for x > 0, accurate throughout, with finite gradients.
+    """Computes log(1 - exp(-x)) for x > 0, accurate throughout, with finite gradients.
 
     `tfp.math.log1mexp` has the same value, but a NaN gradient where 1 - exp(-x)
     underflows to 0: both branches of its `where` are differentiated.
@@ -45,7 +45,7 @@ def log1mexp(x: tf.Tensor) -> tf.Tensor:
 
 
 def _log_neg_log1mexp(x: tf.Tensor) -> tf.Tensor:
-    """log(-log(1 - exp(-x))) for x > 0, without underflow for large x."""
+    """Computes log(-log(1 - exp(-x))) for x > 0, without underflow for large x."""
     large = x > 10.0
     near = tf.math.log(-log1mexp(tf.where(large, 10.0, x)))
     far = -x + 0.5 * tf.exp(-tf.where(large, x, 10.0))
@@ -53,7 +53,7 @@ def _log_neg_log1mexp(x: tf.Tensor) -> tf.Tensor:
 
 
 def sample_logit(a: tf.Tensor, b: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Reparametrised draw of log(pi / (1 - pi)) with pi ~ Kumaraswamy(a, b).
+    """Draws log(pi / (1 - pi)), reparametrised, with pi ~ Kumaraswamy(a, b).
 
     Inverse-transform sampling, pi = (1 - (1 - u)^(1/b))^(1/a), with every power
     taken as a logarithm.
@@ -76,12 +76,12 @@ def sample_logit(a: tf.Tensor, b: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
 
 
 def mean(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """E[pi] = b B(1 + 1/a, b), in (0, 1), of the shape of `a`."""
+    """Computes E[pi] = b B(1 + 1/a, b), in (0, 1), of the shape of `a`."""
     return tfp.distributions.Kumaraswamy(a, b).mean()
 
 
 def kl_to_beta(a: tf.Tensor, b: tf.Tensor, prior: float) -> tf.Tensor:
-    """KL(Kumaraswamy(a, b) || Beta(prior, 1)) (Eq. 8), elementwise, in nats.
+    """Computes KL(Kumaraswamy(a, b) || Beta(prior, 1)) (Eq. 8), elementwise, in nats.
 
     Args:
         a, b: positive concentrations, any shape.

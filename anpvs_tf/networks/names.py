@@ -1,4 +1,4 @@
-"""The names of networks, the images that they take, what gates can be put on.
+"""The names of networks, the images that they take, and the features that can be gated.
 
 Imports no TensorFlow.
 """
@@ -15,14 +15,14 @@ GATE_SCOPES: dict[str, tuple[int, ...]] = {"all": (2, 4), "conv": (4,), "dense":
 
 
 def is_file(network: str) -> bool:
-    """Whether the network is made from a Keras model file."""
+    """Says whether the network is made from a Keras model file."""
     return network.endswith(SUFFIX)
 
 
 def check_images(network: str, image_shape: tuple[int, int, int]) -> None:
     """Raises UsageError unless a network takes images of (height, width, channels).
 
-    What a network from a file takes is found when it is loaded.
+    The images that a network from a file takes are checked when it is loaded.
     """
     if is_file(network):
         return

@@ -1,4 +1,4 @@
-"""A network made from a Keras model file of the user's."""
+"""A network made from the user's own Keras model file."""
 
 import os
 import zlib
@@ -46,10 +46,10 @@ def network_of(
         gate, gate_scope, coupled: as `kind`, `scope` and `coupled` of `add_gates`.
         seed: of initial weights: those of a head that is replaced, or all.
         dtype: Keras dtype policy of all layers but the logits.
-        pretrained: keep the weights of the file; without, only what a Normalization has learned
-            of its data is kept.
-        input_range: what the model takes for black and white; None to read it off its first
-            layers, or its dtype, else 0 and 1.
+        pretrained: keep the weights of the file; without, only the statistics that a
+            Normalization has learned of its data are kept.
+        input_range: the values that the model takes for black and white; None to read them off
+            its first layers, or its dtype, else 0 and 1.
         say: called with a line for each change, and each assumption, that a user should know.
 
     Raises:
@@ -64,7 +64,7 @@ def network_of(
     if held := [layer.name for layer in model.layers if layer.weights and not layer.trainable]:
         say(
             f"{name}: {len(held)} layer(s) that the file holds as not trainable are trained, "
-            f"{held[0]} first; --freeze_below says which are not"
+            f"{held[0]} first; --freeze_below=LAYER freezes that layer and all before it"
         )
     found, seen = input_ranges.of_keras(model)
     if seen and input_range is None:
@@ -110,7 +110,10 @@ def _loaded(path: str | os.PathLike, name: str) -> keras.Model:
 
 
 def _with_logits(model: keras.Model, name: str) -> tuple[keras.Model, str]:
-    """The model up to its last dense layer without activation, and the activation taken away."""
+    """Removes the last dense layer's activation; returns the model and the activation's name.
+
+    The name is "" if there was no activation.
+    """
     model, ending = final_activation.without(model)
     last = model.outputs[0]._keras_history.operation
     while isinstance(last, layers.Activation) and last.activation is keras.activations.linear:
@@ -152,7 +155,7 @@ def _said_of_head(head: layers.Dense, classes: int, pretrained: bool) -> str:
 
 
 def _is_binary(head: layers.Dense, classes: int) -> bool:
-    """Whether one output decides between two classes: sigmoid(z) is softmax((0, z))."""
+    """Says whether one output decides between two classes: sigmoid(z) is softmax((0, z))."""
     return head.units == 1 and classes == 2
 
 
@@ -171,7 +174,7 @@ def _copy(
     dtype: str,
     black_and_white: tuple[float, float],
 ) -> keras.Model:
-    """The layers of a model anew: with initial weights, for images in [0, 1]."""
+    """Makes the layers of a model anew: with initial weights, for images in [0, 1]."""
     head = model.outputs[0]._keras_history.operation
     copies: dict[int, layers.Layer] = {}
 
@@ -195,7 +198,7 @@ def _copy(
 
 
 def _seeded(config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The configuration of a layer whose initial weights follow from `seed` and its name."""
+    """Changes a layer's configuration: initial weights follow from `seed` and its name."""
     found = dict(config)
     for key, value in config.items():
         if isinstance(value, dict) and "seed" in value.get("config", ()):

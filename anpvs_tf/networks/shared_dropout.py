@@ -10,8 +10,8 @@ from anpvs_tf.common import randomness
 class PairedDropout(keras.layers.Layer):
     """Dropout whose mask is shared by the copies of an example in a `randomness.scope`.
 
-    Keras's own dropout draws the clean and the adversarial copy of an example
-    different masks, which would count as vulnerability what is only noise.
+    Keras's own dropout draws different masks for the clean and the adversarial copy of an
+    example, so that mere noise would count as vulnerability.
 
     Args:
         rate: share of the values that is dropped, in [0, 1).

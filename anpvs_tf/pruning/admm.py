@@ -2,8 +2,8 @@
 
 Training minimises its loss + rho/2 sum ||W - Z + U||^2 (the W-step). Between epochs
 Z becomes the kernel of the asked sparsity that is nearest to W + U, and U grows by
-W - Z. In the end the kernels themselves are cut to that sparsity, and what is left
-of them is trained on.
+W - Z. In the end the kernels themselves are cut to that sparsity, and training goes
+on with the weights that are left.
 """
 
 import keras
@@ -17,7 +17,7 @@ from anpvs_tf.pruning.channels import Support
 
 
 def kept(kernel: np.ndarray, ratio: float, structure: str) -> np.ndarray:
-    """Where the nearest kernel of a sparsity is not zero; elsewhere it equals `kernel`.
+    """Says where the nearest kernel of a sparsity is not zero; there it equals `kernel`.
 
     Of n units, the round(ratio * n) of the smallest l2 norm become zero; of equal ones
     those that come first.
@@ -25,7 +25,7 @@ def kept(kernel: np.ndarray, ratio: float, structure: str) -> np.ndarray:
     Args:
         kernel: [height, width, in, out] or [in, out].
         ratio: share of the units that become zero, in [0, 1].
-        structure: what a unit is: "irregular" a weight; "column" the weights of all
+        structure: the unit: "irregular" a weight; "column" the weights of all
             filters at one (height, width, in); "filter" all weights of an output feature.
 
     Returns:
@@ -109,14 +109,14 @@ class WeightPruning:
                     self._layer_of[id(vector)] = node.layer.name
 
     def state(self) -> dict[str, tf.Variable]:
-        """Everything that a resumed run needs, by name."""
+        """Returns the variables that a resumed run needs, by name."""
         state = {"rho": self.rho}
         for kind, held in (("z", self.z), ("u", self.u), ("mask", self.masks)):
             state |= {f"{name}_{kind}": variable for name, variable in held.items()}
         return state
 
     def penalty(self) -> tf.Tensor:
-        """rho/2 sum ||W - Z + U||^2, a float32 scalar; 0 after the cut."""
+        """Computes rho/2 sum ||W - Z + U||^2, a float32 scalar; 0 after the cut."""
         distances = [
             tf.nn.l2_loss(layer_functions.read(kernel) - self.z[name] + self.u[name])
             for name, kernel in self.kernels.items()
@@ -124,14 +124,14 @@ class WeightPruning:
         return self.rho * tf.add_n(distances)
 
     def mask_gradients(self, gradients: list, variables: list) -> list:
-        """The gradients of `variables`, and 0 for what has been cut."""
+        """Returns the gradients of `variables`, and 0 for the weights that have been cut."""
         return [
             gradient if gradient is None else self._cut(gradient, variable)
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
 
     def begin_epoch(self, epoch: int, optimizer: keras.optimizers.Optimizer) -> bool:
-        """Updates Z and U, or cuts, if it is time.
+        """Updates Z and U, or cuts the kernels, if the epoch is one for it.
 
         Args:
             epoch: counted from 1.
@@ -162,7 +162,7 @@ class WeightPruning:
         for name, kernel in self.kernels.items():
             self.masks[name].assign(kept(np.asarray(kernel), self.ratio, self.structure))
         self.rho.assign(0.0)
-        # Without moments, Adam leaves alone what has no gradient.
+        # Without moments, Adam does not change a weight that has no gradient.
         for variable, *moments in zip(
             self.network.trainable_variables, *optimizer.slots(), strict=True
         ):
@@ -170,7 +170,7 @@ class WeightPruning:
                 held.assign(self._cut(held, variable))
 
     def _cut(self, values, variable) -> tf.Tensor:
-        """`values` in the shape of `variable`, 0 where that has been cut."""
+        """Returns `values`, of the shape of `variable`, and 0 where that has been cut."""
         values = tf.convert_to_tensor(values)
         name = self._layer_of.get(id(variable))
         if name is None:
@@ -180,7 +180,7 @@ class WeightPruning:
         return tf.where(mask, values, tf.zeros([], values.dtype))
 
     def support(self) -> Support:
-        """Where the network's variables may differ from zero from now on."""
+        """Says where the network's variables may differ from zero from now on."""
         return {
             v.path: self._cut(tf.ones(v.shape), v).numpy() > 0
             for v in self.network.trainable_variables

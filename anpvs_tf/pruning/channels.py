@@ -1,4 +1,4 @@
-"""What is known of the channels of a tensor before its network is frozen."""
+"""The state of a tensor's channels, as known before its network is frozen."""
 
 import contextlib
 import contextvars
@@ -43,7 +43,7 @@ class Channels:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What decides which channels are constant.
+    """The gates and weights that decide which channels are constant.
 
     Attributes:
         open_gates: {gate's name: bool [features], False where pruned}; a gate that is absent has
@@ -55,7 +55,7 @@ class Given:
     support: Support
 
     def nonzero(self, variable, shape: tuple) -> np.ndarray:
-        """bool of `shape`: where a variable may differ from 0; nowhere for an absent one."""
+        """Says where a variable may differ from 0, bool of `shape`; an absent one nowhere."""
         if variable is None:
             return np.zeros(shape, bool)
         return self.support.get(variable.path, np.ones(shape, bool))
@@ -79,7 +79,7 @@ def each_constant_once() -> Iterator[None]:
 
 
 def once(value: Vector) -> Vector:
-    """`value`, worked out once inside `each_constant_once`."""
+    """Returns a function that works out `value` once inside `each_constant_once`."""
 
     def held():
         with each_constant_once():

@@ -16,9 +16,9 @@ __all__ = ["Affine", "Constant", "Copies", "Select", "freeze"]
 
 
 def freeze(network: keras.Model, prune: bool = True) -> keras.Model:
-    """The compact float32 network: images [batch, H, W, C] in [0, 1] -> logits.
+    """Makes the compact float32 network: images [batch, H, W, C] in [0, 1] -> logits.
 
-    Computes what `network` computes in inference, from weights of its own: later
+    It computes the same as `network` in inference, from weights of its own: later
     changes of `network` do not reach it.
 
     Args:
@@ -65,7 +65,7 @@ class Copies:
         return output
 
     def _unused(self, name: str) -> str:
-        """`name`, numbered if it is taken (a layer may be called more than once)."""
+        """Returns `name`, numbered if it is taken (a layer may be called more than once)."""
         number, found = 1, name
         while found in self._names:
             number += 1

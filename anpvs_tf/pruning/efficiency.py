@@ -34,10 +34,10 @@ layers = keras.layers
 
 
 def active_features(network: keras.Model) -> dict[str, list[int]]:
-    """{layer: [active, total]} for every gate; without gates, for what could be pruned.
+    """Counts the features, {layer: [active, total]}, of every gate.
 
-    That is every hidden convolution and dense layer. A feature is active if its gate is
-    open and it does not vanish by zero weights.
+    Without gates, it counts those of every hidden convolution and dense layer, which could be
+    pruned. A feature is active if its gate is open and it does not vanish by zero weights.
     """
     nodes = graph.nodes_of(network, graph.logits_of(network))
     image = network.inputs[0]
@@ -59,7 +59,11 @@ def active_features(network: keras.Model) -> dict[str, list[int]]:
 
 
 def nonzero_weights(network: keras.Model) -> dict[str, list[int]]:
-    """{layer: [not zero, total]} of the kernel of every convolution and dense layer."""
+    """Counts the weights in each convolution's and dense layer's kernel.
+
+    Returns:
+        {layer: [not zero, total]}.
+    """
     counts = {}
     for layer in network.layers:
         if isinstance(layer, LINEAR + DEPTHWISE + TRANSPOSED):
@@ -69,7 +73,7 @@ def nonzero_weights(network: keras.Model) -> dict[str, list[int]]:
 
 
 def sparsity(counts: dict[str, list[int]]) -> float:
-    """Share of what is counted that is pruned, in [0, 1]; 0 if nothing is counted.
+    """Returns the share of the counted units that is pruned, in [0, 1]; 0 if there are none.
 
     Args:
         counts: `active_features` or `nonzero_weights` of a network.
@@ -82,7 +86,7 @@ def sparsity(counts: dict[str, list[int]]) -> float:
 
 
 def flops(frozen: keras.Model) -> int:
-    """Floating-point operations of one image, by the published convention.
+    """Counts the floating-point operations of one image, by the published convention.
 
     An output value of a convolution or dense layer with n inputs costs n
     multiplications, n - 1 additions and one for the bias: 2n. (Batch
@@ -146,10 +150,10 @@ _FLOPS: dict[tuple[type, ...], Callable[[layers.Layer], int]] = {
 
 
 def feature_map_values(frozen: keras.Model) -> int:
-    """Values in the hidden feature maps of one image.
+    """Counts the values in the hidden feature maps of one image.
 
-    The feature maps are what each convolution, depthwise convolution and hidden
-    dense layer puts out; the logits are none.
+    The feature maps are the outputs of all convolutions, depthwise convolutions and
+    hidden dense layers; the logits are none.
 
     Args:
         frozen: a network from `compact.freeze`.
@@ -210,7 +214,7 @@ def report(network: keras.Model) -> dict[str, Any]:
 def measure(
     models: dict[str, keras.Model], batch_sizes: tuple[int, ...] = (1, 64), repeats: int = 30
 ) -> dict[str, dict[str, Any]]:
-    """Size, latency and memory of models side by side in this process.
+    """Measures size, latency and memory of models side by side in this process.
 
     Args:
         models: functional float32 models by name, images -> logits, or a dict
@@ -253,12 +257,15 @@ def measure(
 
 
 def directory_bytes(path: str) -> int:
-    """Bytes of all files below `path`."""
+    """Sums the bytes of all files below `path`."""
     return sum(file.stat().st_size for file in pathlib.Path(path).rglob("*") if file.is_file())
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that a busy machine hits all alike."""
+    """Measures the median seconds of each call.
+
+    The calls take turns, so that a busy machine slows all alike.
+    """
     for call in calls.values():
         call()
         call()
@@ -292,9 +299,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _peak_tensors(directory: str, images: np.ndarray) -> int:
-    """Bytes of the tensors alive at a time while a SavedModel runs, at most.
+    """Measures the most bytes of tensors alive at a time while a SavedModel runs.
 
-    From the trace of TensorFlow's allocator: the process's own memory would say
+    They are read from the trace of TensorFlow's allocator: the process's own memory would say
     little, since freed memory stays with it.
     """
     v1 = tf.compat.v1
@@ -305,7 +312,7 @@ def _peak_tensors(directory: str, images: np.ndarray) -> int:
         signature = loaded.signature_def["serving_default"]
         fetch = [output.name for output in signature.outputs.values()]
         feed = {signature.inputs["images"].name: images}
-        session.run(fetch, feed)  # The first run also allocates what stays.
+        session.run(fetch, feed)  # The first run also allocates memory that stays.
         options = v1.RunOptions(trace_level=v1.RunOptions.FULL_TRACE)
         session.run(fetch, feed, options=options, run_metadata=trace)
     # (time, bytes allocated; freed ones are negative)

@@ -17,7 +17,7 @@ class Folding:
         nodes: the network's layers in the order in which they run.
         image: number of the tensor of images.
         channels: of an image.
-        known: what `live_channels.analyse` says of every tensor.
+        known: the channels of every tensor, from `live_channels.analyse`.
 
     Attributes:
         steps: in the order in which they run.
@@ -44,7 +44,7 @@ class Folding:
         self.logits = self.supply(self.values[logits], known[logits], known[logits].present)
 
     def is_read_once(self, tensor: int) -> bool:
-        """Whether one layer alone reads a tensor of the network."""
+        """Says whether one layer alone reads a tensor of the network."""
         return self._readers.count(tensor) == 1
 
     def emit(self, run, inputs: list[int], weights: list[Vector], build, **what) -> int:
@@ -54,7 +54,7 @@ class Folding:
         return output
 
     def materialised(self, value: Value) -> Value:
-        """The value with its scale and shift computed."""
+        """Adds the step that applies a value's scale and shift, if any; returns the new value."""
         if value.scale is None and value.shift is None:
             return value
         ones = fixed(np.ones(len(value.channels), np.float32))
@@ -72,7 +72,7 @@ class Folding:
         return Value(self.emit(run, [value.source], weights, build), value.channels)
 
     def supply(self, value: Value, known: Channels, wanted: np.ndarray) -> int:
-        """The number of a tensor that holds exactly the channels `wanted`, constants filled in."""
+        """Makes a tensor of exactly the channels `wanted`, constants too; returns its number."""
         value = self.materialised(value)
         if np.array_equal(value.channels, wanted):
             return value.source
@@ -94,7 +94,11 @@ class Folding:
         return self.emit(run, [value.source], [values], build)
 
     def select(self, source: int, order: np.ndarray, constants: Vector | None = None) -> int:
-        """The number of a tensor of the channels `order` of another, with constants behind them."""
+        """Adds a `Step` that picks channels; returns the number of its output.
+
+        Args:
+            order: indices into the channels of `source` and the constants behind them.
+        """
 
         def run(x, w):
             y = x[0]

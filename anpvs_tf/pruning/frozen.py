@@ -37,7 +37,7 @@ class FrozenNetwork:
         open_gates: {gate's name: bool [features]}, the features that stay, instead of
             those that are open now.
         support: where weights may differ from zero, instead of where they do now.
-        dtype: what the network computes in; the logits are float32.
+        dtype: in which the network computes; the logits are float32.
 
     Raises:
         UsageError: a layer that cannot be frozen, by name, or a network all of
@@ -78,26 +78,31 @@ class FrozenNetwork:
         return sum(step.multiplications for step in self.steps)
 
     def fold(self) -> list[list[tf.Tensor]]:
-        """The frozen weights from the live variables, a list for each step."""
+        """Computes the frozen weights from the live variables, a list for each step."""
         with each_constant_once():
             return [[tf.cast(v(), self.dtype) for v in step.weights] for step in self.steps]
 
     def apply(self, weights: list[list[tf.Tensor]], images: tf.Tensor) -> tf.Tensor:
-        """Logits, float32 [batch, classes], of float32 images [batch, H, W, C] in [0, 1]."""
+        """Computes logits, float32 [batch, classes], of float32 images in [0, 1].
+
+        Args:
+            weights: from `fold`.
+            images: [batch, H, W, C].
+        """
         tensors = {self.image: tf.cast(images, self.dtype)}
         for step, folded in zip(self.steps, weights, strict=True):
             tensors[step.output] = step.run([tensors[i] for i in step.inputs], folded)
         return tf.cast(tensors[self.logits], tf.float32)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Folds and applies."""
+        """Folds the weights and applies the network to images."""
         return self.apply(self.fold(), images)
 
 
 def sampled_logits(
     network: keras.Model, draws: int, seed: tf.Tensor, frozen: FrozenNetwork | None = None
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Frozen networks drawn from the posterior, to be attacked together.
+    """Freezes networks drawn from the posterior, to be attacked together.
 
     Losses and gradients of attacks are means over the draws, decisions fall on the mean
     softmax, as with `attacks.stochastic.expectation`; but the draws stay the same.

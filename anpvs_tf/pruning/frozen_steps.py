@@ -29,7 +29,7 @@ class Step:
 
 @dataclasses.dataclass
 class Value:
-    """A tensor as (what step `source` computes) * scale + shift, on `channels` only.
+    """A tensor as (computed tensor `source`) * scale + shift, on `channels` only.
 
     Attributes:
         source: number of a computed tensor.
@@ -59,7 +59,7 @@ class LinearWeights:
 
 
 def taken(tensor: tf.Tensor, indices: np.ndarray, axis: int) -> tf.Tensor:
-    """The slices at `indices`; all of them in order cost nothing."""
+    """Takes the slices at `indices`; all of them in order cost nothing."""
     if np.array_equal(indices, np.arange(tensor.shape[axis])):
         return tensor
     return tf.gather(tensor, indices, axis=axis)

@@ -19,7 +19,7 @@ _MOST_IMAGE_CHANNELS = 4
 
 
 def block_of(layer: keras.layers.Conv2D, channels: int) -> int | None:
-    """The side of a block for a convolution of images, or None where it does not pay.
+    """Returns the side of a block for a convolution of images, or None where it does not pay.
 
     Args:
         layer: reads images of `channels` channels.
@@ -32,7 +32,7 @@ def block_of(layer: keras.layers.Conv2D, channels: int) -> int | None:
 
 
 def gradient_kernel(kernel: tf.Tensor, block: int) -> tf.Tensor:
-    """The kernel that turns the output's gradient into blocks of the images' gradient.
+    """Makes the kernel that turns the output's gradient into blocks of the images' gradient.
 
     Args:
         kernel: [height, width, channels, filters].
@@ -57,7 +57,7 @@ def gradient_kernel(kernel: tf.Tensor, block: int) -> tf.Tensor:
 def convolve(
     images: tf.Tensor, kernel: tf.Tensor, backward: tf.Tensor, padding: str, block: int
 ) -> tf.Tensor:
-    """The convolution of `images`, of stride 1.
+    """Computes the convolution of `images`, of stride 1.
 
     Args:
         images: [batch, H, W, channels].
@@ -69,7 +69,7 @@ def convolve(
     size = images.shape[1:3]
 
     def margins(length, extent):
-        """Zeros before and behind the output's gradient, for all blocks of an axis."""
+        """Counts the zeros before and behind the output's gradient, for all blocks of an axis."""
         before = (extent - 1) // 2 if padding == "SAME" else 0
         outputs = length if padding == "SAME" else length - extent + 1
         front = extent - 1 - before

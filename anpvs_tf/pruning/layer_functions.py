@@ -11,7 +11,10 @@ from anpvs_tf.networks.graph import Node, floating, is_layer_scale, layers
 def affine_of(
     layer: keras.layers.Layer, width: int
 ) -> tuple[Callable[[], tf.Tensor], Callable[[], tf.Tensor] | None]:
-    """An AFFINE layer in inference as functions that return (scale, shift), float32 [channels]."""
+    """Returns an AFFINE layer in inference as two functions; None for no shift.
+
+    The functions return scale and shift, float32 [channels].
+    """
 
     def vector(x):
         return tf.broadcast_to(tf.reshape(tf.cast(x, tf.float32), [-1]), [width])
@@ -42,7 +45,7 @@ def affine_of(
 
 
 def elementwise_of(node: Node) -> Callable[[tf.Tensor], tf.Tensor]:
-    """An elementwise layer or operation as a function of a tensor of any dtype."""
+    """Returns an elementwise layer or operation as a function of a tensor of any dtype."""
     layer = node.layer
     if isinstance(layer, layers.Activation):
         return layer.activation
@@ -52,10 +55,10 @@ def elementwise_of(node: Node) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def keeps_zero(function: Callable[[tf.Tensor], tf.Tensor]) -> bool:
-    """Whether an elementwise function of 0 is 0."""
+    """Says whether an elementwise function of 0 is 0."""
     return float(function(tf.zeros([1]))[0]) == 0.0
 
 
 def read(variable) -> tf.Tensor:
-    """A Keras variable as a float32 tensor."""
+    """Returns a Keras variable as a float32 tensor."""
     return tf.cast(tf.convert_to_tensor(variable), tf.float32)

@@ -1,4 +1,4 @@
-"""The rule of every kind of layer: the home of all that pruning knows about it."""
+"""The rules of all kinds of layers: all that pruning knows about a kind is in its rule."""
 
 import dataclasses
 from collections.abc import Callable
@@ -113,7 +113,7 @@ class PReLU(Rule):
     """Slopes of the negative values for each channel, and for each place unless axes share them."""
 
     def _is_shared(self, node: Node) -> bool:
-        """Whether a slope holds at every place, so that constants stay constant."""
+        """Says whether a slope holds at every place, so that constants stay constant."""
         return all(size == 1 for size in node.layer.alpha.shape[:-1])
 
     def constants(self, node: Node, inputs: list[Channels], given: Given) -> Constants:
@@ -209,7 +209,7 @@ class Joining(Rule):
 
     def fold(self, node: Node, folding) -> Value:
         known = folding.known[node.output]
-        # Of what has been made, whatever the weights are.
+        # All channels that are computed, whatever the weights are.
         parts = self.needs(node, known.needed, Given({}, {}))
         sources = [
             folding.supply(folding.values[i], folding.known[i], np.flatnonzero(part))
@@ -331,12 +331,12 @@ class Whole(Rule):
 
 
 def _called(node: Node):
-    """A call as a step's `run`, in the dtype that the frozen network computes in."""
+    """Returns a call as a step's `run`, in the dtype that the frozen network computes in."""
     return lambda x, w: tf.cast(node.call(x), x[0].dtype)
 
 
 def _repeat(node: Node):
-    """A call as a step's `build`; of several inputs, perhaps fewer than there were."""
+    """Returns a call as a step's `build`; of several inputs, some may be left out."""
 
     def build(x, weights, copies):
         if len(x) == len(node.inputs):

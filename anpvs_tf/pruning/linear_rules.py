@@ -31,7 +31,7 @@ class Linear(Rule):
     Everything here is about kernels [..., input channels of a group, output channels].
     """
 
-    # ---- What a subclass says ----
+    # ---- The methods that a subclass defines ----
 
     def kernel(self, layer: Layer) -> tf.Tensor:
         """Returns the kernel of a layer, float32."""
@@ -45,7 +45,7 @@ class Linear(Rule):
         return 1
 
     def pads(self, layer: Layer) -> bool:
-        """Whether what an input channel adds depends on the place, even if it is constant."""
+        """Says whether a constant input channel adds different numbers at different places."""
         return False
 
     def applications(self, node: Node) -> int:
@@ -62,7 +62,7 @@ class Linear(Rule):
     # ---- Which channels are constant, and which are needed ----
 
     def _connections(self, node: Node, given: Given) -> np.ndarray:
-        """bool [in, out]: whether a weight may not be zero."""
+        """Says between which channels a weight may differ from zero, bool [in, out]."""
         layer, groups = node.layer, self.groups(node)
         held = self.arranged(given.nonzero(layer.kernel, tuple(layer.kernel.shape)))
         held = held.any(axis=tuple(range(held.ndim - 2)))
@@ -91,7 +91,10 @@ class Linear(Rule):
         return constant, zero, value
 
     def _of_constants(self, node: Node, values: tf.Tensor) -> tf.Tensor:
-        """What constants [in] at every place add to the output, [out]; not for one that `pads`."""
+        """Computes the sum that constants [in] at every place add to the output, [out].
+
+        Not for a layer that `pads`.
+        """
         kernel, groups = self.kernel(node.layer), self.groups(node)
         if groups > 1:
             kernel = tf.reshape(kernel, [*kernel.shape[:-1], groups, -1])
@@ -129,7 +132,7 @@ class Linear(Rule):
     def _fold_whole(self, node: Node, folding, known: Channels, columns: np.ndarray) -> Value:
         layer, value = node.layer, folding.values[node.inputs[0]]
         if not known.needed.any():
-            # Constants that padding cuts off are left, which the bias has; the kernel is 0.
+            # Only constants that padding cuts off are left; the bias has them; the kernel is 0.
             any_row = np.arange(1)
             value = Value(folding.supply(value, known, any_row), any_row)
         rows = value.channels
@@ -222,11 +225,11 @@ class Linear(Rule):
         return folding.emit(run, [value.source], weights, build, multiplications=count)
 
     def block_of(self, layer: Layer, channels: int) -> int | None:
-        """The side of a block of `image_convolution`, if the layer is one of images."""
+        """Returns the side of a block of `image_convolution`, or None where that is not used."""
         return None
 
     def _bias(self, node: Node, offsets: Vector | None) -> tf.Tensor:
-        """A layer's bias with what `offsets` of its input add; all channels."""
+        """Computes a layer's bias plus the effect of `offsets` of its input, for all channels."""
         layer = node.layer
         total = read(layer.bias) if layer.use_bias else tf.zeros([node.output_shape[-1]])
         if offsets is None:
@@ -399,7 +402,7 @@ class _Layout:
         return len(self.own) == self.columns.size
 
     def narrowed(self, kernel: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
-        """The rows of these groups.
+        """Takes the rows of these groups from a kernel.
 
         Args:
             kernel: [..., channels of an original group, columns].
@@ -437,7 +440,7 @@ def _layout(present: np.ndarray, columns: np.ndarray, groups: int, width: int) -
         rows_of = [list(rows[present[rows]]) for rows in inputs]
     largest = max(1, *map(len, rows_of))
     most = max(map(len, columns_of))
-    # Any that is there: the kernel is 0.
+    # Any channel that is computed: the kernel is 0 there.
     other = np.flatnonzero(present)[0] if present.any() else 0
     rows = [[*own, *[(own or [other])[0]] * (largest - len(own))] for own in rows_of]
     used = [[place < len(own) for place in range(largest)] for own in rows_of]
@@ -447,7 +450,9 @@ def _layout(present: np.ndarray, columns: np.ndarray, groups: int, width: int) -
 
 
 def _offsets(known: Channels, rows: np.ndarray, shift: Vector | None) -> Vector | None:
-    """Constant channels and shifts of a layer's input, [channels]; None if there are none.
+    """Returns a function for the constants and shifts of a layer's input, [channels].
+
+    None if there are none.
 
     Args:
         known: of that input.

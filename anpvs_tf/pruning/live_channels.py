@@ -1,7 +1,7 @@
 """Which channels of a functional network have to be computed, given what is pruned.
 
 A forward walk finds the channels that are constant (a pruned feature is the
-constant 0; what a kernel of zeros makes is its bias; an activation of a constant is a
+constant 0; a kernel of zeros makes its bias; an activation of a constant is a
 constant). A backward walk from the logits finds the channels that a later layer needs, by
 weights that are not zero. Constants are never needed: they go into the biases of their
 consumers.
@@ -25,7 +25,7 @@ def analyse(
     zeros: bool = False,
     support: Support | None = None,
 ) -> dict[int, Channels]:
-    """Channels of every tensor.
+    """Finds the channels of every tensor that are constant, and those that are needed.
 
     Args:
         nodes: in order, the last one makes the logits.
@@ -68,7 +68,7 @@ def analyse(
 
 
 def nonzero(nodes: list[Node]) -> Support:
-    """The support of the weights as they are now.
+    """Returns the support of the weights as they are now.
 
     The means of a Gaussian posterior may be anything: draws from it are not zero.
     """

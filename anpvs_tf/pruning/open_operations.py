@@ -1,7 +1,7 @@
 """How many multiplications a gated network needs, as a function of its gates' masks.
 
 `FrozenNetwork.multiplications` counts a network that has been built without its pruned
-features; this counts within a training step, and gives what each feature costs.
+features; this module counts within a training step, and gives the cost of each feature.
 """
 
 import tensorflow as tf
@@ -12,7 +12,7 @@ from anpvs_tf.pruning.linear_rules import Linear
 
 
 def multiplications(nodes: list[graph.Node], masks: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Multiply-adds of one image in convolutions and dense layers, a float32 scalar.
+    """Counts the multiply-adds of one image in convolutions and dense layers, a float32 scalar.
 
     Exact for masks of 0 and 1 where every kernel is full, pruned features are the only
     constants and the groups of a convolution keep one size; differentiable in the masks.
@@ -55,7 +55,7 @@ def multiplications(nodes: list[graph.Node], masks: dict[str, tf.Tensor]) -> tf.
 def costs(
     nodes: list[graph.Node], masks: dict[str, tf.Tensor]
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """`multiplications`, and by gate how many of them each feature answers for, [features]."""
+    """Returns `multiplications`, and by gate how many of them each feature causes, [features]."""
     with tf.GradientTape() as tape:
         tape.watch(masks)
         total = multiplications(nodes, masks)
@@ -63,7 +63,7 @@ def costs(
 
 
 def _in_groups(node: graph.Node, groups: int, alive: dict[int, tf.Tensor]) -> tf.Tensor:
-    """How many pairs of an input and an output channel a convolution in groups has."""
+    """Counts the pairs of an input and an output channel of a convolution in groups."""
     made = tf.reduce_sum(tf.reshape(alive[node.output], [groups, -1]), axis=1)
     if node.reads is not None:  # One input channel for each output channel.
         return tf.reduce_sum(made)
@@ -74,7 +74,7 @@ def _in_groups(node: graph.Node, groups: int, alive: dict[int, tf.Tensor]) -> tf
 def _read(
     node: graph.Node, makers: dict[int, graph.Node], alive: dict[int, tf.Tensor]
 ) -> tf.Tensor:
-    """How many channels a convolution or dense layer reads for one of its outputs."""
+    """Counts the channels that a convolution or dense layer reads for one of its outputs."""
     (number,) = node.inputs
     # A channel is flattened with all its places, whatever gates come behind.
     maker = makers.get(number)

@@ -1,4 +1,4 @@
-"""What a kind of layer says of itself, so that networks of it are pruned, folded and narrowed."""
+"""The base of the rules by which layers of a kind are pruned, folded and narrowed."""
 
 import keras
 import numpy as np
@@ -16,8 +16,8 @@ Places = tuple[Indices, ...] | None  # Of every axis of a weight; None for all o
 class Rule:
     """How a kind of layer treats channels.
 
-    As it stands: of a layer without weights of which every output channel is made of the input
-    channels that `Node.reads` names, and which passes constants.
+    This base is the rule of a layer without weights of which every output channel is made of the
+    input channels that `Node.reads` names, and which passes constants.
     """
 
     # ---- Which channels are constant, and which are needed ----
@@ -73,7 +73,7 @@ class Rule:
         return type(layer).from_config(layer.get_config() | self.settings(node, rows, columns))
 
     def settings(self, node: Node, rows: Indices, columns: Indices) -> dict:
-        """Says which options of the narrow layer are others."""
+        """Returns the options of the narrow layer that differ from the layer's."""
         return {}
 
     def places(self, node: Node, shape: tuple, rows: Indices, columns: Indices) -> Places:
