@@ -33,7 +33,7 @@ class _Curves:
 
 
 def of_stage(run: AttackRun, stage: Stage, split: loading.Split) -> tuple[list, list]:
-    """The course of an attack on examples.
+    """Records the course of an attack on examples.
 
     Args:
         run: the attack.

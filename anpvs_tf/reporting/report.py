@@ -95,7 +95,7 @@ def write(
 
 
 def covered(out: str | os.PathLike) -> list[RunDirectory]:
-    """The runs that the report in `out` is on."""
+    """Finds the runs that the report in `out` is on."""
     manifest = json.loads((pathlib.Path(out) / MANIFEST).read_text())
     return [RunDirectory(path) for path in manifest["runs"]]
 

@@ -235,7 +235,7 @@ def check_of_network(network: str, given: Mapping[str, Any]) -> None:
 
 
 def of_network(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices with a network's file by its name and version in place of its path.
+    """Puts the name and the version of a network's file in the place of its path.
 
     Choices that have the version already, as a run's own settings do, stay as they are.
 
@@ -252,7 +252,7 @@ def of_network(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def version_of(file: str | os.PathLike) -> str:
-    """What tells a network's file from others: the first half of its SHA-256."""
+    """Computes what tells a network's file from others: the first half of its SHA-256."""
     return checksums.digest(pathlib.Path(file).read_bytes())[:32]
 
 
@@ -274,7 +274,7 @@ def _shares(values) -> tuple[float, ...]:
 
 
 def black_and_white(values) -> tuple[float, float]:
-    """(black, white) of --input_range.
+    """Reads (black, white) of --input_range.
 
     Raises:
         UsageError: other than two numbers, the lower one first.
