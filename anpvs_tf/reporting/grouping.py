@@ -153,7 +153,7 @@ def varying(settings: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _without_versions(settings: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """Leaves out of the names the version of a network's file, where the file's name tells as much."""
+    """Leaves out the version of a network's file, if the file's name tells as much."""
     networks = {one["network"] for one in settings}
     versions = {(one["network"], one["network_version"]) for one in settings}
     if len(networks) < len(versions):

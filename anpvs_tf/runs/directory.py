@@ -184,7 +184,7 @@ class RunDirectory:
     def network_file(
         self, settings: Settings, given: str | os.PathLike | None = None, anew: bool = False
     ) -> pathlib.Path | None:
-        """Finds the file that the network is made from: the run's copy, else `given`; None if named.
+        """Finds the network's file: the run's copy, else `given`; None for a named network.
 
         Args:
             anew: the run here will be deleted.

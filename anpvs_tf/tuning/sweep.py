@@ -162,7 +162,7 @@ class Sweep:
         return resolution.choose(self._by_copies(values), self.definition.recipe, self.data_dir)
 
     def _network_files(self) -> dict[str, pathlib.Path]:
-        """Lists the Keras model files that trials are made from, as the user gave them: {name: path}.
+        """Lists the Keras model files of the trials as the user gave them, {name: path}.
 
         Raises:
             UsageError: two of one name.
@@ -181,7 +181,7 @@ class Sweep:
         return values | {"network": str(file)} if file else values
 
     def _copy_of(self, network: str) -> pathlib.Path | None:
-        """Finds the sweep's copy of a network's file, before the sweep the user's; None if named."""
+        """Finds the copy of a network's file, before the sweep the user's; None if named."""
         if not is_file(network):
             return None
         copy = self.path / "networks" / pathlib.Path(network).name
