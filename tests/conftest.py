@@ -11,7 +11,6 @@ import tensorflow as tf
 # A process that runs tests has a core to itself: more threads would wait for each other, for an
 # eighth of its time. The programs that tests start have the usual number.
 tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
 
 # The files that train, compile large networks or start processes: not part of `-m fast`.
 # The longest stand first and are run first, so that no worker is left with one at the end.
