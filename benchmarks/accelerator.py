@@ -36,6 +36,7 @@ from anpvs_tf.evaluation.evaluator import Evaluator, Result
 from anpvs_tf.methods.optimizer import is_gate_variable
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.robust_classifier import RobustClassifier
+from anpvs_tf.networks.names import is_file
 from anpvs_tf.programs import train as train_program
 from anpvs_tf.runs import build, console, directory
 from anpvs_tf.runs.directory import RunDirectory
@@ -372,6 +373,8 @@ def check_exportable(settings: Settings) -> None:
         raise UsageError(
             f"--method={settings.method} cannot be exported: ADMM works between epochs"
         )
+    if is_file(settings.network):
+        raise UsageError(f"--network={settings.network} cannot be exported; name a network")
     if settings.shrink:
         raise UsageError("--shrink cannot be exported: it changes the network between epochs")
 

@@ -12,7 +12,7 @@ from anpvs_tf.attacks import radius, registry
 from anpvs_tf.attacks.projected_gradient import pgd
 from anpvs_tf.attacks.registry import Stage
 from anpvs_tf.attacks.settings import AttackSettings
-from anpvs_tf.common import randomness
+from anpvs_tf.common import files, randomness
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.progress import Progress
 from anpvs_tf.data import loading, pipelines
@@ -199,13 +199,17 @@ def _draw_curves(
     conditions: Conditions, run: AttackRun, attack: str, settings: AttackSettings
 ) -> None:
     """Writes the course of an attack's first stage for TensorBoard, if it was not written yet."""
-    directory = conditions.directory / "tensorboard" / run.path.stem
+    name = f"{run.path.stem}-{conditions.curve_examples}examples"
+    directory = conditions.directory / "tensorboard" / name
     if attack == TRANSFER or directory.exists():
         return
     split = conditions.split.take(conditions.curve_examples)
     found = attack_curves.of_stage(run, registry.stages(attack, settings)[0], split)
     if any(found):
-        attack_curves.write(directory, *found)
+        what = f"directory of the results {conditions.directory}"
+        with files.staging(directory, what, "--out_dir") as beside:
+            attack_curves.write(beside, *found)
+            beside.rename(directory)
 
 
 def _above_chance(subject: Subject, outcome: Outcome) -> self_checks.Check:

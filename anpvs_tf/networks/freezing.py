@@ -16,8 +16,8 @@ def freeze_below(network: keras.Model, layer: str) -> None:
     """Makes a layer, and all that its output depends on, not trainable.
 
     Batch normalisations there act as in inference. Gates there, one directly behind the layer
-    too, are opened and not trained; of a gate that several layers share, one of them there is
-    enough.
+    too, are opened and not trained (a warm start then gives them the masks of its base); of a gate
+    that several layers share, one of them there is enough.
 
     Args:
         network: functional; its output is a dict of which "logits" is one.

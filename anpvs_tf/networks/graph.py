@@ -45,7 +45,7 @@ ELEMENTWISE = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Activation)
 #   multiply     a product of tensors, which may be broadcast
 #   flatten, reshape, padding, concatenate: as their names say
 #   whole        anything else: it reads and makes all channels, and nothing is removed there
-# `pruning.rules` has a class for each.
+# `pruning.layer_rules` has a class for each.
 LINEAR_KINDS = ("dense", "convolution", "transposed")
 KINDS = (
     *(*LINEAR_KINDS, "depthwise", "gate", "affine", "identity", "elementwise", "prelu", "pooling"),

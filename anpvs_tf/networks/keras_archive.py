@@ -36,7 +36,10 @@ def check(path: str | os.PathLike) -> None:
 def _config(path: str | os.PathLike) -> dict[str, Any]:
     """Reads the description of the model in a file."""
     if not os.path.exists(path):
-        raise UsageError(f"{path} does not exist; a network of yours is a file of model.save()")
+        raise UsageError(
+            f"{path} does not exist; give a file of model.save(), or --run_dir alone to resume a "
+            "run"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))

@@ -58,7 +58,8 @@ def network_of(
     """
     say = say or (lambda line: None)
     keras_archive.check(path)
-    model, ending = _with_logits(graph.opened(_loaded(path, name)), name)
+    model, (found, seen) = _loaded(path, name)
+    model, ending = _with_logits(graph.opened(model), name)
     if ending:
         say(f"{name}: its last {ending} is taken away; the network returns logits")
     if held := [layer.name for layer in model.layers if layer.weights and not layer.trainable]:
@@ -66,7 +67,6 @@ def network_of(
             f"{name}: {len(held)} layer(s) that the file holds as not trainable are trained, "
             f"{held[0]} first; --freeze_below=LAYER freezes that layer and all before it"
         )
-    found, seen = input_ranges.of_keras(model)
     if seen and input_range is None:
         say(
             f"{name}: black is taken as {found[0]:g}, white as {found[1]:g} ({seen}); "
@@ -87,7 +87,7 @@ def network_of(
     )
 
 
-def _loaded(path: str | os.PathLike, name: str) -> keras.Model:
+def _loaded(path: str | os.PathLike, name: str) -> tuple[keras.Model, tuple]:
     """Loads a functional model of one float input and one output.
 
     Raises:
@@ -106,7 +106,11 @@ def _loaded(path: str | os.PathLike, name: str) -> keras.Model:
             "each (a network with gates has more outputs: give --base_run=RUN, or the file "
             "before add_gates)"
         )
-    return input_ranges.with_float_input(model) if input_ranges.takes_integers(model) else model
+    # Before the input is of floats: that it takes integers tells the range.
+    found = input_ranges.of_keras(model)
+    if input_ranges.takes_integers(model):
+        model = input_ranges.with_float_input(model)
+    return model, found
 
 
 def _with_logits(model: keras.Model, name: str) -> tuple[keras.Model, str]:
@@ -119,6 +123,11 @@ def _with_logits(model: keras.Model, name: str) -> tuple[keras.Model, str]:
     while isinstance(last, layers.Activation) and last.activation is keras.activations.linear:
         model = keras.Model(model.inputs, last.input)
         last = model.outputs[0]._keras_history.operation
+    if not isinstance(last, layers.Layer):
+        raise UsageError(
+            f"{name} ends in {type(last).__name__} of keras.ops; end in logits, or in a layer: "
+            "keras.layers.Softmax, or the activation of the last Dense"
+        )
     if not isinstance(last, layers.Dense) or len(model.outputs[0].shape) != 2:
         raise UsageError(
             f"{name} ends in {type(last).__name__} {last.name!r}; a classifier must end in a Dense "
@@ -189,12 +198,20 @@ def _copy(
             copies[id(layer)] = type(layer).from_config(_seeded(config, seed))
         return copies[id(layer)]
 
-    images = x = keras.Input(image_shape, name="images")
+    names = {layer.name for layer in model.layers}
+    images = x = keras.Input(image_shape, name=_unused("images", names))
     low, high = black_and_white
     if (low, high) != UNIT:
-        x = layers.Rescaling(high - low, low, name="input_range", dtype=dtype)(x)
+        x = layers.Rescaling(high - low, low, name=_unused("input_range", names), dtype=dtype)(x)
     (output,) = keras.tree.flatten(model._run_through_graph([x], operation_fn=again))
     return keras.Model(images, output)
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """Lengthens a name until it is none of `names`."""
+    while name in names:
+        name += "_"
+    return name
 
 
 def _seeded(config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -328,8 +328,8 @@ def main(values: Any) -> None:
     if of_leaderboard := robustbench.write(made, conditions.directory):
         print(of_leaderboard)
     print(f"Results are in {home.path}")
-    if values.curve_examples:
-        curves = conditions.directory / "tensorboard"
+    curves = conditions.directory / "tensorboard"
+    if values.curve_examples and curves.exists():
         print(f"Attacks step by step: tensorboard --logdir {curves}")
     if run is not None:
         print(next_steps.text(str(home.path), "report", "export"))

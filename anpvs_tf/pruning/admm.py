@@ -88,6 +88,11 @@ class WeightPruning:
             for node in graph.hidden(nodes)
             if node.layer.trainable and node.kind != "transposed"
         ]
+        if not hidden:
+            raise UsageError(
+                f"{network.name} has no kernel to prune: a convolution or dense layer before the "
+                "last, which is trained"
+            )
         self.kernels = {node.layer.name: node.layer.kernel for node in hidden}
         self.z, self.u, self.masks = {}, {}, {}
         for name, kernel in self.kernels.items():

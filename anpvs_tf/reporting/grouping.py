@@ -76,7 +76,7 @@ def collect(paths: Iterable[str]) -> tuple[list[FinishedRun], list[Skipped]]:
                 raise UsageError(f"a repetition of {same[0].path}: same settings, same seed")
             runs.append(run)
         except UsageError as error:
-            skipped.append(Skipped(str(path), str(error)))
+            skipped.append(Skipped(str(path), str(error).removeprefix(f"run {path} ")))
     if not runs:
         reasons = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""

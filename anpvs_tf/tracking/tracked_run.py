@@ -127,9 +127,8 @@ class TrackedRun:
                 tracker.artifact(path)
 
     @contextlib.contextmanager
-    def ended(self) -> Iterator[None]:
+    def ended(self, finished: bool = False) -> Iterator[None]:
         """Tells the trackers when the block ends, and whether it did so without an exception."""
-        finished = False
         try:
             yield
             finished = True
@@ -146,7 +145,8 @@ class TrackedRun:
             self.listening.remove(tracker)
             print(
                 f"warning: {tracker.name} failed ({one_line(error)}) and is not told more of "
-                f"{self.run.path}; the next command that tracks the run tells what is missing",
+                f"{self.run.path}; the next command that tracks the run tells what is missing (if "
+                f"the tracked run was deleted: delete {self.run.tracking_path} first)",
                 file=sys.stderr,
             )
 
@@ -163,7 +163,7 @@ def following(run: RunDirectory, trackers: Sequence[Tracker]) -> Iterator[Tracke
         UsageError: tracking.json is damaged.
     """
     found = TrackedRun(run, trackers)
-    with found.ended():
+    with found.ended(finished=True):  # The run is, whatever becomes of the block.
         if trackers:
             found.begin(_rows(run))
         yield found

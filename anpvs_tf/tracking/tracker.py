@@ -109,12 +109,19 @@ def curves(row: Mapping[str, Any]) -> dict[str, float]:
 def figures(record: ResultRecord) -> dict[str, float]:
     """Returns the results of a record, each by a name that says how it was measured.
 
-    Such a name is "test/pgd 40 steps of 0.01 1 starts linf 0.3 1000 images/robust_accuracy": of
+    Such a name is "test/pgd 40 steps of 0.01 1 start linf 0.3 1000 images/robust_accuracy": of
     letters, digits, spaces, "_", "-", "." and "/", which all trackers take.
     """
     threat, attack = record["threat_model"], records.attack_text(record["attack"])
     radius_text = radius.as_text(threat["epsilon"])
     measured = f"{attack} {threat['norm']} {radius_text} {record['examples']} images"
+    # What else `records.merged` tells measurements apart by.
+    for source in record["attack"].get("sources", ()):
+        measured += f" from {source}"
+    if "posterior_draws" in record:
+        measured += f" {record['posterior_draws']} posterior draws"
+    if record.get("attack_seed"):
+        measured += f" seed {record['attack_seed']}"
     measured = re.sub(r"[^\w.\- ]", "", measured.replace("(s)", "").replace("/", "_"))
     found = {name: record.get(name) for name in _FIGURES}
     return {

@@ -152,6 +152,18 @@ def test_images_from_0_to_1_become_those_that_the_file_takes(
     assert all("black is taken as 0, white as 255" in line for line in said)
 
 
+def test_integers_are_pixels_from_0_to_255_and_our_names_may_be_taken(save):
+    image = keras.Input(SHAPE, dtype="uint8", name="images")
+    x = keras.ops.cast(image, "float32") / 127.5 - 1.0
+    x = layers.Conv2D(3, 3, activation="relu", name="input_range")(x)
+    model = keras.Model(image, layers.Dense(4, name="top")(layers.Flatten()(x)))
+    said, pixels = [], np.round(255 * IMAGES)
+    network = network_of(save(model), SHAPE, 4, name="mine", say=said.append)
+    expected = model(pixels.astype(np.uint8))
+    np.testing.assert_allclose(logits(network, pixels / 255), expected, rtol=1e-4, atol=1e-5)
+    assert "black is taken as 0, white as 255 (it takes uint8)" in said[0]
+
+
 def test_a_file_of_any_image_size_and_of_another_precision_is_made_for_the_run(save):
     model = chain(inputs=(None, None, 3))
     for layer in model.layers:
@@ -197,7 +209,13 @@ def subclassed():
     return model
 
 
+def ending_in_an_operation():
+    model = chain()
+    return keras.Model(model.inputs[0], keras.ops.softmax(model.outputs[0]))
+
+
 REFUSED = {
+    "ends in Softmax of keras.ops; end in logits": ending_in_an_operation,
     "takes images of 12 x 12 x 1, the dataset's are 12 x 12 x 3": lambda: chain(inputs=(12, 12, 1)),
     "the class Own, which Keras does not have": lambda: chain(first=[Own()]),
     "a function in a Lambda layer": lambda: chain(first=[layers.Lambda(lambda x: x)]),

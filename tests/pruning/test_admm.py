@@ -264,6 +264,14 @@ def test_weights_that_were_cut_are_not_perturbed():
         assert not np.any(shift.numpy()[kernel.numpy() == 0])
 
 
+def test_a_network_of_which_no_kernel_is_trained_is_refused():
+    network = architectures.lenet5((16, 16, 1), 4)
+    for layer in network.layers[:-1]:
+        layer.trainable = False
+    with pytest.raises(UsageError, match="lenet5 has no kernel to prune"):
+        pruning(network, 0.5)
+
+
 def test_a_layer_that_would_lose_everything_is_named():
     with pytest.raises(UsageError, match=r"0\.99 of the 20 units of layer 'conv1' leaves none"):
         pruning(architectures.lenet5((16, 16, 1), 4), 0.99, "filter")

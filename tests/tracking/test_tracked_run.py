@@ -54,6 +54,8 @@ def test_names_of_figures_are_such_that_every_tracker_takes_them(finished):
     names = [list(tracker.figures(record)) for record in finished.results()[1:]]
     assert names[0][1] == "test/pgd 20 steps 5 start linf 8_255 359 images/robust_accuracy"
     assert names[1][0] == "test/worst case of pgd apgd-t linf 0.13 359 images/clean_accuracy"
+    other = finished.results()[2] | {"posterior_draws": 8, "attack_seed": 3}
+    assert " 359 images 8 posterior draws seed 3/" in next(iter(tracker.figures(other)))
     figures = tracker.figures(finished.results()[0])
     assert set(figures.values()) >= {0.97, 0.6, 0.03}
 
