@@ -125,6 +125,9 @@ def chosen_settings(values: Any) -> settings.Settings:
     if of_flags or not run.config_path.exists():
         return _matched(resolution.choose(given, values.recipe, values.data_dir), values)
     held = run.settings()
+    file = given["network"] or ""
+    if os.path.basename(file) == held.network and is_file(file) and not os.path.exists(file):
+        del given["network"]  # The run has a copy.
     if given["precision"] == "auto":
         del given["precision"]  # It was chosen when the run began.
     given = {name: value for name, value in given.items() if value is not None}

@@ -139,6 +139,11 @@ def test_a_run_does_not_go_on_with_another_file(trained, file, tmp_path):
     assert "holds a run of other settings: network_version=" in ended.stderr
     # The same file, from wherever it lies.
     assert call("train", f"--network={file}", f"--run_dir={run.path}").returncode == 0
+    # And where it is gone.
+    gone = f"--network={tmp_path / 'gone' / 'mine.keras'}"
+    assert call("train", gone, f"--run_dir={run.path}").returncode == 0
+    ended = call("train", gone, f"--run_dir={tmp_path / 'new'}")
+    assert ended.returncode == 2 and "mine.keras does not exist" in ended.stderr
     ended = call("train", "--network=lenet5", f"--run_dir={run.path}")
     assert "holds a run of other settings: network='mine.keras' (now 'lenet5')" in ended.stderr
     ended = call("train", f"--network={run.network_path}", f"--run_dir={run.path}", "--overwrite")
