@@ -1,5 +1,6 @@
 """The pages say what is so: their commands, their code, their links."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -232,6 +233,14 @@ def test_the_readmes_python(in_process, tmp_path):
 
 
 # ---- Links ----
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_head_of_every_table_has_as_many_cells_as_its_rule(page):
+    lines = page.read_text().splitlines()
+    for head, rule in itertools.pairwise(lines):
+        if re.fullmatch(r"\|( *:?-+:? *\|)+", rule):
+            assert len(re.findall(r"(?<!\\)\|", head)) == rule.count("|"), head
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
