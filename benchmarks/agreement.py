@@ -179,7 +179,7 @@ def main(values: Any) -> None:
     if not values.run_dir:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     subject = attacked_model.of_run(open_run(values.run_dir))
-    split = loading.load_test(subject.source).take(values.examples)
+    split = loading.load_evaluated(subject.source).take(values.examples)
     model = reference.torch_copy(subject.network)
     images = pipelines.to_float(split.images).numpy()
     epsilon = values.epsilon or subject.settings.epsilon

@@ -159,7 +159,7 @@ def memory(run_dir: str, examples: int, threads: int) -> tuple[float, float]:
     tf.get_logger().setLevel("ERROR")  # It takes many stages for a function that is retraced.
     set_threads(threads)
     subject = attacked_model.of_run(open_run(run_dir))
-    test = loading.load_test(subject.source)
+    test = loading.load_evaluated(subject.source)
     again = np.resize(np.arange(len(test)), examples)  # Small test sets more than once.
     split = loading.Split(test.images[again], test.labels[again])
     settings = AttackSettings(
@@ -235,7 +235,7 @@ def main(values: Any) -> None:
         raise UsageError("--run_dir is needed: a finished run of bin/train.py")
     set_threads(values.threads)
     subject = attacked_model.of_run(open_run(values.run_dir))
-    split = loading.load_test(subject.source).take(values.examples)
+    split = loading.load_evaluated(subject.source).take(values.examples)
     settings = AttackSettings(
         subject.settings.epsilon, classes=subject.classes, queries=values.queries
     )

@@ -111,6 +111,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("evaluate", ["--run_dir={changed}"], "is not what was written"),
     ("evaluate", ["--run_dir={run}", "--attack=magic"], "unknown attack 'magic'"),
     ("evaluate", ["--run_dir={run}", "--attack="], "--attack names none"),
+    ("evaluate", ["--run_dir={run}", "--split=train"], "--split must be one of test, validation"),
     ("evaluate", ["--run_dir={run}", "--epsilons=a"], "--epsilons: 'a' is no number"),
     ("evaluate", ["--run_dir={run}", "--epsilons=nan"], "is not finite"),
     ("evaluate", ["--run_dir={run}", "--epsilons=-0.1"], "epsilon must be positive"),

@@ -66,11 +66,8 @@ def load(
     if isinstance(source, str):
         source = describe(source, data_dir=data_dir)
     found = _splits(source, {"train", "validation", "test"}, data_dir, download, stream, check)
-    train, validation, held_out = found["train"], found.get("validation"), 0
-    if validation is None:
-        held_out = min(VALIDATION_EXAMPLES, max(1, len(train) // 10))
-        available = len(train) - held_out
-        train, validation = train.part(0, available), train.part(available)
+    held_out = 0 if "validation" in found else _held_out(found["train"])
+    train, validation = _with_validation(found)
     if train_examples is not None and train_examples > len(train):
         raise UsageError(
             f"--train_examples={train_examples} is more than the {len(train)} training "
@@ -86,13 +83,32 @@ def load(
     )
 
 
-def load_test(
-    source: Source | str, data_dir: str | None = None, download: bool = True, stream: bool = False
+def load_evaluated(
+    source: Source | str,
+    data_dir: str | None = None,
+    download: bool = True,
+    stream: bool = False,
+    split: str = "test",
 ) -> Split | StoredSplit:
-    """Loads the test split alone; else as `load`."""
+    """Loads one split alone, of `sources.EVALUATED`; else as `load`."""
     if isinstance(source, str):
         source = describe(source, data_dir=data_dir)
-    return _splits(source, {"test"}, data_dir, download, stream, True)["test"]
+    wanted = {"test"} if split == "test" else {"train", "validation"}
+    found = _splits(source, wanted, data_dir, download, stream, True)
+    return found["test"] if split == "test" else _with_validation(found)[1]
+
+
+def _held_out(train: Split | StoredSplit) -> int:
+    return min(VALIDATION_EXAMPLES, max(1, len(train) // 10))
+
+
+def _with_validation(found: dict[str, Split | StoredSplit]) -> tuple[Split | StoredSplit, ...]:
+    """Returns the training and the validation split, which is held out of training if absent."""
+    train = found["train"]
+    if "validation" in found:
+        return train, found["validation"]
+    available = len(train) - _held_out(train)
+    return train.part(0, available), train.part(available)
 
 
 def _splits(

@@ -7,6 +7,8 @@ import re
 from anpvs_tf.common.errors import UsageError
 
 KINDS = ("folder:PATH", "tfds:NAME")
+# The splits that networks are evaluated on: for results, and to choose settings by.
+EVALUATED = ("test", "validation")
 
 # The names of the classes, in the order of the labels.
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -69,6 +69,7 @@ class Conditions:
     Attributes:
         subject: the model.
         split: the examples.
+        split_name: of `data.sources.EVALUATED`, for the records.
         directory: where the per-example results go; made if absent.
         seed: of the attacks.
         batch_size: examples attacked at a time.
@@ -82,6 +83,7 @@ class Conditions:
     directory: pathlib.Path
     seed: int
     batch_size: int
+    split_name: str = "test"
     sources: Sequence[Subject] = ()
     check_examples: int = 0
     curve_examples: int = 0
@@ -132,7 +134,7 @@ def _in_threat_model(
     if conditions.check_examples:
         checks = [_above_chance(subject, outcomes[0]), *_check(conditions, chosen, outcomes)]
     for (attack, settings), run, outcome in zip(chosen, runs, outcomes, strict=True):
-        record = _record(subject, outcome, outcome.robust, settings, steady, checks)
+        record = _record(conditions, outcome, outcome.robust, settings, steady, checks)
         if attack != TRANSFER and (
             stronger := _stronger(outcome, outcomes, [name for name, _ in chosen])
         ):
@@ -151,7 +153,7 @@ def _in_threat_model(
     if len(chosen) > 1:
         weakest = min((s for _, s in chosen), key=lambda s: s.draws)
         worst = np.logical_and.reduce([outcome.robust for outcome in outcomes])
-        record = _record(subject, outcomes[0], worst, weakest, steady, checks)
+        record = _record(conditions, outcomes[0], worst, weakest, steady, checks)
         of = [description(*one, conditions.sources) for one in chosen]
         attack = {"name": records.WORST_CASE, "of": of}
         yield record | {"attack": attack, "attack_seed": conditions.seed}
@@ -260,14 +262,15 @@ def _stronger(outcome: Outcome, outcomes: list[Outcome], names: list[str]) -> st
     return f"the attacks together break {100 * (own - together):.1f} points more"
 
 
-def _record(subject, outcome, robust, settings, steady, checks) -> ResultRecord:
+def _record(conditions, outcome, robust, settings, steady, checks) -> ResultRecord:
+    subject = conditions.subject
     correct, count = outcome.correct, len(robust)
     survived = int(np.sum(robust))
     # Attacks in single draws do not show the robust accuracy of a stochastic model.
     called = steady or settings.draws > 1
     record = recording.record(
         dataset=subject.dataset,
-        split="test",
+        split=conditions.split_name,
         examples=count,
         norm=settings.norm,
         epsilon=settings.epsilon,

@@ -42,8 +42,11 @@ def missing(record: ResultRecord) -> list[str]:
     standard = attack["name"] == "autoattack"
     if not standard or any(attack[name] != value for name, value in STANDARD.items()):
         found.append("the attack must be autoattack with its defaults")
-    if record["examples"] != IMAGES:
-        found.append(f"{IMAGES:,} test images must be attacked; these were {record['examples']:,}")
+    if record["split"] != "test" or record["examples"] != IMAGES:
+        found.append(
+            f"{IMAGES:,} test images must be attacked; these were {record['examples']:,} of the "
+            f"{record['split']} split"
+        )
     if not record.get("reliable", True):
         found.append("the accuracy must be reliable")
     return found

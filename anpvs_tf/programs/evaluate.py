@@ -32,7 +32,7 @@ from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
 from anpvs_tf.common.files import check_directory
 from anpvs_tf.common.program import Flags
-from anpvs_tf.data.sources import Source, describe
+from anpvs_tf.data.sources import EVALUATED, Source, describe
 from anpvs_tf.evaluation import attack_choice
 from anpvs_tf.programs import next_steps, shared_flags
 from anpvs_tf.runs import console, records
@@ -110,8 +110,14 @@ def define(flags: Flags) -> None:
         repeated=True,
     )
     flags.add(
-        data, int, "examples", None, "evaluate on the first only. Default: the whole test set"
+        data,
+        str,
+        "split",
+        EVALUATED[0],
+        f"the examples ({', '.join(EVALUATED)}): validation to choose settings by; reports and "
+        "model cards hold results of test alone",
     )
+    flags.add(data, int, "examples", None, "evaluate on the first only. Default: the whole split")
     flags.add(data, int, "batch_size", EVALUATION_BATCH, "examples attacked at a time")
     flags.add(data, int, "check_examples", 200, "examples for the self-checks; 0 leaves them out")
     flags.add(
@@ -208,6 +214,8 @@ def _check(values: Any) -> None:
             f"--check_examples must be 0 or at least {FEWEST_CHECKED}: fewer decide nothing; got "
             f"{values.check_examples}"
         )
+    if values.split not in EVALUATED:
+        raise UsageError(f"--split must be one of {', '.join(EVALUATED)}; got {values.split}")
     if len(set(values.source_run)) < len(values.source_run):
         raise UsageError("--source_run names a run twice")
     if not 0 <= values.seed < 2**31:
@@ -311,12 +319,13 @@ def main(values: Any) -> None:
     if subject.remark:
         print(subject.remark)
     stream = run is not None and usual["stream"]
-    split = loading.load_test(source, values.data_dir, values.download, stream)
+    split = loading.load_evaluated(source, values.data_dir, values.download, stream, values.split)
     split = split.take(values.examples)
     conditions = assessment.Conditions(
         subject,
         split,
         home.path / "evaluation",
+        split_name=values.split,
         seed=values.seed,
         batch_size=min(values.batch_size, len(split)),
         sources=[attacked_model.of_run(one) for one in source_runs],

@@ -51,7 +51,7 @@ def write(
         out: the directory to write: report.html, tables/, figures/, report.json.
         examples: test images on which the vulnerability of features is measured; 0 leaves out
             all figures that need the networks.
-        data_dir, download: as in `loading.load_test`.
+        data_dir, download: as in `loading.load_evaluated`.
         command: the command line, shown in the report.
 
     Returns:
@@ -73,7 +73,7 @@ def write(
     drawn = [*training_figures.build(groups), *robustness_figures.build(groups)]
     if examples:
         settings = runs[0].settings
-        split = loading.load_test(settings.source, data_dir, download, settings.stream)
+        split = loading.load_evaluated(settings.source, data_dir, download, settings.stream)
         probes, missing = _probes(groups, split, examples)
         drawn += network_figures.build(probes, shown_command)
         absent += missing

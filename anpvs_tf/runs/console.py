@@ -104,7 +104,8 @@ def evaluation_table(records: list[ResultRecord]) -> str:
     first = records[0]
     clean = f"{first['clean_accuracy']:.2%}"
     title = (
-        f"{first['model']}: {first['examples']} test images of {first['dataset']}, clean {clean}"
+        f"{first['model']}: {first['examples']} {first['split']} images of "
+        f"{first['dataset']}, clean {clean}"
     )
     lines.insert(0, title)
     if "at_chance" in first:

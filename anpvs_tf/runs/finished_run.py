@@ -22,7 +22,7 @@ class FinishedRun:
     Attributes:
         command: the command line that trained it; empty if it was trained from Python.
         trained: the record of bin/train.py.
-        evaluations: the records of bin/evaluate.py, oldest first.
+        evaluations: the records of bin/evaluate.py on test images, oldest first.
         metrics: a row an epoch, values as numbers.
     """
 
@@ -87,4 +87,5 @@ def open_run(path: str | os.PathLike) -> FinishedRun:
     if not trained:
         raise UsageError(f"{directory.results_path} has no record of bin/train.py")
     evaluations = [record for record in held if not records.of_training(record)]
+    evaluations = [record for record in evaluations if record["split"] == "test"]
     return FinishedRun(directory, settings, command, trained[-1], evaluations, metrics)

@@ -78,7 +78,7 @@ def export(
     version = choose_version(base, version, format)
     network = run.network()
     frozen = compact.freeze(network)
-    test = loading.load_test(run.settings.source, data_dir, download)
+    test = loading.load_evaluated(run.settings.source, data_dir, download)
     names = run.settings.class_names
 
     # ---- Write beside, check, rename ----

@@ -33,7 +33,7 @@ def test_images_keep_their_pixels_and_get_the_label_of_their_folder(tmp_path):
             found[image.tobytes()] = ("train" if role == "validation" else role, int(label))
     assert found == written
     assert sorted(data.train.labels) != data.train.labels.tolist()  # the order is mixed
-    assert loading.load_test(source).images.tobytes() == data.test.images.tobytes()
+    assert loading.load_evaluated(source).images.tobytes() == data.test.images.tobytes()
 
 
 @pytest.mark.parametrize("name", ["validation", "val"])

@@ -186,12 +186,21 @@ def test_streamed_batches_are_those_in_memory(folder):
 
 
 def test_a_streamed_split_is_indexed_like_arrays(folder):
-    held, streamed = (loading.load_test(folder, stream=stream) for stream in (False, True))
+    held, streamed = (loading.load_evaluated(folder, stream=stream) for stream in (False, True))
     assert streamed.images.shape == held.images.shape
     np.testing.assert_array_equal(streamed.labels, held.labels)
     for rows in (slice(None), slice(2, 5), np.array([4, 0, 4]), slice(0, 0)):
         np.testing.assert_array_equal(streamed.images[rows], held.images[rows])
     np.testing.assert_array_equal(np.asarray(streamed.images), held.images)
+
+
+def test_the_validation_split_alone_is_the_one_of_training(folder):
+    for source, stream in (("digits", False), (folder, False), (folder, True)):
+        of_training = loading.load(source, stream=stream).validation
+        alone = loading.load_evaluated(source, stream=stream, split="validation")
+        assert len(alone) == len(of_training) < len(loading.load_evaluated(source))
+        np.testing.assert_array_equal(alone.images[:], of_training.images[:])
+        np.testing.assert_array_equal(alone.labels, of_training.labels)
 
 
 def test_what_is_skipped_is_not_read(folder, tmp_path):
@@ -223,7 +232,7 @@ def test_a_folder_that_has_changed_is_not_trained_on(folder, tmp_path):
     write(tmp_path / "train" / "a" / "more.png", noise_image(12, 12, 3))
     with pytest.raises(UsageError, match=r"has other files now"):
         loading.load(folder)
-    assert len(loading.load_test(folder)) == 10
+    assert len(loading.load_evaluated(folder)) == 10
 
 
 def test_streaming_leaves_nothing_behind(folder):

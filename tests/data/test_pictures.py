@@ -127,11 +127,11 @@ def test_links_class_names_and_files_that_are_left_behind(tmp_path):
         (tmp_path / "data" / folder / "desktop.ini").touch()
     (tmp_path / "data/train/.DS_Store").touch()
     source = sources.describe(f"folder:{tmp_path / 'data'}", image_size=(5, 8))
-    assert len(loading.load_test(source)) == 2
+    assert len(loading.load_evaluated(source)) == 2
     loop = tmp_path / "data/test/a/loop.png"
     loop.symlink_to(loop)
     with pytest.raises(UsageError, match=r"a/loop.png \(.*"):
-        loading.load_test(sources.describe(f"folder:{tmp_path / 'data'}", image_size=(5, 8)))
+        loading.load_evaluated(sources.describe(f"folder:{tmp_path / 'data'}", image_size=(5, 8)))
 
 
 def test_a_class_folder_whose_name_is_no_utf8_is_named(tmp_path):

@@ -11,7 +11,8 @@ from anpvs_tf.evaluation import attack_choice, robustbench
 def record(**changes):
     settings = AttackSettings(8 / 255, classes=10)
     return {
-        **{"dataset": "cifar10", "network": "resnet20", "width": 0.5, "model": "runs/r"},
+        **{"dataset": "cifar10", "split": "test", "network": "resnet20", "width": 0.5},
+        "model": "runs/r",
         **{"examples": 10_000, "clean_accuracy": 0.70004, "robust_accuracy": 0.3687},
         "threat_model": {"norm": "linf", "epsilon": 8 / 255},
         "attack": attack_choice.description("autoattack", settings),
@@ -37,6 +38,7 @@ def test_an_entry_has_the_fields_of_the_leaderboard(tmp_path):
     ("changes", "why"),
     [
         ({"examples": 1017}, "10,000 test images must be attacked; these were 1,017"),
+        ({"split": "validation"}, "test images must be attacked"),
         ({"threat_model": {"norm": "linf", "epsilon": 0.03}}, "must be linf 8/255 or l2 0.5"),
         ({"threat_model": {"norm": "l2", "epsilon": 1.0}}, "must be linf 8/255 or l2 0.5"),
         ({"reliable": False}, "the accuracy must be reliable"),

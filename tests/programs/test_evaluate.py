@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from calling import call
 
+from anpvs_tf.data import loading
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import console, resolution
 from anpvs_tf.runs.directory import RunDirectory
@@ -91,6 +92,20 @@ def test_attacks_a_run_and_does_nothing_twice(trained, tmp_path):
     assert "worst case of pgd, apgd-t, transfer" in card
     shown = console.evaluation_table(records[1:])
     assert "apgd-t (5 steps, 1 start(s), 2 targets)" in shown
+
+
+def test_results_on_validation_data_are_kept_apart(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    flags = [f"--run_dir={run}", "--attack=noise", "--check_examples=0"]
+    for split in ("validation", "test"):
+        assert program(*flags, f"--split={split}", cwd=tmp_path).returncode == 0
+    on_validation, on_test = json.loads((run / "results.json").read_text())[1:]
+    assert (on_validation["split"], on_validation["examples"]) == ("validation", 143)
+    assert (on_test["split"], on_test["examples"]) == ("test", 359)
+    with np.load(run / on_validation["per_example"], allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["labels"], loading.load("digits").validation.labels)
+    assert [record["split"] for record in open_run(run).evaluations] == ["test"]
 
 
 def test_attacks_an_exported_model_like_the_run(trained, tmp_path):

@@ -37,7 +37,7 @@ def test_a_finished_run_needs_no_data_to_be_loaded(chosen, tmp_path):
     assert subject.network.output["logits"].shape == (None, 2)
     assert resolution.defaults(subject.source)["epsilon"] == chosen.epsilon
     with pytest.raises(UsageError, match=r"shapes cannot be read: No such file"):
-        loading.load_test(subject.source, stream=True)
+        loading.load_evaluated(subject.source, stream=True)
 
 
 def test_a_run_does_not_go_on_with_other_data(chosen, tmp_path):
