@@ -27,7 +27,6 @@ from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.networks.gating import add_gates
 from anpvs_tf.pruning import compact, efficiency
 from benchmarks import timing
-from benchmarks.train_step import check_choices
 
 # {name: the side of its images}
 NETWORKS = {
@@ -104,7 +103,7 @@ def define(flags: program.Flags) -> None:
 
 
 def main(values: Any) -> None:
-    check_choices("networks", values.networks, NETWORKS)
+    timing.check_choices("networks", values.networks, NETWORKS)
     print(f"{timing.environment('applications')}\n")
     timing.print_rows([COLUMNS, ("---",) * len(COLUMNS)])
     context = multiprocessing.get_context("spawn")

@@ -33,7 +33,6 @@ from anpvs_tf.pruning import compact, efficiency
 from anpvs_tf.pruning.frozen import FrozenNetwork
 from benchmarks import timing
 from benchmarks.timing import Variant
-from benchmarks.train_step import check_choices
 
 NETWORKS = ("resnet18", "resnet20")
 BATCH = 64
@@ -133,7 +132,7 @@ def define(flags: program.Flags) -> None:
 
 
 def main(values: Any) -> None:
-    check_choices("networks", values.networks, NETWORKS)
+    timing.check_choices("networks", values.networks, NETWORKS)
     print(f"{timing.environment('coupled')}\n")
     timing.print_rows([SIZES, ("---",) * len(SIZES)])
     for name in values.networks:

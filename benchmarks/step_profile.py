@@ -22,7 +22,6 @@ from benchmarks.train_step import (
     PRECISIONS,
     WORKLOADS,
     batch_of,
-    check_choices,
     classifier_of,
     prune,
     step_of,
@@ -41,8 +40,8 @@ def define(flags: program.Flags) -> None:
 
 
 def main(values: Any) -> None:
-    check_choices("networks", values.networks, WORKLOADS)
-    check_choices("precisions", values.precisions, PRECISIONS)
+    timing.check_choices("networks", values.networks, WORKLOADS)
+    timing.check_choices("precisions", values.precisions, PRECISIONS)
     tf.get_logger().setLevel("ERROR")  # It takes many parts for a function that is retraced.
     print(f"{timing.environment('step_profile')}\n")
     timing.print_rows([COLUMNS, ("---",) * len(COLUMNS)])

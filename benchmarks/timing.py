@@ -13,7 +13,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from anpvs_tf.common.errors import UsageError
 
 
 @dataclasses.dataclass
@@ -54,6 +56,13 @@ def measure(
 
 def _name(variant: Variant) -> str:
     return " ".join(filter(None, variant.cells))
+
+
+def check_choices(flag: str, chosen: list[str], choices: Iterable[str]) -> None:
+    """Raises UsageError for a choice that there is not."""
+    for name in chosen:
+        if name not in choices:
+            raise UsageError(f"unknown --{flag} {name!r}; choose of {', '.join(choices)}")
 
 
 def progress(line: str) -> None:

@@ -88,8 +88,8 @@ def define(flags: program.Flags) -> None:
 
 
 def main(values: Any) -> None:
-    check_choices("networks", values.networks, WORKLOADS)
-    check_choices("precisions", values.precisions, PRECISIONS)
+    timing.check_choices("networks", values.networks, WORKLOADS)
+    timing.check_choices("precisions", values.precisions, PRECISIONS)
     try:
         shares = [float(share) for share in values.pruned]
     except ValueError:
@@ -106,13 +106,6 @@ def main(values: Any) -> None:
             title = f"{network} {precision}"
             measured = timing.measure(title, steps(network, precision, shares), repeats)
             timing.print_rows(rows(network, title, measured))
-
-
-def check_choices(flag: str, chosen: list[str], choices) -> None:
-    """Raises UsageError for a choice that there is not."""
-    for name in chosen:
-        if name not in choices:
-            raise UsageError(f"unknown --{flag} {name!r}; choose of {', '.join(choices)}")
 
 
 # ---- The steps ----
