@@ -24,7 +24,7 @@ from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError
 from benchmarks import timing
 
-BASE = {"method": "anpvs", "target_sparsity": 0.8, "lambda_vs": 30}
+BASE = {"method": "anpvs", "epochs": 26, "target_sparsity": 0.8, "lambda_vs": 30}
 _DENSE = {"method": "at", "target_sparsity": None, "lambda_vs": None}
 # What differs from `BASE`; None leaves a flag out. {NAME} is the run of that variant.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -55,6 +55,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "awp": {"awp": 0.005},
     "from-scratch": {"base_epochs": 0},
     "twice-the-epochs": {"epochs": 52},
+    "epochs-40": {"epochs": 40},
+    "epochs-40-lambda-100": {"epochs": 40, "lambda_vs": 100},
+    "vib-epochs-40-lambda-100": {"method": "anpvs_vib", "epochs": 40, "lambda_vs": 100},
+    "at-epochs-40": _DENSE | {"epochs": 40},
+    "at_vs-as-cheap-as-vib": {
+        "method": "at_vs",
+        "target_sparsity": None,
+        "match_cost_of": "{gates-vib}",
+    },
 }
 ATTACK = ("--attack=apgd-ce,apgd-t", "--split=validation", "--check_examples=0")
 HEAD = ("variant", "flags", "features pruned, %", "1 / FLOPs", "parameters, 1000", "clean, %")
