@@ -107,7 +107,8 @@ def groups(runs: list[FinishedRun]) -> list[Group]:
         if len(named) > _MOST_NAMED:
             named = _telling_apart([settings for settings, _ in found], named)
         for settings, members in found:
-            own = ", ".join(f"{name}={as_text(settings[name])}" for name in named)
+            given = [name for name in named if settings[name] is not None]
+            own = ", ".join(f"{name}={as_text(settings[name])}" for name in given)
             made.append(Group(f"{method} ({own})" if own else method, tuple(members)))
     return made
 
