@@ -39,7 +39,7 @@ class Subject:
         settings: of the run, else None.
         posterior_draws: it is an ensemble of so many networks drawn from the run's
             posterior; None if it is not.
-        simulated: the function whose gradients `logits` has, where rounding has none; else None.
+        simulated: a function that computes the same with gradients, where rounding has none.
         input_range: the model's values for black and white; `logits` takes 0 and 1.
         remark: what was assumed of the model, for the user.
     """
@@ -116,7 +116,8 @@ def _ensemble(run: FinishedRun, network: keras.Model, draws: int) -> Subject:
 def of_litert(path: str, origin: Subject) -> Subject:
     """Makes a subject of an int8 LiteRT file.
 
-    The file's interpreter classifies; gradients go straight through its rounding.
+    The file's interpreter classifies; gradients go straight through its rounding, and those of
+    the run's network are added.
 
     Args:
         origin: of the run that the file was exported from.
@@ -124,7 +125,7 @@ def of_litert(path: str, origin: Subject) -> Subject:
     Raises:
         UsageError: the file is missing, holds another kind of network, or does not fit the run.
     """
-    integers = IntegerNetwork(path)
+    integers = IntegerNetwork(path, origin.logits)
     expected = (tuple(origin.source.image_shape), origin.classes)
     if (integers.image_shape, integers.classes) != expected:
         raise UsageError(

@@ -2,7 +2,9 @@
 
 Rounding has no gradient. `IntegerNetwork.simulate` computes the integers of the file in float32,
 operator by operator, and its gradient goes straight through each rounding (Bengio et al. 2013);
-`IntegerNetwork.logits` joins this gradient to the answers of the interpreter.
+`IntegerNetwork.logits` joins this gradient to the answers of the interpreter. It masks: a weight
+that was rounded to zero has none, though the pixel matters where another filter is about to
+respond. So that of the float network is added to it.
 
 Values of a tensor stand for (value - zero point) * scale. Sums of products stay exact in float32 up
 to 2^24, and are scaled and rounded as XNNPACK does it, the interpreter's usual kernels.
@@ -24,11 +26,15 @@ HOW = "make one by bin/export.py --format=tflite --quantize=int8"
 
 
 class Step(NamedTuple):
-    """An operator: `run` takes the tensors numbered `inputs`, and makes the one `output`."""
+    """An operator: `run` takes the tensors numbered `inputs`, and makes the one `output`.
+
+    of_integers: it takes its inputs rounded; if not, it commutes with rounding.
+    """
 
     inputs: list[int]
     output: int
     run: Callable[..., tf.Tensor]
+    of_integers: bool
 
 
 class IntegerNetwork:
@@ -36,6 +42,8 @@ class IntegerNetwork:
 
     Args:
         path: of a file with an input `images` and an output `logits`, both int8.
+        origin: images -> logits of the float network that the file was made from: its gradient is
+            added to that of `simulate`; None leaves that alone.
 
     Attributes:
         image_shape: (height, width, channels) of the images that it takes.
@@ -46,8 +54,12 @@ class IntegerNetwork:
         UsageError: the file or the package that reads it is missing, or it is another network.
     """
 
-    def __init__(self, path: str | pathlib.Path):
-        self._file = _File(path)
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        origin: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    ):
+        self._file, self._origin = _File(path), origin
         self._runner, self._lock = self._file.runner, threading.Lock()
         given, made = (self._file.ends[name] for name in ("images", "logits"))
         self.image_shape = tuple(self._file.shape(given)[1:])
@@ -58,7 +70,7 @@ class IntegerNetwork:
         self._steps = self._file.steps(made)
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Classifies images by the interpreter; the gradient is that of `simulate`.
+        """Classifies images by the interpreter, with a gradient that follows the integers.
 
         Args:
             images: float32 [batch, H, W, C] in [0, 1]; they are rounded to the input's integers.
@@ -74,8 +86,10 @@ class IntegerNetwork:
             def gradient(upstream):
                 with tf.GradientTape() as tape:
                     tape.watch(images)
-                    simulated = self.simulate(images)
-                return tape.gradient(simulated, images, upstream)
+                    followed = self.simulate(images)
+                    if self._origin is not None:
+                        followed += self._origin(images)
+                return tape.gradient(followed, images, upstream)
 
             return tf.ensure_shape(found, [images.shape[0], self.classes]), gradient
 
@@ -91,16 +105,23 @@ class IntegerNetwork:
 
     def simulate(self, images: tf.Tensor) -> tf.Tensor:
         """Computes the logits in float32, with a gradient; arguments as of `logits`."""
-        tensors = {self._given: rounded(images / self._scale + self._zero)}
+        tensors = {self._given: clipped(images / self._scale + self._zero)}
         for step in self._steps:
-            tensors[step.output] = step.run(*(tensors[i] for i in step.inputs))
-        return (tensors[self._made] - self._zero_logit) * self.quantum
+            # A value is rounded when it is used. Choosing the greatest comes before: the gradient
+            # then follows the one that was greatest before rounding made several equal.
+            prepare = rounded if step.of_integers else tf.identity
+            tensors[step.output] = step.run(*(prepare(tensors[i]) for i in step.inputs))
+        return (rounded(tensors[self._made]) - self._zero_logit) * self.quantum
 
 
-def rounded(values: tf.Tensor, lowest: int = LOWEST, highest: int = HIGHEST) -> tf.Tensor:
-    """Rounds to integers (to even at a half) and clips; the gradient is that of clipping."""
-    kept = tf.clip_by_value(values, float(lowest), float(highest))
-    return kept + tf.stop_gradient(tf.round(kept) - kept)
+def clipped(values: tf.Tensor, lowest: int = LOWEST, highest: int = HIGHEST) -> tf.Tensor:
+    """Clips to the integers that a tensor can hold."""
+    return tf.clip_by_value(values, float(lowest), float(highest))
+
+
+def rounded(values: tf.Tensor) -> tf.Tensor:
+    """Rounds to integers, to even at a half; the gradient goes straight through."""
+    return values + tf.stop_gradient(tf.round(values) - values)
 
 
 class _File:
@@ -117,7 +138,9 @@ class _File:
         try:
             content = pathlib.Path(path).read_bytes()
             with quiet.standard_error_held_back():  # It says which kernels it takes.
-                self.runner = interpreter.Interpreter(model_content=content).get_signature_runner()
+                network = interpreter.Interpreter(model_content=content)
+                network.allocate_tensors()
+                self.runner = network.get_signature_runner()
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"LiteRT file {path} cannot be read: {one_line(error)}") from error
         self.model = schema.ModelT.InitFromPackedBuf(content)
@@ -195,11 +218,11 @@ class _File:
             ]
             needed.update(inputs)
             run = OPERATORS[name](self, operator, operator.builtinOptions)
-            found.append(Step(inputs, output, run))
+            found.append(Step(inputs, output, run, name not in CHOOSING))
         return found[::-1]
 
 
-# ---- Operators: (file, operator, its options) -> function of tensors of integers ----
+# ---- Operators: (file, operator, its options) -> function that computes what is to be rounded ----
 
 
 def _weighted(file: _File, operator: Any, options: Any, product: Callable) -> Callable:
@@ -213,7 +236,7 @@ def _weighted(file: _File, operator: Any, options: Any, product: Callable) -> Ca
     limits = file.limits(options.fusedActivationFunction, made)
 
     def run(x):
-        return rounded((product(x - zero, kernel) + bias) * factor + zero_made, *limits)
+        return clipped((product(x - zero, kernel) + bias) * factor + zero_made, *limits)
 
     return run
 
@@ -246,7 +269,7 @@ def _maximum_pooling(file: _File, operator: Any, options: Any) -> Callable:
 
 def _average_pooling(file: _File, operator: Any, options: Any) -> Callable:
     size, window = (options.filterHeight, options.filterWidth), _window(file, options)
-    return lambda x: rounded(tf.nn.avg_pool2d(x, size, **window))
+    return lambda x: tf.nn.avg_pool2d(x, size, **window)
 
 
 def _sum(file: _File, operator: Any, options: Any) -> Callable:
@@ -260,7 +283,7 @@ def _sum(file: _File, operator: Any, options: Any) -> Callable:
         for constant, scale_of, zero_of in terms:
             term = left.pop(0) if constant is None else constant.astype(np.float32)
             total += (term - zero_of) * (scale_of / scale)
-        return rounded(total, *limits)
+        return clipped(total, *limits)
 
     return run
 
@@ -268,18 +291,18 @@ def _sum(file: _File, operator: Any, options: Any) -> Callable:
 def _mean(file: _File, operator: Any, options: Any) -> Callable:
     axes = file.constant(operator.inputs[1]).ravel().tolist()
     scaled = _scaled(file, operator)
-    return lambda x: rounded(scaled(tf.reduce_mean(x, axes, keepdims=bool(options.keepDims))))
+    return lambda x: clipped(scaled(tf.reduce_mean(x, axes, keepdims=bool(options.keepDims))))
 
 
 def _rescale(file: _File, operator: Any, options: Any) -> Callable:
     scaled = _scaled(file, operator)
-    return lambda x: rounded(scaled(x))
+    return lambda x: clipped(scaled(x))
 
 
 def _relu(file: _File, operator: Any, options: Any) -> Callable:
     (made,), scaled = operator.outputs, _scaled(file, operator)
     limits = file.limits(file.activations["RELU"], made)
-    return lambda x: rounded(scaled(x), *limits)
+    return lambda x: clipped(scaled(x), *limits)
 
 
 def _scaled(file: _File, operator: Any) -> Callable:
@@ -300,6 +323,7 @@ def _reshape(file: _File, operator: Any, options: Any) -> Callable:
     return lambda x: tf.reshape(x, [-1, *shape])
 
 
+CHOOSING = ("MAX_POOL_2D", "GATHER", "RESHAPE")
 OPERATORS = {
     "CONV_2D": _convolution,
     "FULLY_CONNECTED": _dense,
