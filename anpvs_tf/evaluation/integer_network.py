@@ -10,6 +10,8 @@ Values of a tensor stand for (value - zero point) * scale. Sums of products stay
 to 2^24, and are scaled and rounded as XNNPACK does it, the interpreter's usual kernels.
 """
 
+import functools
+import operator
 import pathlib
 import threading
 from collections.abc import Callable
@@ -194,11 +196,11 @@ class _File:
     def steps(self, wanted: int) -> list[Step]:
         """Lists the operators that compute a tensor, in order."""
         found, needed = [], {wanted}
-        for operator in reversed(self.graph.operators):
-            (output, *_) = operator.outputs
+        for node in reversed(self.graph.operators):
+            (output, *_) = node.outputs
             if output not in needed:
                 continue
-            code = self.model.operatorCodes[operator.opcodeIndex]
+            code = self.model.operatorCodes[node.opcodeIndex]
             name = self.names[max(code.builtinCode, code.deprecatedBuiltinCode)]
             if name not in OPERATORS:
                 raise UsageError(
@@ -213,22 +215,22 @@ class _File:
             # The others are constants, integers that say how to reshape, and -1: no bias.
             inputs = [
                 i
-                for i in operator.inputs
+                for i in node.inputs
                 if i >= 0 and self.type(i) == "INT8" and self.constant(i) is None
             ]
             needed.update(inputs)
-            run = OPERATORS[name](self, operator, operator.builtinOptions)
+            run = OPERATORS[name](self, node, node.builtinOptions)
             found.append(Step(inputs, output, run, name not in CHOOSING))
         return found[::-1]
 
 
-# ---- Operators: (file, operator, its options) -> function that computes what is to be rounded ----
+# ---- Operators: (file, node, its options) -> function that computes what is to be rounded ----
 
 
-def _weighted(file: _File, operator: Any, options: Any, product: Callable) -> Callable:
+def _weighted(file: _File, node: Any, options: Any, product: Callable) -> Callable:
     """Makes a sum of products with int8 weights, each output channel with a scale of its own."""
-    given, weights, *rest = operator.inputs
-    (made,) = operator.outputs
+    given, weights, *rest = node.inputs
+    (made,) = node.outputs
     (scale, zero), (scale_made, zero_made) = map(file.quantization, (given, made))
     kernel = file.constant(weights).astype(np.float32)
     bias = file.constant(rest[0]).astype(np.float32) if rest and rest[0] >= 0 else np.float32(0)
@@ -248,78 +250,77 @@ def _window(file: _File, options: Any) -> dict[str, Any]:
     }
 
 
-def _convolution(file: _File, operator: Any, options: Any) -> Callable:
+def _convolution(file: _File, node: Any, options: Any) -> Callable:
     window = _window(file, options)
     window["dilations"] = (options.dilationHFactor, options.dilationWFactor)
 
     def product(x, kernel):
         return tf.nn.conv2d(x, np.transpose(kernel, (1, 2, 3, 0)), **window)
 
-    return _weighted(file, operator, options, product)
+    return _weighted(file, node, options, product)
 
 
-def _dense(file: _File, operator: Any, options: Any) -> Callable:
-    return _weighted(file, operator, options, lambda x, kernel: x @ kernel.T)
+def _dense(file: _File, node: Any, options: Any) -> Callable:
+    return _weighted(file, node, options, lambda x, kernel: x @ kernel.T)
 
 
-def _maximum_pooling(file: _File, operator: Any, options: Any) -> Callable:
+def _pooling(pool: Callable, file: _File, node: Any, options: Any) -> Callable:
     size, window = (options.filterHeight, options.filterWidth), _window(file, options)
-    return lambda x: tf.nn.max_pool2d(x, size, **window)
+    limits = file.limits(options.fusedActivationFunction, node.outputs[0])
+    return lambda x: clipped(pool(x, size, **window), *limits)
 
 
-def _average_pooling(file: _File, operator: Any, options: Any) -> Callable:
-    size, window = (options.filterHeight, options.filterWidth), _window(file, options)
-    return lambda x: tf.nn.avg_pool2d(x, size, **window)
+def _average(x: tf.Tensor, size: tuple[int, int], **window: Any) -> tf.Tensor:
+    # Integers are divided: halves are frequent, and are rounded away from zero.
+    found = tf.nn.avg_pool2d(x, size, **window)
+    away = tf.sign(found) * tf.floor(tf.abs(found) + 0.5)
+    return found + tf.stop_gradient(away - found)
 
 
-def _sum(file: _File, operator: Any, options: Any) -> Callable:
-    (made,) = operator.outputs
+def _elementwise(combine: Callable, file: _File, node: Any, options: Any) -> Callable:
+    """Makes a sum, difference or product of two tensors, one of which may be a constant."""
+    (made,) = node.outputs
     scale, zero = file.quantization(made)
     limits = file.limits(options.fusedActivationFunction, made)
-    terms = [(file.constant(i), *file.quantization(i)) for i in operator.inputs]
+    sides = [(file.constant(i), *file.quantization(i)) for i in node.inputs]
 
     def run(*computed):
-        total, left = float(zero), list(computed)
-        for constant, scale_of, zero_of in terms:
-            term = left.pop(0) if constant is None else constant.astype(np.float32)
-            total += (term - zero_of) * (scale_of / scale)
-        return clipped(total, *limits)
+        left, values = list(computed), []
+        for constant, scale_of, zero_of in sides:
+            side = left.pop(0) if constant is None else constant.astype(np.float32)
+            values.append((side - zero_of) * scale_of)
+        return clipped(combine(*values) / scale + zero, *limits)
 
     return run
 
 
-def _mean(file: _File, operator: Any, options: Any) -> Callable:
-    axes = file.constant(operator.inputs[1]).ravel().tolist()
-    scaled = _scaled(file, operator)
+def _mean(file: _File, node: Any, options: Any) -> Callable:
+    axes = file.constant(node.inputs[1]).ravel().tolist()
+    scaled = _scaled(file, node)
     return lambda x: clipped(scaled(tf.reduce_mean(x, axes, keepdims=bool(options.keepDims))))
 
 
-def _rescale(file: _File, operator: Any, options: Any) -> Callable:
-    scaled = _scaled(file, operator)
-    return lambda x: clipped(scaled(x))
-
-
-def _relu(file: _File, operator: Any, options: Any) -> Callable:
-    (made,), scaled = operator.outputs, _scaled(file, operator)
+def _relu(file: _File, node: Any, options: Any) -> Callable:
+    (made,), scaled = node.outputs, _scaled(file, node)
     limits = file.limits(file.activations["RELU"], made)
     return lambda x: clipped(scaled(x), *limits)
 
 
-def _scaled(file: _File, operator: Any) -> Callable:
+def _scaled(file: _File, node: Any) -> Callable:
     """Returns a function from the input's integers to the output's, not rounded."""
     (scale, zero), (scale_made, zero_made) = map(
-        file.quantization, (operator.inputs[0], operator.outputs[0])
+        file.quantization, (node.inputs[0], node.outputs[0])
     )
     return lambda x: (x - zero) * (scale / scale_made) + zero_made
 
 
-def _gather(file: _File, operator: Any, options: Any) -> Callable:
-    indices = file.constant(operator.inputs[1])
+def _gather(file: _File, node: Any, options: Any) -> Callable:
+    indices = file.constant(node.inputs[1])
     return lambda x: tf.gather(x, indices, axis=options.axis)
 
 
-def _reshape(file: _File, operator: Any, options: Any) -> Callable:
-    shape = file.shape(operator.outputs[0])[1:]
+def _reshape(file: _File, node: Any, options: Any) -> Callable:
+    shape = file.shape(node.outputs[0])[1:]
     return lambda x: tf.reshape(x, [-1, *shape])
 
 
@@ -327,12 +328,13 @@ CHOOSING = ("MAX_POOL_2D", "GATHER", "RESHAPE")
 OPERATORS = {
     "CONV_2D": _convolution,
     "FULLY_CONNECTED": _dense,
-    "MAX_POOL_2D": _maximum_pooling,
-    "AVERAGE_POOL_2D": _average_pooling,
-    "ADD": _sum,
+    "MAX_POOL_2D": functools.partial(_pooling, tf.nn.max_pool2d),
+    "AVERAGE_POOL_2D": functools.partial(_pooling, _average),
+    "ADD": functools.partial(_elementwise, operator.add),
+    "SUB": functools.partial(_elementwise, operator.sub),
+    "MUL": functools.partial(_elementwise, operator.mul),
     "MEAN": _mean,
     "GATHER": _gather,
     "RESHAPE": _reshape,
     "RELU": _relu,
-    "QUANTIZE": _rescale,
 }
