@@ -91,7 +91,7 @@ def export(
     test = loading.load_test(run.settings.source, data_dir, download)
     names, calibration = run.settings.class_names, None
     if "int8" in quantize:
-        calibration = _calibration(run, calibration_examples, data_dir, download)
+        calibration = calibration_images(run, calibration_examples, data_dir, download)
 
     # ---- Write beside, check, rename ----
     path = base / str(version)
@@ -115,10 +115,13 @@ def export(
     return Exported(path, network, frozen, report)
 
 
-def _calibration(
-    run: FinishedRun, examples: int, data_dir: str | None, download: bool
+def calibration_images(
+    run: FinishedRun, examples: int, data_dir: str | None = None, download: bool = True
 ) -> np.ndarray:
-    """Draws training images by the run's seed: uint8 [examples, H, W, C]."""
+    """Draws training images by the run's seed: uint8 [examples, H, W, C].
+
+    Arguments and errors as of `export`.
+    """
     settings = run.settings
     train = loading.load(
         settings.source, data_dir, download, settings.train_examples, settings.stream, check=False

@@ -103,9 +103,12 @@ def test_the_gradient_is_that_of_the_network_before_rounding(folder, name):
     # Along it, the interpreter's own logit rises.
     moved = np.clip(np.round(IMAGES + 6 * np.sign(found)), 0, 255).astype(np.uint8)
     assert np.mean(answers(path, moved)[:, 1] > answers(path, IMAGES)[:, 1]) > 0.98
-    both = IntegerNetwork(path / "model_int8.tflite", model)
+    # With the run at hand, its network's is added.
+    run = Subject("a run", Source("images", IMAGES.shape[1:], 4), "", model)
+    both = attacked_model.of_litert(str(path / "model_int8.tflite"), run)
     np.testing.assert_allclose(gradients(both.logits, images), found + expected, atol=1e-5)
     np.testing.assert_array_equal(both.logits(images), integers.logits(images))
+    np.testing.assert_array_equal(both.simulated(images), integers.simulate(images))
 
 
 def test_the_greatest_of_a_pool_is_that_before_rounding(tmp_path):
