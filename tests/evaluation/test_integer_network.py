@@ -19,8 +19,7 @@ from anpvs_tf.serving import isolated_process, litert
 pytest.importorskip("ai_edge_litert")
 
 layers = keras.layers
-RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (80, 12, 12, 2), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (80, 12, 12, 2), np.uint8)
 
 
 def plain(x):
@@ -33,7 +32,7 @@ def plain(x):
 
 def residual(x):
     """The layers of a ResNet, other pooling and activations."""
-    x = layers.Conv2D(8, 3, padding="same", activation="relu6")(x)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu6")(8.0 * x)
     y = layers.Conv2D(8, 1)(x)
     x = layers.ReLU()(layers.Add()([x, y]))
     x = layers.AveragePooling2D(3, 2, "same")(x)
@@ -132,7 +131,7 @@ def test_what_attacks_find_fools_the_file_on_8_bit_images_of_the_ball(folder, at
     integers = IntegerNetwork(path / "model_int8.tflite")
     labels = answers(path, IMAGES).argmax(axis=1)
     levels = 10
-    own = {"pgd": {"steps": 10, "step_size": 2 / 255}, "square": {"queries": 40}}[attack]
+    own = {"pgd": {"steps": 10, "step_size": 2 / 255}, "square": {"queries": 100}}[attack]
     run = functools.partial(getattr(attacks, attack), epsilon=levels / 255, **own)
     crafted = run(integers.logits, pixels(IMAGES), labels, randomness.seed_of(0)).numpy()
     rounded = np.round(255 * crafted).astype(np.uint8)
@@ -140,9 +139,10 @@ def test_what_attacks_find_fools_the_file_on_8_bit_images_of_the_ball(folder, at
     after = answers(path, rounded)
     # The attack saw what the file answers to such images (but for halves), and it broke many.
     assert np.mean(np.all(integers.logits(crafted) == after, axis=1)) > 0.95
-    noise = IMAGES + levels * RNG.choice([-1, 1], IMAGES.shape)
+    noise = IMAGES + levels * np.random.default_rng(1).choice([-1, 1], IMAGES.shape)
     noisy = answers(path, np.clip(noise, 0, 255).astype(np.uint8))
-    assert np.mean(after.argmax(axis=1) != labels) > np.mean(noisy.argmax(axis=1) != labels) + 0.2
+    broken, by_noise = (np.mean(found.argmax(axis=1) != labels) for found in (after, noisy))
+    assert broken > max(0.25, 2 * by_noise)
 
 
 def test_files_that_cannot_be_attacked_say_why(folder, tmp_path):
