@@ -2,9 +2,9 @@
 
 Rounding has no gradient. `IntegerNetwork.simulate` computes the integers of the file in float32,
 operator by operator, and its gradient goes straight through each rounding (Bengio et al. 2013);
-`IntegerNetwork.logits` joins this gradient to the answers of the interpreter. It masks: a weight
-that was rounded to zero has none, though the pixel matters where another filter is about to
-respond. So that of the float network is added to it.
+`IntegerNetwork.logits` joins this gradient to the answers of the interpreter. Alone it is masked:
+pixels seen through weights that were rounded to zero have none. So that of the float network is
+added to it (docs/evaluation.md has the figures).
 
 Values of a tensor stand for (value - zero point) * scale. Sums of products stay exact in float32 up
 to 2^24, and are scaled and rounded as XNNPACK does it, the interpreter's usual kernels.
