@@ -21,6 +21,7 @@ import numpy as np
 from anpvs_tf.common import program
 from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import exporting, formats, isolated_process
+from anpvs_tf.serving.names import QUANTIZATIONS
 from benchmarks import timing
 
 BATCHES = (1, 64)
@@ -57,7 +58,10 @@ def main(values: Any) -> None:
         for format in formats.FORMATS:
             if format == "triton":  # Its network is that of `onnx`; `benchmarks.serving` asks it.
                 continue
-            done = exporting.export(run, pathlib.Path(base) / format, format=format)
+            quantize = QUANTIZATIONS if format == "tflite" else None
+            done = exporting.export(
+                run, pathlib.Path(base) / format, format=format, quantize=quantize
+            )
             for name, function in functions_of(done.path).items():
                 if name == "serve_encoded":  # Most of its time goes into decoding.
                     continue

@@ -164,6 +164,28 @@ TABLE: list[tuple[str, list[str], str]] = [
         ["--saved_model={file}", "--dataset=digits", "--attack=pgd-latent"],
         "needs --run_dir",
     ),
+    ("evaluate", ["--litert={file}"], "give --run_dir, --saved_model or --zoo"),
+    ("evaluate", ["--zoo=digits-anpvs_vib", "--litert={file}"], "--litert needs --run_dir"),
+    ("evaluate", ["--run_dir={run}", "--litert={tmp}/no.tflite"], "no.tflite does not exist"),
+    ("evaluate", ["--run_dir={run}", "--litert={file}"], "{file} cannot be read: "),
+    ("evaluate", ["--run_dir={run}", "--litert={empty}"], "{empty} cannot be read: "),
+    ("evaluate", ["--run_dir={run}", "--litert={file}", "--track=wandb"], "has no tracked run"),
+    ("evaluate", ["--run_dir={run}", "--litert={file}", "--posterior_draws=3"], "no posterior"),
+    (
+        "evaluate",
+        ["--run_dir={run}", "--litert={file}", "--attack=pgd-latent"],
+        "needs --run_dir alone",
+    ),
+    (
+        "evaluate",
+        ["--run_dir={run}", "--litert={file}", "--epsilons=0.003"],
+        "at least 1/255, one level of a pixel; got 0.003",
+    ),
+    (
+        "evaluate",
+        ["--run_dir={run}", "--litert={file}", "--source_run={run}"],
+        "need each other",
+    ),
     # ---- bin/export.py ----
     ("export", [], "--run_dir is missing"),
     ("export", ["--run_dir={run}"], "--export_base is missing"),
@@ -172,6 +194,26 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=caffe"], "--format=caffe"),
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--version=0"], "--version"),
     ("export", ["--run_dir={run}", "--export_base={file}"], "is a file"),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--quantize=int8"],
+        "--quantize belongs to --format=tflite",
+    ),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--format=tflite", "--quantize=int8,int4"],
+        "unknown quantisation 'int4'",
+    ),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--calibration_examples=0"],
+        "--calibration_examples",
+    ),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--format=tflite", "--calibration_examples=9"],
+        "--calibration_examples belongs to --quantize=int8",
+    ),
     ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--dry_run"], "belongs to --push_to"),
     (
         "export",

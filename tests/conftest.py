@@ -51,6 +51,7 @@ LONG = (
     "programs/test_fine_tuning.py",
     "networks/test_own_network.py",
     "evaluation/test_attack_curves.py",
+    "evaluation/test_integer_network.py",
     "tracking/test_clients.py",
     "training/test_tracking.py",
     "zoo/test_shelf.py",

@@ -51,6 +51,22 @@ def as_text(value: float) -> str:
     return f"{value:g}"
 
 
+def in_levels(epsilon: float) -> float:
+    """Returns the largest radius of whole levels of 255 that is not above `epsilon`.
+
+    Images of 256 levels a pixel that lie in the linf ball of one lie in that of the other.
+
+    Raises:
+        UsageError: it is 0.
+    """
+    levels = math.floor(epsilon * LEVELS + 1e-6)
+    if not levels:
+        raise UsageError(
+            f"--epsilons must be at least 1/{LEVELS}, one level of a pixel; got {epsilon:g}"
+        )
+    return levels / LEVELS
+
+
 def meant(value: float) -> str:
     """Suggests x/255 for a radius x in (1, 255], too large for pixels in [0, 1]; else ""."""
     if not (math.isfinite(value) and 1 < value <= LEVELS):

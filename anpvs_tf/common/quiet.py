@@ -37,7 +37,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             load = spec.loader.exec_module
 
             def load_quietly(module) -> None:
-                with _standard_error_held_back():
+                with standard_error_held_back():
                     load(module)
 
             spec.loader.exec_module = load_quietly
@@ -45,7 +45,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 @contextlib.contextmanager
-def _standard_error_held_back() -> Iterator[None]:
+def standard_error_held_back() -> Iterator[None]:
     """Shows what is written to file descriptor 2 only if an error leaves the block."""
     sys.stderr.flush()
     shown = os.dup(2)

@@ -75,7 +75,7 @@ def chosen_attacks(
     if unknown := [name for name in choice.attacks if name not in ATTACKS]:
         raise UsageError(f"unknown attack {', '.join(unknown)!r}; choose of {', '.join(ATTACKS)}")
     if LATENT in choice.attacks and not latent:
-        raise UsageError(f"--attack={LATENT} needs --run_dir: it attacks latent features")
+        raise UsageError(f"--attack={LATENT} needs --run_dir alone: it attacks latent features")
     norm = choice.norm or usual["norm"]
     if norm != usual["norm"] and not choice.epsilons:
         raise UsageError(f"--norm={norm} needs --epsilons: the usual ones are of {usual['norm']}")

@@ -14,6 +14,7 @@ from anpvs_tf.attacks import losses
 from anpvs_tf.common import randomness
 from anpvs_tf.common.errors import UsageError, one_line
 from anpvs_tf.data.sources import Source
+from anpvs_tf.evaluation.integer_network import IntegerNetwork
 from anpvs_tf.networks import bayesian, final_activation, input_ranges
 
 # A model file may hold layers of these modules: importing them registers the layers.
@@ -38,6 +39,7 @@ class Subject:
         settings: of the run, else None.
         posterior_draws: it is an ensemble of so many networks drawn from the run's
             posterior; None if it is not.
+        simulated: a function that computes the same with gradients, where rounding has none.
         input_range: the model's values for black and white; `logits` takes 0 and 1.
         remark: what was assumed of the model, for the user.
     """
@@ -50,6 +52,7 @@ class Subject:
     network: keras.Model | None = None
     settings: Settings | None = None
     posterior_draws: int | None = None
+    simulated: Callable[[tf.Tensor], tf.Tensor] | None = None
     input_range: tuple[float, float] = (0.0, 1.0)
     remark: str = ""
 
@@ -107,6 +110,37 @@ def _ensemble(run: FinishedRun, network: keras.Model, draws: int) -> Subject:
         network=network,
         settings=settings,
         posterior_draws=draws,
+    )
+
+
+def of_litert(path: str, origin: Subject) -> Subject:
+    """Makes a subject of an int8 LiteRT file.
+
+    The file's interpreter classifies; gradients go straight through its rounding, and those of
+    the run's network are added.
+
+    Args:
+        origin: of the run that the file was exported from.
+
+    Raises:
+        UsageError: the file is missing, holds another kind of network, or does not fit the run.
+    """
+    integers = IntegerNetwork(path, origin.logits)
+    expected = (tuple(origin.source.image_shape), origin.classes)
+    if (integers.image_shape, integers.classes) != expected:
+        raise UsageError(
+            f"--litert={path} takes images of {list(integers.image_shape)} and knows "
+            f"{integers.classes} classes; the run's network takes {list(expected[0])} and knows "
+            f"{expected[1]}"
+        )
+    return Subject(
+        path,
+        origin.source,
+        _digest_of_files(pathlib.Path(path)),
+        integers.logits,
+        network=origin.network,
+        settings=origin.settings,
+        simulated=integers.simulate,
     )
 
 

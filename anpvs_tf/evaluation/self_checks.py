@@ -55,6 +55,8 @@ class Measured:
         steady: whether two passes of the network agree.
         deployed: (whether the network that was attacked classifies like the trained one, the
             largest difference of their logits over the largest logit); None without a trained one.
+        simulated: (share of the images that the network whose gradients are taken classifies like
+            the one that is attacked, the same difference); None if it is the same network.
     """
 
     examples: int
@@ -74,6 +76,7 @@ class Measured:
     vanishing: float
     steady: bool
     deployed: tuple[bool, float] | None
+    simulated: tuple[float, float] | None
 
     @property
     def tolerance(self) -> float:
@@ -154,6 +157,7 @@ def measure(
         vanishing=_vanishing(subject, split, settings.norm, batch_size),
         steady=deterministic(subject, pipelines.to_float(split.images[:batch_size])),
         deployed=None if subject.outputs is None else _deployed(subject, split, batch_size),
+        simulated=None if subject.simulated is None else _simulated(subject, split, batch_size),
     )
 
 
@@ -186,6 +190,17 @@ def _deployed(subject: Subject, split: loading.Split, batch_size: int) -> tuple[
         same = tf.argmax(deployed, 1) == tf.argmax(trained, 1)
         equal &= bool(tf.reduce_all(same | ~clear))
     return equal, float(np.max(differences))  # NaN stays NaN, and is not small.
+
+
+def _simulated(subject: Subject, split: loading.Split, batch_size: int) -> tuple[float, float]:
+    """Compares the simulated network with the attacked one, for `Measured.simulated`."""
+    equal, differences, largest = [], [], 0.0
+    for images, _ in pipelines.evaluation_batches(split, batch_size):
+        answers, simulated = subject.logits(images).numpy(), subject.simulated(images).numpy()
+        equal.append(answers.argmax(axis=1) == simulated.argmax(axis=1))
+        differences.append(np.abs(answers - simulated).max())
+        largest = max(largest, np.abs(answers).max())
+    return float(np.mean(np.concatenate(equal))), float(np.max(differences) / largest)
 
 
 # ---- Judging ----
@@ -281,7 +296,20 @@ def _frozen(measured: Measured) -> Check | None:
     )
 
 
+def _simulation(measured: Measured) -> Check | None:
+    if measured.simulated is None:
+        return None
+    equal, largest = measured.simulated
+    return Check(
+        "simulation",
+        equal >= 1 - measured.tolerance,
+        "the gradients are those of another network than the attacked one",
+        f"the simulated integers classify {equal:.1%} alike, logits differ by at most "
+        f"{largest:.1e} of the largest",
+    )
+
+
 _CHECKS = (
     *(_ball, _iterations, _chance, _noise, _black_box, _gradients),
-    *(_convergence, _deterministic, _frozen),
+    *(_convergence, _deterministic, _frozen, _simulation),
 )

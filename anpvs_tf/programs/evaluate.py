@@ -3,6 +3,7 @@
   python bin/evaluate.py --run_dir=RUN                     AutoAttack on the whole test set
   python bin/evaluate.py --run_dir=RUN --attack=pgd,apgd-ce,square --epsilons=0.1,0.2,0.3
   python bin/evaluate.py --saved_model=DIR --dataset=mnist --epsilons=0.3
+  python bin/evaluate.py --run_dir=RUN --litert=DIR/1/model_int8.tflite
   python bin/evaluate.py --zoo=digits-anpvs_vib            a network that comes with the package
 
 Writes evaluation/<attack>-….npz (the outcome for each example) and adds to
@@ -64,6 +65,13 @@ def define(flags: Flags) -> None:
         "a SavedModel directory, or a Keras model file, that returns logits; needs --dataset",
     )
     flags.add(model, str, "zoo", None, f"a network of the package ({', '.join(shelf.names())})")
+    flags.add(
+        model,
+        str,
+        "litert",
+        None,
+        "with --run_dir: attack this int8 file that bin/export.py made of the run",
+    )
     own = "With --saved_model"
     flags.add(own, str, "dataset", None, "the data that it classifies, as of bin/train.py")
     flags.add(
@@ -81,7 +89,8 @@ def define(flags: Flags) -> None:
         str,
         "out_dir",
         None,
-        "and with --zoo: directory of the results. Default: beside the model; NAME-evaluation",
+        "and with --zoo or --litert: directory of the results. Default: beside the model; "
+        "NAME-evaluation",
     )
     flags.add(
         attack, tuple, "attack", ["autoattack"], f"which ({', '.join(attack_choice.ATTACKS)})"
@@ -106,7 +115,8 @@ def define(flags: Flags) -> None:
         str,
         "source_run",
         [],
-        "with --attack=transfer: a run to craft on; may be given several times",
+        "with --attack=transfer: a run to craft on; may be given several times. With --litert, "
+        "the run itself comes first",
         repeated=True,
     )
     flags.add(
@@ -192,14 +202,20 @@ def _check_model(values: Any) -> None:
         if not values.saved_model and values[name].value:
             kind = "run" if values.run_dir else "network of the zoo"
             raise UsageError(f"--{name} belongs to --saved_model; a {kind} knows its own")
-    if values.run_dir and values.out_dir:
-        raise UsageError(
-            "--out_dir belongs to --saved_model and --zoo; a run keeps its own results"
-        )
-    if not values.run_dir and values.track:
-        raise UsageError("--track belongs to --run_dir; a saved model has no tracked run")
-    if not values.run_dir and values.posterior_draws is not None:
-        raise UsageError("--posterior_draws belongs to --run_dir; a saved model has no posterior")
+    if values.litert and not values.run_dir:
+        raise UsageError("--litert needs --run_dir, the run that the file was exported from")
+    if values.run_dir and not values.litert:
+        if values.out_dir:
+            raise UsageError(
+                "--out_dir belongs to --saved_model, --zoo and --litert; a run keeps its own "
+                "results"
+            )
+        return
+    kind = "a LiteRT file" if values.litert else "a saved model"
+    if values.track:
+        raise UsageError(f"--track belongs to --run_dir; {kind} has no tracked run")
+    if values.posterior_draws is not None:
+        raise UsageError(f"--posterior_draws belongs to --run_dir; {kind} has no posterior")
 
 
 def _check(values: Any) -> None:
@@ -220,7 +236,8 @@ def _check(values: Any) -> None:
         raise UsageError("--source_run names a run twice")
     if not 0 <= values.seed < 2**31:
         raise UsageError(f"--seed must lie in [0, 2^31); got {values.seed}")
-    if (attack_choice.TRANSFER in values.attack) != bool(values.source_run):
+    transfer = attack_choice.TRANSFER in values.attack
+    if transfer != bool(values.source_run) and not (transfer and values.litert):
         raise UsageError("--attack=transfer and --source_run need each other")
     for setting, flag in FLAGS.items():
         used = [name for name in attack_choice.ATTACKS if setting in attack_choice.uses(name)]
@@ -275,6 +292,8 @@ def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str
     Raises:
         UsageError: the model does not exist, or the dataset is unknown.
     """
+    if values.litert and not os.path.exists(values.litert):
+        raise UsageError(f"--litert={values.litert} does not exist")
     if run is not None:
         return run.settings.source, dataclasses.asdict(run.settings)
     if values.zoo:
@@ -287,11 +306,32 @@ def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str
     return source, defaults(source)
 
 
+def _in_levels(
+    choice: attack_choice.Choice, usual: Mapping[str, Any]
+) -> tuple[attack_choice.Choice, Mapping[str, Any]]:
+    """Lowers linf radii to whole levels of a pixel, from which rounding to integers leads nowhere.
+
+    Raises:
+        UsageError: a radius below one level.
+    """
+    if (choice.norm or usual["norm"]) != "linf":
+        return choice, usual
+    for epsilon in choice.epsilons or (usual["epsilon"],):
+        if (lowered := radius.in_levels(epsilon)) < epsilon - 1e-6:
+            print(
+                f"epsilon {radius.as_text(epsilon)} is {radius.as_text(lowered)} to images of 256 "
+                "levels a pixel"
+            )
+    epsilons = tuple(radius.in_levels(epsilon) for epsilon in choice.epsilons)
+    choice = dataclasses.replace(choice, epsilons=epsilons)
+    return choice, {**usual, "epsilon": radius.in_levels(usual["epsilon"])}
+
+
 def _home(values: Any, run: FinishedRun | None) -> RunDirectory:
     """Returns the directory of the results: a run's own, --out_dir, or one beside the model."""
-    if run is not None:
+    if run is not None and not values.litert:
         return run.directory
-    beside = values.zoo or pathlib.Path(values.saved_model).absolute()
+    beside = values.zoo or pathlib.Path(values.saved_model or values.litert).absolute()
     home = RunDirectory(values.out_dir or f"{beside}-evaluation")
     check_directory(home.path, f"directory of the results {home.path}", "--out_dir")
     return home
@@ -302,7 +342,10 @@ def main(values: Any) -> None:
     choice, input_range = choice_of(values), _input_range(values)
     run = open_run(values.run_dir) if values.run_dir else None
     source, usual = _examined(values, run)
-    attacks = attack_choice.chosen_attacks(choice, usual, source.classes, run is not None)
+    if values.litert:
+        choice, usual = _in_levels(choice, usual)
+    latent = run is not None and not values.litert
+    attacks = attack_choice.chosen_attacks(choice, usual, source.classes, latent)
     home, trackers = _home(values, run), tracked_run.named(values.track)
     source_runs = [open_run(path) for path in values.source_run]
     tracked_run.check(trackers)
@@ -311,8 +354,12 @@ def main(values: Any) -> None:
     from anpvs_tf.data import loading
     from anpvs_tf.evaluation import assessment, attacked_model, robustbench
 
+    sources = [attacked_model.of_run(one) for one in source_runs]
     if run is not None:
         subject = attacked_model.of_run(run, values.posterior_draws)
+        if values.litert:
+            sources.insert(0, subject)
+            subject = attacked_model.of_litert(values.litert, subject)
     else:
         file = str(shelf.file_of(values.zoo)) if values.zoo else values.saved_model
         subject = attacked_model.of_model(file, source, input_range)
@@ -328,7 +375,7 @@ def main(values: Any) -> None:
         split_name=values.split,
         seed=values.seed,
         batch_size=min(values.batch_size, len(split)),
-        sources=[attacked_model.of_run(one) for one in source_runs],
+        sources=sources,
         check_examples=_checked(values.check_examples, len(split)),
         curve_examples=values.curve_examples,
     )
@@ -340,7 +387,7 @@ def main(values: Any) -> None:
     curves = conditions.directory / "tensorboard"
     if values.curve_examples and curves.exists():
         print(f"Attacks step by step: tensorboard --logdir {curves}")
-    if run is not None:
+    if run is not None and not values.litert:
         print(next_steps.text(str(home.path), "report", "export"))
 
 

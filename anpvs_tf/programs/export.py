@@ -2,6 +2,7 @@
 
   python bin/export.py --run_dir=RUN --export_base=DIR
   python bin/export.py --run_dir=RUN --export_base=DIR --format=onnx
+  python bin/export.py --run_dir=RUN --export_base=DIR --format=tflite --quantize=int8
   python bin/export.py --run_dir=RUN --export_base=DIR --format=keras --push_to=hf://USER/NAME
 
 Writes DIR/<version>/ and says how the export compares with the training network.
@@ -15,7 +16,12 @@ from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
 from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import publishing
-from anpvs_tf.serving.names import FORMATS
+from anpvs_tf.serving.names import (
+    CALIBRATION_EXAMPLES,
+    FORMATS,
+    QUANTIZATIONS,
+    quantizations,
+)
 
 if TYPE_CHECKING:
     from anpvs_tf.serving import exporting
@@ -50,6 +56,22 @@ def define(flags: Flags) -> None:
         f"({', '.join(FORMATS)})",
         choices=FORMATS,
     )
+    flags.add(
+        EXPORT,
+        tuple,
+        "quantize",
+        None,
+        f"with --format=tflite: write these besides float32 ({', '.join(QUANTIZATIONS)}). "
+        "Default: dynamic",
+    )
+    flags.add(
+        EXPORT,
+        int,
+        "calibration_examples",
+        CALIBRATION_EXAMPLES,
+        "with --quantize=int8: training images that decide on the ranges of the integers",
+        lower_bound=1,
+    )
     flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")
     flags.add(
         EXPORT,
@@ -81,6 +103,9 @@ def _hub(values: Any) -> str | None:
 
 
 def main(values: Any) -> None:
+    quantize = quantizations(values.format, values.quantize)
+    if values["calibration_examples"].present and "int8" not in quantize:
+        raise UsageError("--calibration_examples belongs to --quantize=int8")
     run = open_run(values.run_dir)
     hub = _hub(values)
 
@@ -97,6 +122,8 @@ def main(values: Any) -> None:
         values.download,
         values.license,
         hub,
+        values.quantize,
+        values.calibration_examples,
     )
     measured = efficiency.measure(
         {"training network": done.training_network, "exported": done.compact_network}
@@ -116,10 +143,10 @@ def main(values: Any) -> None:
 def table(done: "exporting.Exported", measured: dict) -> str:
     """Makes the lines that an export ends with: accuracy, size, latency and peak memory."""
     report = done.report
-    lines = [f"{report.examples} test images", f"  {'training network':<22}{report.accuracy:.2%}"]
+    lines = [f"{report.examples} test images", f"  {'training network':<28}{report.accuracy:.2%}"]
     for name, agreement in report.exported.items():
         lines.append(
-            f"  {name:<22}{agreement.accuracy:.2%}   {agreement.equal_classes} classes equal, "
+            f"  {name:<28}{agreement.accuracy:.2%}   {agreement.equal_classes} classes equal, "
             f"logits differ by at most {agreement.difference:.1e} of the largest"
         )
     columns = {"before": measured["training network"], "after": measured["exported"]}
@@ -141,7 +168,7 @@ def table(done: "exporting.Exported", measured: dict) -> str:
             rows[f"{name}, bytes"] = [*[""] * (len(columns) - 1), f"{size:,}"]
     for name, cells in rows.items():
         if cells != ["after"]:
-            lines.append(f"  {name:<22}" + "".join(f"{cell:>14}" for cell in cells))
+            lines.append(f"  {name:<28}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -4,8 +4,8 @@ or PyTorch.
 DIR/models.config, DIR/batching.config or DIR/config.pbtxt, DIR/configs/onnxruntime.pbtxt
     for the server; kept if they exist
 DIR/inference_service.yaml               for KServe; kept if it exists
-DIR/<version>/saved_model.pb, variables/ or model.tflite, model_int8.tflite or model.keras or
-    model.onnx or model.py, network.onnx or model.py, model.pt
+DIR/<version>/saved_model.pb, variables/ or model.tflite, model_<quantisation>.tflite or
+    model.keras or model.onnx or model.py, network.onnx or model.py, model.pt
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
 DIR/<version>/hub/                       the folder for the Hugging Face Hub, with --push_to
@@ -18,8 +18,10 @@ import dataclasses
 import importlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.files import check_directory, staging
@@ -28,6 +30,7 @@ from anpvs_tf.pruning import compact
 from anpvs_tf.runs.finished_run import FinishedRun
 from anpvs_tf.serving import formats, model_card, publishing, server_files, verification
 from anpvs_tf.serving.formats import FORMATS
+from anpvs_tf.serving.names import CALIBRATION_EXAMPLES, quantizations
 
 # In a version.
 HUB = "hub"
@@ -52,6 +55,8 @@ def export(
     download: bool = True,
     license: str | None = None,
     hub: str | None = None,
+    quantize: Sequence[str] | None = None,
+    calibration_examples: int = CALIBRATION_EXAMPLES,
 ) -> Exported:
     """Writes and checks one version of a run's network.
 
@@ -63,6 +68,10 @@ def export(
         license: of the network, for its model card.
         hub: a repository USER/NAME of the Hugging Face Hub: writes the folder for it, too, in the
             format "keras" only.
+        quantize: in the format "tflite" only: of `names.QUANTIZATIONS`, those to write besides
+            float32; None for "dynamic".
+        calibration_examples: training images, drawn by the run's seed, whose activations decide
+            on the ranges of "int8"; all, if there are fewer.
 
     Raises:
         UsageError: something cannot be used; nothing was written.
@@ -71,6 +80,7 @@ def export(
     # ---- Everything that can be refused, before anything is written ----
     if format not in FORMATS:
         raise UsageError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
+    quantize = quantizations(format, quantize)
     if hub is not None:
         publishing.check_format(format)
     _check_packages(format)
@@ -78,16 +88,26 @@ def export(
     version = choose_version(base, version, format)
     network = run.network()
     frozen = compact.freeze(network)
+<<<<<<< HEAD
     test = loading.load_evaluated(run.settings.source, data_dir, download)
     names = run.settings.class_names
+=======
+    test = loading.load_evaluated(run.settings.source, data_dir, download)
+    names, calibration = run.settings.class_names, None
+    if "int8" in quantize:
+        calibration = calibration_images(run, calibration_examples, data_dir, download)
+>>>>>>> int8
 
     # ---- Write beside, check, rename ----
     path = base / str(version)
     with staging(path, f"export base {base}", "--export_base") as beside:
-        content = formats.Content(frozen, names, base.resolve().name, test.images[:1])
+        content = formats.Content(
+            frozen, names, base.resolve().name, test.images[:1], quantize, calibration
+        )
         FORMATS[format].write(content, beside)
         report = verification.verify(network, test, names, beside)
-        card = model_card.text(run, frozen, format, version, report, license)
+        calibrated = 0 if calibration is None else len(calibration)
+        card = model_card.text(run, frozen, format, version, report, license, calibrated=calibrated)
         (beside / "README.md").write_text(card)
         if hub is not None:
             card = model_card.text(run, frozen, format, version, report, license, hub)
@@ -98,6 +118,21 @@ def export(
         server_files.write(base, FORMATS[format].server_files(frozen, content.name))
         beside.rename(path)
     return Exported(path, network, frozen, report)
+
+
+def calibration_images(
+    run: FinishedRun, examples: int, data_dir: str | None = None, download: bool = True
+) -> np.ndarray:
+    """Draws training images by the run's seed: uint8 [examples, H, W, C].
+
+    Arguments and errors as of `export`.
+    """
+    settings = run.settings
+    train = loading.load(
+        settings.source, data_dir, download, settings.train_examples, settings.stream, check=False
+    ).train
+    drawn = np.random.default_rng(settings.seed).permutation(len(train))[:examples]
+    return train.images[np.sort(drawn)]
 
 
 def choose_version(base: pathlib.Path, version: int | None, format: str) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -20,12 +20,16 @@ class Content(NamedTuple):
         classes: their names; None where the dataset has none.
         name: of the model: that of the export base.
         images: uint8 [batch, H, W, C]: an example of a request.
+        quantize: the quantisations of LiteRT to write besides float32.
+        calibration: uint8 [examples, H, W, C], training images, for "int8" among them.
     """
 
     network: keras.Model
     classes: list[str] | None
     name: str
     images: np.ndarray
+    quantize: Sequence[str] = ()
+    calibration: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ def _saved_model(content: Content, path: pathlib.Path) -> None:
 
 
 def _tflite(content: Content, path: pathlib.Path) -> None:
-    litert.write(content.network, path)
+    litert.write(content.network, path, content.quantize, content.calibration)
 
 
 def _keras(content: Content, path: pathlib.Path) -> None:
@@ -82,7 +86,7 @@ FORMATS = {
         "serving",
         server_files.of_saved_model,
     ),
-    "tflite": Format(_tflite, "model.tflite", ("ai_edge_litert",), "serving"),
+    "tflite": Format(_tflite, litert.FLOAT, ("ai_edge_litert",), "serving"),
     "keras": Format(_keras, "model.keras"),
     "onnx": Format(_onnx, "model.onnx", ("tf2onnx", "onnxruntime"), "onnx"),
     "triton": Format(

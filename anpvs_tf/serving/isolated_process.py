@@ -47,8 +47,18 @@ def tflite_functions(path: pathlib.Path) -> dict:
 
     def run(interpreter, images):
         # The runner keeps no reference to the interpreter, nor its outputs to their memory.
-        outputs = interpreter.get_signature_runner()(images=images.astype(np.float32) / 255.0)
-        return {name: np.array(value) for name, value in outputs.items()}
+        runner = interpreter.get_signature_runner()
+        images = images.astype(np.float32) / 255.0
+        details = runner.get_input_details()["images"]
+        if details["dtype"] == np.int8:
+            scale, zero = details["quantization"]
+            images = np.clip(np.round(images / scale) + zero, -128, 127).astype(np.int8)
+        outputs = {name: np.array(value) for name, value in runner(images=images).items()}
+        for name, value in outputs.items():
+            if value.dtype == np.int8:
+                scale, zero = runner.get_output_details()[name]["quantization"]
+                outputs[name] = (value.astype(np.float32) - zero) * np.float32(scale)
+        return {"classes": outputs["logits"].argmax(axis=-1)} | outputs
 
     return {
         file.name: functools.partial(run, Interpreter(str(file)))

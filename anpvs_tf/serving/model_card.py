@@ -27,6 +27,7 @@ def text(
     report: Report,
     license: str | None = None,
     hub: str | None = None,
+    calibrated: int = 0,
 ) -> str:
     """Renders a model card in Markdown, by `templates/model_card.md`.
 
@@ -39,6 +40,7 @@ def text(
         license: of the network, as Hugging Face calls it; None to say nothing of it.
         hub: the repository USER/NAME of the Hugging Face Hub that the card is for; None for the
             card of the version itself.
+        calibrated: the training images that an int8 file was calibrated on.
     """
     first = run.trained
     height, width, channels = frozen.inputs[0].shape[1:]
@@ -53,6 +55,7 @@ def text(
         "metrics": _metrics(of_export),
         "version": version,
         "format": format,
+        "calibrated": calibrated,
         "file": f"hf://{hub}" if hub else "model.keras",
         "date": directory.now(),
         "height": height,
@@ -74,6 +77,7 @@ def text(
                 f"{found.accuracy:.2%}",
                 f"{found.equal_classes} of {report.examples}",
                 f"{found.difference:.1e}",
+                "" if found.size is None else f"{found.size:,}",
             )
             for name, found in report.exported.items()
         ],

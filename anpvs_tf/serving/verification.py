@@ -12,10 +12,16 @@ import numpy as np
 from anpvs_tf.attacks.settings import EVALUATION_BATCH
 from anpvs_tf.common.errors import TrainingError
 from anpvs_tf.data import loading, pipelines
+from anpvs_tf.serving import litert
+from anpvs_tf.serving.names import QUANTIZATIONS
 
 # Of the largest logit: float32 sums in another order differ by about 1e-6.
 TOLERANCE = 1e-4
-QUANTISED = "model_int8.tflite"
+# A quantised file computes something else, and is judged by its accuracy: so much may be lost.
+MOST_LOST = 0.1
+QUANTISED = tuple(litert.file_name(name) for name in QUANTIZATIONS)
+# Of a probability: 8-bit ones are multiples of 1/256.
+PROBABILITY_TOLERANCE, QUANTISED_TOLERANCE = 1e-5, 1 / 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +32,13 @@ class Agreement:
         difference: largest difference of a logit, over the largest logit.
         equal_classes: examples of which the class is the same.
         accuracy: in [0, 1].
+        size: of the file, in bytes; None for a signature.
     """
 
     difference: float
     equal_classes: int
     accuracy: float
+    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +62,8 @@ def verify(
         path: directory of the exported version.
 
     Raises:
-        TrainingError: the export cannot be loaded, or disagrees. The int8 model may
-            differ; it is only reported.
+        TrainingError: the export cannot be loaded, or disagrees; or a quantised file classifies
+            more than `MOST_LOST` of the images less right than the training network.
     """
     expected = np.concatenate(
         [
@@ -65,27 +73,43 @@ def verify(
     )
     classes = expected.argmax(axis=-1)
     outputs = _run_isolated(path, test.images)
-    found = {}
+    found, accuracy = {}, float(np.mean(classes == test.labels))
     for name in dict.fromkeys(key.split("/")[0] for key in outputs):
         logits, got = outputs[f"{name}/logits"], outputs[f"{name}/classes"]
         agreement = Agreement(
             difference=float(np.abs(logits - expected).max() / np.abs(expected).max()),
             equal_classes=int(np.sum(got == classes)),
             accuracy=float(np.mean(got == test.labels)),
+            size=(path / name).stat().st_size if (path / name).is_file() else None,
         )
-        # Not <=: a NaN disagrees.
-        good = agreement.difference <= TOLERANCE and agreement.equal_classes == len(test)
-        good &= bool(np.allclose(outputs[f"{name}/probabilities"], _softmax(logits), atol=1e-5))
+        quantised = name in QUANTISED
+        # Not >: a NaN disagrees.
+        good = quantised or (
+            agreement.difference <= TOLERANCE and agreement.equal_classes == len(test)
+        )
+        good &= bool(
+            np.allclose(
+                outputs[f"{name}/probabilities"],
+                _softmax(logits),
+                atol=QUANTISED_TOLERANCE if quantised else PROBABILITY_TOLERANCE,
+            )
+        )
         if names is not None and f"{name}/labels" in outputs:
             good &= outputs[f"{name}/labels"].astype(str).tolist() == [names[i] for i in got]
-        if not good and name != QUANTISED:
+        if not good:
             raise TrainingError(
                 f"the exported {name} disagrees with the training network: logits differ by "
                 f"{agreement.difference:.1e} of the largest, {agreement.equal_classes} of "
                 f"{len(test)} classes are equal; nothing was kept"
             )
+        if quantised and agreement.accuracy < accuracy - MOST_LOST:
+            raise TrainingError(
+                f"{name} classifies {agreement.accuracy:.1%} of the test images right, the "
+                f"training network {accuracy:.1%}; quantisation may cost {100 * MOST_LOST:g} "
+                "points, choose another --quantize; nothing was kept"
+            )
         found[name] = agreement
-    return Report(len(test), float(np.mean(classes == test.labels)), found)
+    return Report(len(test), accuracy, found)
 
 
 def _run_isolated(path: pathlib.Path, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -43,6 +43,15 @@ def test_they_are_shown_as_they_are_written(value, text):
     assert radius.as_text(value) == text
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "levels"), [(0.3, 76), (8 / 255, 8), (0.13, 33), (1.0, 255), (1 / 255, 1)]
+)
+def test_a_radius_is_lowered_to_whole_levels(epsilon, levels):
+    assert radius.in_levels(epsilon) == levels / 255
+    with pytest.raises(UsageError, match="at least 1/255"):
+        radius.in_levels(0.0039)
+
+
 def test_a_radius_in_levels_is_recognised():
     assert radius.meant(8.0) == ": did you mean 8/255?"
     assert radius.meant(0.5) == radius.meant(300.0) == ""

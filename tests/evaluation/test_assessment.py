@@ -155,11 +155,11 @@ def checks_of(subject, transferred=None, reported=None, **settings):
 
 
 def test_an_honest_model_passes_every_check():
-    checks = checks_of(HONEST, transferred=np.ones(60, bool))
+    checks = checks_of(dataclasses.replace(HONEST, simulated=linear), transferred=np.ones(60, bool))
     assert all(check.passed for check in checks.values()), checks
     assert set(checks) == {
         *("ball", "iterations", "convergence", "chance", "noise", "black box", "gradients"),
-        *("deterministic", "frozen"),
+        *("deterministic", "frozen", "simulation"),
     }
 
 
@@ -209,9 +209,12 @@ def test_black_boxes_that_beat_white_ones_are_found_out():
 
 def test_a_network_that_is_not_the_trained_one_is_found_out():
     other = dataclasses.replace(
-        HONEST, outputs=lambda images: {"logits": linear(images) + 0.01 * linear(images)[:, ::-1]}
+        HONEST,
+        outputs=lambda images: {"logits": linear(images) + 0.01 * linear(images)[:, ::-1]},
+        simulated=lambda images: linear(images) + 0.5 * linear(images)[:, ::-1],
     )
-    assert not checks_of(other)["frozen"].passed
+    checks = checks_of(other)
+    assert not checks["frozen"].passed and not checks["simulation"].passed
 
 
 def test_a_stochastic_model_needs_expectation(tmp_path):

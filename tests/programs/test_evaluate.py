@@ -14,7 +14,14 @@ from anpvs_tf.pruning import compact
 from anpvs_tf.runs import console, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
-from anpvs_tf.serving import model_card, signatures, verification
+from anpvs_tf.serving import (
+    exporting,
+    isolated_process,
+    litert,
+    model_card,
+    signatures,
+    verification,
+)
 from anpvs_tf.training import trainer
 
 program = functools.partial(call, "evaluate")
@@ -245,3 +252,35 @@ def test_a_figure_that_another_attack_beats_says_which(trained, tmp_path):
     assert f"UNRELIABLE: pgd breaks {more:.1f} points more" in ended.stdout
     for what in (f"python bin/report.py {run}", f"python bin/export.py --run_dir={run}"):
         assert what in ended.stdout
+
+
+def test_attacks_an_int8_file_of_the_run(trained, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    run = open_run(trained / "run")
+    images = exporting.calibration_images(run, 50)
+    litert.write(compact.freeze(run.network()), tmp_path, ("int8",), images)
+    before = (trained / "run/results.json").read_text()
+    ended = program(
+        f"--run_dir={trained / 'run'}", f"--litert={tmp_path / 'model_int8.tflite'}",
+        "--attack=transfer,pgd,square", "--epsilons=0.1", "--attack_steps=10", "--queries=20",
+        "--examples=100", "--check_examples=0", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "epsilon 0.1 is 25/255 to images of 256 levels a pixel" in ended.stdout
+    assert (trained / "run/results.json").read_text() == before
+    home = tmp_path / "model_int8.tflite-evaluation"
+    *attacks, worst = json.loads((home / "results.json").read_text())
+    robust, test = [], loading.load("digits").test.take(100)
+    for record in attacks:
+        assert record["threat_model"] == {"norm": "linf", "epsilon": 25 / 255}
+        with np.load(home / record["per_example"], allow_pickle=False) as file:
+            robust.append((file["broken_by"] < 0) & (file["clean_predictions"] == test.labels))
+            clean = file["clean_predictions"]
+    answers = isolated_process.tflite_functions(tmp_path)["model_int8.tflite"]
+    np.testing.assert_array_equal(clean, answers(test.images)["classes"])
+    transfer, pgd, square = (record["robust_accuracy"] for record in attacks)
+    assert attacks[0]["attack"]["sources"] == [run.path]
+    assert worst["robust_accuracy"] == np.mean(np.logical_and.reduce(robust))
+    assert worst["robust_accuracy"] <= pgd <= transfer + 0.03 < square < worst["clean_accuracy"]
+    assert worst["model"] == str(tmp_path / "model_int8.tflite")
+    assert worst["method"] == run.settings.method

@@ -24,7 +24,15 @@ from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs import directory, resolution
 from anpvs_tf.runs.finished_run import open_run
-from anpvs_tf.serving import exporting, formats, keras_file, model_card, names, verification
+from anpvs_tf.serving import (
+    exporting,
+    formats,
+    keras_file,
+    litert,
+    model_card,
+    names,
+    verification,
+)
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
 
@@ -320,17 +328,94 @@ def test_bad_shapes_are_refused_by_the_graph_itself(exported):
 
 def test_tflite(run, tmp_path):
     pytest.importorskip("ai_edge_litert")
-    done = exporting.export(run, tmp_path / "lite", version=3, format="tflite")
+    done = exporting.export(
+        run, tmp_path / "lite", version=3, format="tflite", quantize=names.QUANTIZATIONS
+    )
     assert done.path == tmp_path / "lite" / "3"
+    quantised = [f"model_{name}.tflite" for name in ("float16", "dynamic", "int8")]
     held = {path.name for path in done.path.iterdir()}
-    assert held == {"model.tflite", "model_int8.tflite", "README.md"}
+    assert held == {"model.tflite", *quantised, "README.md"}
     found = done.report.exported
     assert found["model.tflite"].equal_classes == len(TEST)
-    assert 0 < found["model_int8.tflite"].difference < 0.2
-    sizes = [(done.path / name).stat().st_size for name in ("model_int8.tflite", "model.tflite")]
-    assert sizes[0] < sizes[1] / 2
+    half, dynamic, integers = (found[name].difference for name in quantised)
+    assert 0 < half < 2e-3 and half < dynamic < 0.2 and half < integers < 0.2
+    sizes = [(done.path / name).stat().st_size for name in ("model.tflite", *quantised)]
+    assert sizes[1] < sizes[0] * 0.7 and max(sizes[2:]) < sizes[0] / 2
+    assert [found[name].size for name in ("model.tflite", *quantised)] == sizes
+    check_integers(done, run)
     with pytest.raises(UsageError, match="another format"):
         exporting.export(run, tmp_path / "lite")
+
+
+def check_integers(done, run):
+    """Everything in the int8 file is an integer, and the report has its figures."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    network = Interpreter(str(done.path / "model_int8.tflite"))
+    network.resize_tensor_input(network.get_input_details()[0]["index"], [len(TEST), 28, 28, 1])
+    network.allocate_tensors()
+    tensors = network.get_tensor_details()
+    assert {tensor["dtype"] for tensor in tensors} <= {np.int8, np.int32}
+    scales = [len(tensor["quantization_parameters"]["scales"]) for tensor in tensors]
+    # Weights and biases of both layers have a scale for each of 10 channels.
+    assert scales.count(10) == 4 and set(scales) == {0, 1, 10}
+    (given,) = network.get_input_details()
+    assert given["quantization"] == (pytest.approx(1 / 255), -128)
+    network.set_tensor(given["index"], (TEST.images.astype(int) - 128).astype(np.int8))
+    network.invoke()
+    ends = network.get_signature_runner().get_output_details()
+    assert set(ends) == {"logits", "probabilities"}
+    logits = network.get_tensor(ends["logits"]["index"])
+    classes = logits.argmax(axis=1)
+    agreement = done.report.exported["model_int8.tflite"]
+    assert agreement.accuracy == np.mean(classes == TEST.labels)
+    expected = gated_logits(run.network(), TEST.images)
+    assert agreement.equal_classes == np.sum(classes == expected.argmax(axis=1))
+    card = (done.path / "README.md").read_text()
+    assert "those of 500 training images, drawn by seed 0" in card
+    row = f"| model_int8.tflite | {agreement.accuracy:.2%} | {agreement.equal_classes} of 359 |"
+    assert row in card and "`bin/evaluate.py --litert`" in card
+
+
+def test_calibration_images_are_drawn_of_the_training_images_by_the_seed(run):
+    train = load("digits").train.images
+
+    def drawn(examples, seed=0):
+        settings = dataclasses.replace(run.settings, seed=seed)
+        return exporting.calibration_images(dataclasses.replace(run, settings=settings), examples)
+
+    few = drawn(40)
+    held = {image.tobytes() for image in train}
+    assert few.shape == (40, 28, 28, 1) and {image.tobytes() for image in few} <= held
+    np.testing.assert_array_equal(few, drawn(40))
+    assert not np.array_equal(few, drawn(40, seed=1))
+    assert not np.array_equal(few, train[:40])
+    np.testing.assert_array_equal(drawn(10**6), train)
+
+
+def test_an_int8_file_that_lost_its_accuracy_is_refused(network, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    # Calibrated on black images, it is blind to others.
+    black = np.zeros([5, 28, 28, 1], np.uint8)
+    litert.write(compact.freeze(network), tmp_path, ("int8",), black)
+    right = Split(TEST.images, gated_logits(network, TEST.images).argmax(axis=1))
+    with pytest.raises(
+        TrainingError, match=r"model_int8.tflite classifies .* 100\.0%; .* 10 points"
+    ):
+        verification.verify(network, right, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("format", "quantize", "message"),
+    [
+        ("keras", ("int8",), "--quantize belongs to --format=tflite"),
+        ("tflite", ("int4",), "unknown quantisation 'int4'; choose of float16, dynamic, int8"),
+    ],
+)
+def test_quantisations_that_a_format_does_not_have(run, tmp_path, format, quantize, message):
+    with pytest.raises(UsageError, match=message):
+        exporting.export(run, tmp_path / "e", format=format, quantize=quantize)
+    assert not (tmp_path / "e").exists()
 
 
 # ---- Keras and ONNX ----
