@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -11,6 +12,16 @@ import tensorflow as tf
 # A process that runs tests has a core to itself: more threads would wait for each other, for an
 # eighth of its time. The programs that tests start have the usual number.
 tf.config.threading.set_intra_op_parallelism_threads(1)
+# Functions here are traced, called a few times and left: what rewriting their graphs costs, an
+# eighth of the time, never comes back. The programs that tests start have their graphs rewritten.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+# Tracing makes objects by the hundred thousand, few of them garbage; modules never are.
+gc.set_threshold(50_000)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+
 
 # The files that train, compile large networks or start processes: not part of `-m fast`.
 # The longest stand first and are run first, so that no worker is left with one at the end.
