@@ -1,6 +1,6 @@
 """Processes that are forked from one that has TensorFlow imported, and so need not import it.
 
-A program starts in them as in a new interpreter, but for what was imported before.
+A program starts in them as in a new interpreter, but for packages that were imported before.
 """
 
 import functools
@@ -20,15 +20,9 @@ from documents import ROOT
 def context():
     """The context of `multiprocessing` of these processes; each test process has a server."""
     found = multiprocessing.get_context("forkserver")
-    # Not modules of the tests: the server does not find them.
-    used = (
-        "evaluation.assessment",
-        "reporting.report",
-        "serving.exporting",
-        "training.trainer",
-        "tuning.search",
-    )
-    found.set_forkserver_preload([f"anpvs_tf.{name}" for name in used])
+    # None of this package: a program has to import what it uses of it.
+    packages = ["keras", "keras_tuner", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets"]
+    found.set_forkserver_preload([*packages, "tensorflow_probability.python.distributions"])
     return found
 
 

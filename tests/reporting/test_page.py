@@ -6,8 +6,8 @@ import json
 import shutil
 
 import browser
-import calling
 import fake_runs
+import processes
 import pytest
 
 from anpvs_tf.common.errors import UsageError
@@ -241,7 +241,7 @@ def test_a_network_that_cannot_be_loaded_is_named(runs, tmp_path, monkeypatch):
 
 
 def test_the_program_refuses_in_one_line(runs, tmp_path):
-    result = calling.call("report", runs / "unfinished", f"--out={tmp_path / 'out'}")
+    result = processes.call("bin/report.py", runs / "unfinished", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: no finished run to report on")
     assert list(tmp_path.iterdir()) == []

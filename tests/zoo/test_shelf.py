@@ -3,8 +3,8 @@
 import json
 import shutil
 
-import calling
 import numpy as np
+import processes
 import pytest
 import tensorflow as tf
 
@@ -62,7 +62,7 @@ def test_a_file_of_another_network_is_refused(tmp_path, monkeypatch):
 
 def test_the_program_attacks_a_network_of_the_zoo(tmp_path):
     given = ("--zoo=digits-anpvs_vib", "--attack=pgd", "--examples=60", "--check_examples=0")
-    ended = calling.call("evaluate", *given, cwd=tmp_path)
+    ended = processes.call("bin/evaluate.py", *given, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     (record,) = json.loads((tmp_path / "digits-anpvs_vib-evaluation/results.json").read_text())
     assert record["threat_model"] == {"norm": "linf", "epsilon": 0.13}
