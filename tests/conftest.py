@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -5,12 +6,6 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-
-import tensorflow as tf
-
-# A process that runs tests has a core to itself: more threads would wait for each other, for an
-# eighth of its time. The programs that tests start have the usual number.
-tf.config.threading.set_intra_op_parallelism_threads(1)
 
 # The files that train, compile large networks or start processes: not part of `-m fast`.
 # The longest stand first and are run first, so that no worker is left with one at the end.
@@ -69,6 +64,25 @@ LONG = (
     "training/test_overfitting.py",
     "reporting/test_tables.py",
 )
+
+
+def pytest_configure(config):
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # The process that hands out the tests runs none.
+    import tensorflow as tf
+
+    # A process that runs tests has a core to itself: more threads would wait for each other, for
+    # an eighth of its time. The programs that tests start have the usual number.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    # Functions here are traced, called a few times and left: rewriting their graphs costs an
+    # eighth of the time. The programs that tests start have their graphs rewritten.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    # Tracing makes objects by the hundred thousand, few of them garbage; modules never are.
+    gc.set_threshold(50_000)
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -66,7 +66,7 @@ def random_in_ball(shape: tf.Tensor, seed: randomness.Seed, epsilon: float, norm
 def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
     if norm == "linf":
         return randomness.uniform(shape, seed, -epsilon, epsilon)
-    seeds = tf.random.split(seed, 2, alg=randomness.ALGORITHM)
+    seeds = randomness.bits([2, 2], seed)
     direction = steepest(randomness.normal(shape, seeds[0]), norm)
     dimensions = tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
     radius_shape = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)

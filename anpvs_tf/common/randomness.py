@@ -14,12 +14,14 @@ import contextvars
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-ALGORITHM = "philox"
+PHILOX = tf.random.Algorithm.PHILOX.value
+# Under which TensorFlow scrambles seeds.
+_SCRAMBLING_KEY = 0x02461E293EC8F720
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def fold(seed: Seed, data: int | str | tf.Tensor) -> Seed:
         return seed._replace(seed=fold(seed.seed, data))
     if isinstance(data, str):
         data = zlib.crc32(data.encode()) & 0x7FFFFFFF
-    return tf.random.fold_in(tf.cast(seed, tf.int32), tf.cast(data, tf.int32), alg=ALGORITHM)
+    return tf.stack([bits([], seed), tf.cast(data, tf.int32)])
 
 
 def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
@@ -68,7 +70,27 @@ def bits(shape, seed: Seed) -> tf.Tensor:
     """Draws all 32 bits of each number, int32 of `shape`."""
     if isinstance(seed, ExampleSeeds):
         seed = seed.seed
-    return tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg=ALGORITHM)
+    shape = tf.convert_to_tensor(shape, dtype_hint=tf.int32)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape, **_generator(seed), dtype=tf.int32
+    )
+
+
+def _generator(seed: tf.Tensor) -> dict[str, Any]:
+    """Makes the inputs of TensorFlow's draws that say which generator draws, and from where.
+
+    The same that `tf.random`'s functions make of a seed with `alg="philox"`, in a quarter of the
+    operations: tracing them is a tenth of what tracing a training step takes.
+    """
+    mixed = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[2],
+        key=tf.constant([_SCRAMBLING_KEY], tf.uint64),
+        counter=tf.cast(tf.cast(seed, tf.int32), tf.uint64),
+        alg=PHILOX,
+        dtype=tf.uint64,
+    )
+    counter = tf.concat([tf.constant([0], tf.uint64), mixed[1:]], axis=0)
+    return {"key": mixed[:1], "counter": counter, "alg": PHILOX}
 
 
 def uniform(shape, seed: Seed, low=0.0, high=1.0) -> tf.Tensor:
@@ -80,7 +102,10 @@ def uniform(shape, seed: Seed, low=0.0, high=1.0) -> tf.Tensor:
 
 def integers(shape, seed: tf.Tensor, low: int, high: int) -> tf.Tensor:
     """Draws from low, ..., high - 1, int32 of `shape`."""
-    return tf.random.stateless_uniform(shape, seed, low, high, tf.int32, alg=ALGORITHM)
+    shape = tf.convert_to_tensor(shape, dtype_hint=tf.int32)
+    return tf.raw_ops.StatelessRandomUniformIntV2(
+        shape=shape, **_generator(seed), minval=low, maxval=high
+    )
 
 
 def normal(shape, seed: tf.Tensor) -> tf.Tensor:
@@ -96,7 +121,7 @@ def normal(shape, seed: tf.Tensor) -> tf.Tensor:
 
 def permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
     """Draws an order of the numbers below `size`, int32. Not under XLA, which lacks the kernel."""
-    return tf.random.experimental.stateless_shuffle(tf.range(size), seed, alg=ALGORITHM)
+    return tf.raw_ops.StatelessShuffle(value=tf.range(size), **_generator(seed))
 
 
 @contextlib.contextmanager

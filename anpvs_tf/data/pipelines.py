@@ -1,4 +1,7 @@
-"""tf.data pipelines of training and evaluation batches."""
+"""tf.data pipelines of training and evaluation batches.
+
+Their functions are written for graphs; to let AutoGraph convert them first takes half a second.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -74,12 +77,14 @@ def train_batches(
     read, examples = dataset.train.reader(), len(dataset.train)
     steps = min(examples // batch_size, steps_per_epoch or examples)
 
+    @tf.autograph.experimental.do_not_convert
     def epoch_indices(epoch):
         order = randomness.permutation(examples, randomness.seed_of(seed, "order", epoch))
         batches = tf.reshape(order[: steps * batch_size], [steps, batch_size])
         done = tf.where(tf.equal(epoch, first_epoch), first_step, 0)
         return tf.data.Dataset.from_tensor_slices(batches[done:])
 
+    @tf.autograph.experimental.do_not_convert
     def batch(step, indices):
         pixels, labels = read(indices)
         if dataset.augment:
@@ -99,6 +104,7 @@ def evaluation_batches(split: Split | StoredSplit, batch_size: int) -> tf.data.D
     """Makes batches of every example of a split once, in order; the last may be smaller."""
     read = split.reader()
 
+    @tf.autograph.experimental.do_not_convert
     def batch(indices):
         images, labels = read(indices)
         return to_float(images), labels

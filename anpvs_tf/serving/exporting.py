@@ -88,15 +88,10 @@ def export(
     version = choose_version(base, version, format)
     network = run.network()
     frozen = compact.freeze(network)
-<<<<<<< HEAD
-    test = loading.load_evaluated(run.settings.source, data_dir, download)
-    names = run.settings.class_names
-=======
     test = loading.load_evaluated(run.settings.source, data_dir, download)
     names, calibration = run.settings.class_names, None
     if "int8" in quantize:
         calibration = calibration_images(run, calibration_examples, data_dir, download)
->>>>>>> int8
 
     # ---- Write beside, check, rename ----
     path = base / str(version)

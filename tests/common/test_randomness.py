@@ -37,6 +37,23 @@ def test_draws_are_those_of_tensorflows_kernels(shape):
         np.testing.assert_allclose(ours(shape, SEED), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [[3, 4], [-7, 2**31 - 1], [-(2**31), 0]])
+def test_whole_numbers_are_tensorflows_bit_by_bit(seed):
+    philox = {"alg": "philox"}
+    full = {"minval": None, "maxval": None, "dtype": tf.int32} | philox
+    shuffled = tf.random.experimental.stateless_shuffle(tf.range(30), seed, **philox)
+    for ours, theirs in (
+        (randomness.bits([7, 5], seed), tf.random.stateless_uniform([7, 5], seed, **full)),
+        (
+            randomness.integers([7, 5], seed, -3, 9),
+            tf.random.stateless_uniform([7, 5], seed, -3, 9, tf.int32, **philox),
+        ),
+        (randomness.fold(seed, 11), tf.random.fold_in(seed, 11, **philox)),
+        (randomness.permutation(30, seed), shuffled),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_draws_have_their_distributions():
     uniform, normal = (draw([20_000], SEED) for draw in (randomness.uniform, randomness.normal))
 

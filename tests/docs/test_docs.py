@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -13,6 +12,7 @@ import sys
 import command_lines
 import documents
 import numpy as np
+import processes
 import pytest
 from documents import PAGES, ROOT
 
@@ -44,13 +44,9 @@ MADE = r"`((?:runs|report|exports|sweeps|sweep-report)/[^`\s]+|seven\.png)`"
 @pytest.fixture(scope="module")
 def in_process():
     """Calls a function in a process of its own that need not import TensorFlow."""
-    context = multiprocessing.get_context("forkserver")
-    # Not modules of the tests: the server does not find them.
-    used = ("evaluation.assessment", "reporting.report", "serving.exporting", "tuning.search")
-    context.set_forkserver_preload([f"anpvs_tf.{name}" for name in used])
 
     def call(function, *arguments):
-        process = context.Process(target=function, args=arguments)
+        process = processes.context().Process(target=function, args=arguments)
         process.start()
         process.join()
         return process.exitcode

@@ -40,17 +40,14 @@ FLAGS = {
 MODES = ("any moment", "training", "writing a checkpoint")
 
 
-PROGRAM = (str(ROOT / "bin/train.py"),)
-
-
-def command(run: pathlib.Path, flags: dict, program: tuple[str, ...] = PROGRAM) -> list[str]:
+def command(run: pathlib.Path, flags: dict) -> list[str]:
     given = [f"--{name}={value}" for name, value in flags.items()]
-    return [sys.executable, *program, *given, f"--run_dir={run}"]
+    return [sys.executable, str(ROOT / "bin/train.py"), *given, f"--run_dir={run}"]
 
 
-def start(run: pathlib.Path, flags: dict, program: tuple[str, ...]) -> subprocess.Popen:
+def start(run: pathlib.Path, flags: dict) -> subprocess.Popen:
     return subprocess.Popen(
-        command(run, flags, program),
+        command(run, flags),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,12 +79,11 @@ def kill(
     mode: str,
     number: int,
     rng: random.Random,
-    program: tuple[str, ...] = PROGRAM,
 ) -> str | None:
     """Starts the run, ends it by a signal, and says what was lost; None if it ended by itself."""
     home = run.parent
     before = set(checkpoints(home))
-    process = start(run, flags, program)
+    process = start(run, flags)
     began = time.time()
     if mode == MODES[0]:
         length = rng.uniform(0, 20)
@@ -115,8 +111,8 @@ def kill(
     return f"{mode}: {lost:.1f} s since the last checkpoint, {partial} partial files"
 
 
-def finish(run: pathlib.Path, flags: dict, program: tuple[str, ...]) -> None:
-    process = start(run, flags, program)
+def finish(run: pathlib.Path, flags: dict) -> None:
+    process = start(run, flags)
     _, errors = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"{run} ended with {process.returncode}:\n{errors[-3000:]}")
@@ -152,28 +148,24 @@ def test(
     number: int,
     seed: int,
     flags: dict = FLAGS,
-    program: tuple[str, ...] = PROGRAM,
 ) -> list[str]:
     """Does it; returns a line a kill.
-
-    Args:
-        program: the program that trains, and is killed.
 
     Raises:
         AssertionError: an end is not the same.
     """
     rng = random.Random(seed)
     whole, killed = directory / "whole/run", directory / "killed/run"
-    finish(whole, flags, program)
+    finish(whole, flags)
     lines = []
     for i in range(kills):
-        line = kill(killed, flags, MODES[-1 - i % len(MODES)], number, rng, program)
+        line = kill(killed, flags, MODES[-1 - i % len(MODES)], number, rng)
         if line is None:
             lines.append("the run ended before this kill")
             break
         lines.append(line)
         print(f"{i + 1}: {line}", flush=True)
-    finish(killed, flags, program)
+    finish(killed, flags)
     for name in sorted(path.name for path in whole.parent.iterdir()):
         wrong = differences(whole.parent / name, killed.parent / name)
         assert not wrong, f"{name} differs in {wrong}"

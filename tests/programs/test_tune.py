@@ -1,14 +1,11 @@
 """Sweeps with real training: bin/tune.py and what it leaves."""
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
+import processes
 import pytest
-from documents import ROOT
 
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.reporting import grouping
@@ -42,13 +39,7 @@ def trained(tmp_path_factory):
 
 def program(*arguments, **flags):
     flags = [f"--{name}={value}" for name, value in flags.items()]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "bin/tune.py"), *arguments, *flags],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
-    )
+    return processes.call("bin/tune.py", *arguments, *flags)
 
 
 def test_trials_are_runs(trained):

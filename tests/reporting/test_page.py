@@ -3,15 +3,12 @@
 import dataclasses
 import html.parser
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import browser
 import fake_runs
+import processes
 import pytest
-from documents import ROOT
 
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.reporting import (
@@ -243,17 +240,8 @@ def test_a_network_that_cannot_be_loaded_is_named(runs, tmp_path, monkeypatch):
     assert not (tmp_path / "out/figures/loss_surfaces.png").exists()
 
 
-def program(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "bin/report.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
 def test_the_program_refuses_in_one_line(runs, tmp_path):
-    result = program(runs / "unfinished", f"--out={tmp_path / 'out'}")
+    result = processes.call("bin/report.py", runs / "unfinished", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: no finished run to report on")
     assert list(tmp_path.iterdir()) == []

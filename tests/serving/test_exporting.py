@@ -27,6 +27,7 @@ from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import (
     exporting,
     formats,
+    isolated_process,
     keras_file,
     litert,
     model_card,
@@ -247,6 +248,18 @@ def test_a_picture_is_classified_as_it_stands(signatures):
     np.testing.assert_allclose(turned, expected, rtol=1e-6)
 
 
+@pytest.fixture
+def checked_here(monkeypatch):
+    """The check runs exports in this process; those of `exporting.export` have one of their own."""
+
+    def run(command, **_):
+        isolated_process.main(*map(str, command[3:]))
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(verification.subprocess, "run", run)
+
+
+@pytest.mark.usefixtures("checked_here")
 def test_labels(network, tmp_path):
     write_saved_model(compact.freeze(network), NAMES, tmp_path)
     loaded = tf.saved_model.load(str(tmp_path)).signatures["serve_uint8"]
@@ -627,6 +640,7 @@ def test_a_failure_leaves_nothing(run, tmp_path, monkeypatch):
 # ---- The check itself ----
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_disagreement_is_found(exported, run):
     other = run.network()
     bias = other.get_layer("logits").bias
@@ -638,7 +652,7 @@ def test_a_disagreement_is_found(exported, run):
 def test_an_export_that_cannot_be_loaded_is_found(network, tmp_path):
     with pytest.raises(TrainingError, match=r"new process: none of saved_model\.pb, model\.tfl"):
         verification.verify(network, TEST.take(2), None, tmp_path)
-    (tmp_path / "saved_model.pb").write_bytes(b"nothing")
+    (tmp_path / "model.tflite").write_bytes(b"nothing")
     with pytest.raises(TrainingError, match="cannot be run in a new process"):
         verification.verify(network, TEST.take(2), None, tmp_path)
 

@@ -8,9 +8,9 @@ import zipfile
 
 import keras
 import numpy as np
+import processes
 import pytest
 import tensorflow as tf
-from documents import ROOT
 
 from anpvs_tf.common import files
 from anpvs_tf.common.errors import TrainingError, UsageError
@@ -35,10 +35,14 @@ def made(tmp_path_factory, tiny_lenet5):
     return corruption.make(tmp_path_factory.mktemp("faults"))
 
 
-def test_kills_change_nothing(tmp_path):
+def test_kills_change_nothing(tmp_path, monkeypatch):
+    def start(run, flags):
+        _, program, *given = kill.command(run, flags)
+        return processes.Program(program, *given, small=True)
+
+    monkeypatch.setattr(kill, "start", start)
     flags = corruption.TINY | {"steps_per_epoch": 40, "checkpoint_minutes": 0.001}
-    program = (str(ROOT / "tests/tiny_network.py"), *kill.PROGRAM)
-    lines = kill.test(tmp_path, 2, signal.SIGKILL, 0, flags, program)
+    lines = kill.test(tmp_path, 2, signal.SIGKILL, 0, flags)
     assert len(lines) == 2
 
 

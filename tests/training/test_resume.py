@@ -9,6 +9,7 @@ import time
 
 import calling
 import numpy as np
+import processes
 import pytest
 from documents import ROOT
 
@@ -84,14 +85,7 @@ def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):
     flags = [f"--{name}={value}" for name, value in flags.items()]
 
     def start(*arguments):
-        return subprocess.Popen(
-            [sys.executable, "tests/tiny_network.py", "bin/train.py", *arguments],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
+        return processes.Program("bin/train.py", *arguments, small=True)
 
     run, whole = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
     process = start(*flags, f"--run_dir={run.path}", "--checkpoint_minutes=0")

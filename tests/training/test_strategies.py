@@ -1,16 +1,13 @@
 """Training on two devices and in two processes: devices are fixed when a process starts."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import types
 
 import numpy as np
+import processes
 import pytest
 import tensorflow as tf
-from documents import ROOT
 
 from anpvs_tf.common import devices
 from anpvs_tf.common.errors import UsageError, WorkerLost
@@ -103,16 +100,6 @@ np.savez(f"{path}-{used.worker}.npz", evaluation=evaluate(used), **weights)
 """
 
 
-def start(program, *arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-    )
-
-
 def finish(process):
     output, errors = process.communicate(timeout=1200)
     assert process.returncode == 0, errors[-3000:]
@@ -128,7 +115,10 @@ def two_workers(program, *arguments):
         ports = [held.getsockname()[1] for held in (one, two)]
     cluster = {"worker": [f"localhost:{port}" for port in ports]}
     configs = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
-    return [start(program, *arguments, TF_CONFIG=json.dumps(config)) for config in configs]
+    return [
+        processes.Program("-c", program, *arguments, TF_CONFIG=json.dumps(config))
+        for config in configs
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +127,8 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("strategies")
     kinds = ",".join(["None", *gating.GATE_KINDS])
     runs = [
-        start(FIVE_STEPS, "default", 0, kinds, path / "one"),
-        start(FIVE_STEPS, "auto", 2, f"{kinds},own", path / "two"),
+        processes.Program("-c", FIVE_STEPS, "default", 0, kinds, path / "one"),
+        processes.Program("-c", FIVE_STEPS, "auto", 2, f"{kinds},own", path / "two"),
         *two_workers(FIVE_STEPS, "auto", 0, "beta_bernoulli", path / "workers"),
     ]
     for process in runs:
@@ -180,14 +170,8 @@ def test_evaluation_counts_every_image_once_and_gives_the_same_bits(trained):
 
 
 def test_devices_that_cannot_share_a_batch(tmp_path):
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "bin/train.py"), "--method=standard", "--logical_cpus=3"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
-    )
+    given = ("--method=standard", "--logical_cpus=3")
+    process = processes.call("bin/train.py", *given, cwd=tmp_path)
     assert process.returncode == 2
     message = "--batch_size=32 cannot be shared equally by 3 devices"
     assert message in process.stderr.splitlines()[-1]

@@ -2,13 +2,13 @@
 
 import collections
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import time
 import types
 
+import processes
 import pytest
 
 from anpvs_tf.common import files
@@ -215,15 +215,15 @@ def test_an_interruption_or_a_full_disk_ends_the_sweep_and_fails_no_trial(
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Processes that need not import TensorFlow each."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anpvs_tf.tuning.search"])
+def launch():
+    """Starts searches in processes of their own, and ends them with the tests."""
     started = []
 
     def start(definition, path, seconds=0.0, **variables):
         environment = {"STAND_IN_SECONDS": str(seconds)} | variables
-        process = context.Process(target=_in_process, args=(definition, path, environment))
+        process = processes.context().Process(
+            target=_in_process, args=(definition, path, environment)
+        )
         process.start()
         started.append(process)
         return process
@@ -249,27 +249,27 @@ def begun(path):
     return len(log_of(path)) if (path / "log.txt").exists() else 0
 
 
-def test_kill_9_within_a_trial(tmp_path, processes):
+def test_kill_9_within_a_trial(tmp_path, launch):
     path, definition = tmp_path / "s", Definition({"beta": "1:2"}, trials=3)
-    first = processes(definition, path, seconds=5)
+    first = launch(definition, path, seconds=5)
     wait_for(lambda: begun(path) == 1)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    second = processes(definition, path)
+    second = launch(definition, path)
     second.join(60)
     assert second.exitcode == 0
     assert ended(path) == {"trial-0000": 1, "trial-0001": 1, "trial-0002": 1}
     assert [state for _, _, state, _ in outcome(path)] == ["done"] * 3
 
 
-def test_two_workers_share_a_sweep_and_a_third_dies(tmp_path, processes):
+def test_two_workers_share_a_sweep_and_a_third_dies(tmp_path, launch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path, definition = tmp_path / "s", Definition({"beta": "1:2"}, trials=7)
 
     def start(tuner_id, seconds):
-        return processes(
+        return launch(
             definition,
             path,
             seconds,
