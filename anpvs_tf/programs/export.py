@@ -2,6 +2,7 @@
 
   python bin/export.py --run_dir=RUN --export_base=DIR
   python bin/export.py --run_dir=RUN --export_base=DIR --format=onnx
+  python bin/export.py --run_dir=RUN --export_base=DIR --format=web --rival=OTHER_RUN
   python bin/export.py --run_dir=RUN --export_base=DIR --format=keras --push_to=hf://USER/NAME
 
 Writes DIR/<version>/ and says how the export compares with the training network.
@@ -14,7 +15,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
 from anpvs_tf.runs.finished_run import open_run
-from anpvs_tf.serving import publishing
+from anpvs_tf.serving import publishing, rivals
 from anpvs_tf.serving.names import FORMATS
 
 if TYPE_CHECKING:
@@ -46,9 +47,16 @@ def define(flags: Flags) -> None:
         str,
         "format",
         "saved_model",
-        "for TensorFlow Serving, LiteRT, Keras, ONNX Runtime, Triton or PyTorch "
+        "for TensorFlow Serving, LiteRT, Keras, ONNX Runtime, Triton or PyTorch, or a web page "
         f"({', '.join(FORMATS)})",
         choices=FORMATS,
+    )
+    flags.add(
+        EXPORT,
+        str,
+        "rival",
+        None,
+        "with --format=web: a finished run on the same data, whose network is attacked beside",
     )
     flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")
     flags.add(
@@ -83,6 +91,10 @@ def _hub(values: Any) -> str | None:
 def main(values: Any) -> None:
     run = open_run(values.run_dir)
     hub = _hub(values)
+    rival = None
+    if values.rival is not None:
+        rival = open_run(values.rival)
+        rivals.check(run, rival, values.format)
 
     # These import TensorFlow.
     from anpvs_tf.pruning import efficiency
@@ -97,6 +109,7 @@ def main(values: Any) -> None:
         values.download,
         values.license,
         hub,
+        rival,
     )
     measured = efficiency.measure(
         {"training network": done.training_network, "exported": done.compact_network}
@@ -122,6 +135,8 @@ def table(done: "exporting.Exported", measured: dict) -> str:
             f"  {name:<22}{agreement.accuracy:.2%}   {agreement.equal_classes} classes equal, "
             f"logits differ by at most {agreement.difference:.1e} of the largest"
         )
+    if report.unchecked:
+        lines.append(f"  not checked: {report.unchecked}")
     columns = {"before": measured["training network"], "after": measured["exported"]}
     if columns["before"]["parameters"] == columns["after"]["parameters"]:
         del columns["before"]  # Nothing was pruned or folded: the same network.

@@ -16,6 +16,8 @@ from anpvs_tf.data import loading, pipelines
 # Of the largest logit: float32 sums in another order differ by about 1e-6.
 TOLERANCE = 1e-4
 QUANTISED = "model_int8.tflite"
+# The output of a page's second network.
+RIVAL = "rival"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +37,26 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`accuracy`: of the training network on the `examples` test images, in [0, 1]."""
+    """The check of an export.
+
+    Attributes:
+        accuracy: of the training network on the `examples` test images, in [0, 1].
+        exported: by signature or file; empty if the export was not checked.
+        unchecked: why not.
+    """
 
     examples: int
     accuracy: float
     exported: dict[str, Agreement]
+    unchecked: str = ""
 
 
 def verify(
-    network: keras.Model, test: loading.Split, names: list[str] | None, path: pathlib.Path
+    network: keras.Model,
+    test: loading.Split,
+    names: list[str] | None,
+    path: pathlib.Path,
+    rival: keras.Model | None = None,
 ) -> Report:
     """Runs an export on every test image without this package, and compares the outputs.
 
@@ -52,21 +65,19 @@ def verify(
         test: the test images.
         names: of the classes; None where the export has no labels.
         path: directory of the exported version.
+        rival: the training network of the output "rival", if there is one.
 
     Raises:
         TrainingError: the export cannot be loaded, or disagrees. The int8 model may
             differ; it is only reported.
     """
-    expected = np.concatenate(
-        [
-            network(images, training=False)["logits"].numpy()
-            for images, _ in pipelines.evaluation_batches(test, EVALUATION_BATCH)
-        ]
-    )
-    classes = expected.argmax(axis=-1)
+    wanted = _logits(network, test)
+    rivals = {} if rival is None else {RIVAL: _logits(rival, test)}
     outputs = _run_isolated(path, test.images)
     found = {}
     for name in dict.fromkeys(key.split("/")[0] for key in outputs):
+        expected = rivals.get(name, wanted)
+        classes = expected.argmax(axis=-1)
         logits, got = outputs[f"{name}/logits"], outputs[f"{name}/classes"]
         agreement = Agreement(
             difference=float(np.abs(logits - expected).max() / np.abs(expected).max()),
@@ -85,7 +96,22 @@ def verify(
                 f"{len(test)} classes are equal; nothing was kept"
             )
         found[name] = agreement
-    return Report(len(test), float(np.mean(classes == test.labels)), found)
+    return Report(len(test), _accuracy(wanted, test), found)
+
+
+def leave_out(network: keras.Model, test: loading.Split, program: str) -> Report:
+    """Makes the report of an export that cannot be run, because `program` is not installed."""
+    reason = f"{program} is not installed"
+    return Report(len(test), _accuracy(_logits(network, test), test), {}, reason)
+
+
+def _logits(network: keras.Model, test: loading.Split) -> np.ndarray:
+    batches = pipelines.evaluation_batches(test, EVALUATION_BATCH)
+    return np.concatenate([network(x, training=False)["logits"].numpy() for x, _ in batches])
+
+
+def _accuracy(logits: np.ndarray, test: loading.Split) -> float:
+    return float(np.mean(logits.argmax(axis=-1) == test.labels))
 
 
 def _run_isolated(path: pathlib.Path, images: np.ndarray) -> dict[str, np.ndarray]:
