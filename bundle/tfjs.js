@@ -17,7 +17,6 @@ import {concatGradConfig as concat} from "@tensorflow/tfjs-core/dist/gradients/C
 import {conv2DGradConfig as conv2D} from "@tensorflow/tfjs-core/dist/gradients/Conv2D_grad";
 import {depthwiseConv2dNativeGradConfig as depthwiseConv2d} from "@tensorflow/tfjs-core/dist/gradients/DepthwiseConv2dNative_grad";
 import {gatherGradConfig as gather} from "@tensorflow/tfjs-core/dist/gradients/GatherV2_grad";
-import {identityGradConfig as identity} from "@tensorflow/tfjs-core/dist/gradients/Identity_grad";
 import {maxPoolGradConfig as maxPool} from "@tensorflow/tfjs-core/dist/gradients/MaxPool_grad";
 import {meanGradConfig as mean} from "@tensorflow/tfjs-core/dist/gradients/Mean_grad";
 import {multiplyGradConfig as multiply} from "@tensorflow/tfjs-core/dist/gradients/Multiply_grad";
@@ -27,7 +26,6 @@ import {reshapeGradConfig as reshape} from "@tensorflow/tfjs-core/dist/gradients
 import {sigmoidGradConfig as sigmoid} from "@tensorflow/tfjs-core/dist/gradients/Sigmoid_grad";
 import {sumGradConfig as sum} from "@tensorflow/tfjs-core/dist/gradients/Sum_grad";
 import {tanhGradConfig as tanh} from "@tensorflow/tfjs-core/dist/gradients/Tanh_grad";
-import {tileGradConfig as tile} from "@tensorflow/tfjs-core/dist/gradients/Tile_grad";
 
 import {addConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Add";
 import {avgPoolConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/AvgPool";
@@ -52,28 +50,23 @@ import {negConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Neg";
 import {reluConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Relu";
 import {reshapeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Reshape";
 import {sigmoidConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Sigmoid";
-import {sliceConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Slice";
 import {splitVConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/SplitV";
 import {stepConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Step";
+import {squareConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Square";
 import {subConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Sub";
 import {sumConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Sum";
 import {tanhConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Tanh";
 import {tileConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Tile";
 import {transposeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Transpose";
 import {unsortedSegmentSumConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/UnsortedSegmentSum";
-import {fillConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Fill";
-import {onesLikeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/OnesLike";
-import {zerosLikeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/ZerosLike";
-import {equalConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Equal";
 import {realDivConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/RealDiv";
-import {packConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Pack";
 
 setOpHandler({buffer, cast, clone, print});
 // In a browser and under Node.js alike, and without the core's own: that can load models.
 env().setPlatform("page", {isTypedArray: isTypedArrayBrowser, now: () => performance.now()});
 const gradients = [
-  add, avgPool, batchMatMul, castBack, concat, conv2D, depthwiseConv2d, gather, identity, maxPool, mean,
-  multiply, negate, relu, reshape, sigmoid, sum, tanh, tile,
+  add, avgPool, batchMatMul, castBack, concat, conv2D, depthwiseConv2d, gather, maxPool, mean,
+  multiply, negate, relu, reshape, sigmoid, sum, tanh,
 ];
 const kernels = [
   addConfig,
@@ -99,21 +92,16 @@ const kernels = [
   reluConfig,
   reshapeConfig,
   sigmoidConfig,
-  sliceConfig,
   splitVConfig,
   stepConfig,
+  squareConfig,
   subConfig,
   sumConfig,
   tanhConfig,
   tileConfig,
   transposeConfig,
   unsortedSegmentSumConfig,
-  fillConfig,
-  onesLikeConfig,
-  zerosLikeConfig,
-  equalConfig,
   realDivConfig,
-  packConfig,
 ];
 gradients.forEach(registerGradient);
 kernels.forEach(registerKernel);

@@ -22,7 +22,7 @@ class _Follows:
 
     Attributes:
         settings: of the layer's configuration, which the page reads.
-        only: {setting: the values that the page has}; None for the channels-last default.
+        only: {setting: the values that the page follows}.
     """
 
     settings: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class _Follows:
 _PADDINGS = {"padding": ("same", "valid")}
 # The gradient of TensorFlow.js has no dilation.
 _CONVOLUTION = _PADDINGS | {"dilation_rate": ((1, 1),), "data_format": ("channels_last",)}
-_POOLING = _Follows(("pool_size", "strides", "padding"), _PADDINGS)
+_POOLING = ("pool_size", "strides", "padding")
 
 # By type; `LAYERS` of web/network.js computes them.
 FOLLOWED: dict[type, _Follows] = {
@@ -41,8 +41,9 @@ FOLLOWED: dict[type, _Follows] = {
     layers.Dense: _Follows(("activation",)),
     layers.Activation: _Follows(("activation",)),
     layers.ReLU: _Follows((), {"max_value": (None,), "negative_slope": (0,), "threshold": (0,)}),
-    layers.MaxPooling2D: _POOLING,
-    layers.AveragePooling2D: _POOLING,
+    layers.MaxPooling2D: _Follows(_POOLING, _PADDINGS),
+    # Its gradient in TensorFlow.js is wrong at padded borders.
+    layers.AveragePooling2D: _Follows(_POOLING, {"padding": ("valid",)}),
     layers.GlobalAveragePooling2D: _Follows(("keepdims",)),
     layers.Flatten: _Follows(),
     layers.Add: _Follows(),
@@ -114,13 +115,24 @@ def _settings(node: graph.Node) -> dict[str, Any]:
     layer, kind = node.layer, type(node.layer)
     if kind not in FOLLOWED:
         raise _refused(layer, f"a {kind.__name__}")
-    if any(len(shape) not in (2, 4) for shape in node.input_shapes):
-        raise _refused(layer, f"of an input {node.input_shapes[0]}")
+    ranks = (2,) if kind is layers.Dense else (2, 4)
+    if any(len(shape) not in ranks for shape in node.input_shapes):
+        raise _refused(layer, f"a {kind.__name__} of an input {node.input_shapes[0]}")
     config = layer.get_config()
+    if "activation" in config:
+        config["activation"] = _activation(layer)
     for name, allowed in (_EVERYWHERE | FOLLOWED[kind].only).items():
         if name in config and config[name] not in allowed:
             raise _refused(layer, f"a {kind.__name__} whose {name} is {config[name]}")
     return {name: config[name] for name in FOLLOWED[kind].settings}
+
+
+def _activation(layer: keras.layers.Layer) -> str:
+    """Returns the name of a layer's activation; that of a user's function is no name of Keras."""
+    function = layer.activation
+    name = getattr(function, "__name__", type(function).__name__)
+    own = name in ACTIVATIONS and function is not keras.activations.get(name)
+    return f"{name} of a user" if own else name
 
 
 def _refused(layer: keras.layers.Layer, reason: str) -> UsageError:

@@ -30,9 +30,10 @@ const anpvs = (() => {
       return shift ? tf.add(scaled, shift) : scaled;
     },
     Select: ([x], {constants}, {indices}) => {
-      const behind = constants && tf.broadcastTo(constants, [...x.shape.slice(0, -1), -1]);
-      const all = behind ? tf.concat([x, behind], x.rank - 1) : x;
-      return tf.gather(all, tf.tensor1d(indices, "int32"), x.rank - 1);
+      const last = x.rank - 1;
+      const behind = () => tf.broadcastTo(constants, [...x.shape.slice(0, last), constants.size]);
+      const all = constants ? tf.concat([x, behind()], last) : x;
+      return tf.gather(all, tf.tensor1d(indices, "int32"), last);
     },
   };
 

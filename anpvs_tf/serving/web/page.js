@@ -428,7 +428,7 @@
   function enableDrawing(pad) {
     const context = pad.getContext("2d", {willReadFrequently: true});
     Object.assign(context, {lineCap: "round", lineJoin: "round", strokeStyle: "white"});
-    context.lineWidth = pad.width * (content.drawn_on === height ? 0.08 : 0.13);
+    context.lineWidth = pad.width * (content.drawn_on === height ? 0.085 : 0.19);
     const clear = () => {
       context.fillStyle = "black";
       context.fillRect(0, 0, pad.width, pad.height);
