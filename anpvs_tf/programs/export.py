@@ -150,7 +150,7 @@ def table(done: "exporting.Exported", measured: dict) -> str:
         peaks = [one["peak_memory"][size] for one in columns.values()]
         rows[f"ms a batch of {size}"] = [f"{1e3 * one:.2f}" for one in seconds]
         rows[f"peak memory, batch {size}"] = [f"{one / 2**20:.2f} MiB" for one in peaks]
-    for name in report.exported:
+    for name in report.exported or [path.name for path in done.path.glob("*.html")]:
         if (done.path / name).is_file():
             size = (done.path / name).stat().st_size
             rows[f"{name}, bytes"] = [*[""] * (len(columns) - 1), f"{size:,}"]

@@ -95,7 +95,7 @@
       }
       mark(number, found);
       const counts = held.map((count, i) => `${content.networks[i].method} ${count}`);
-      one("tally").textContent = `${counts.join(", ")} of ${number + 1} held`;
+      one("tally").textContent = `Held of ${number + 1}: ${counts.join(", ")}`;
     }
     document.body.dataset.state = "done";
   }
@@ -132,7 +132,7 @@
 
   // Draws a change of an image, from -most to most.
   function drawChange(canvas, change, most) {
-    const [none, less, more] = ["raised", "less", "more"].map(rgb);
+    const [none, less, more] = ["background", "less", "more"].map(rgb);
     draw(canvas, height, width, (place) => {
       const values = [...change.subarray(channels * place, channels * (place + 1))];
       if (channels > 1) return values.map((value) => 127.5 * (1 + value / most));
@@ -434,6 +434,7 @@
       context.fillRect(0, 0, pad.width, pad.height);
     };
     clear();
+    const hint = pad.parentNode.querySelector("span");
     const place = (event) => {
       const box = pad.getBoundingClientRect();
       return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
@@ -451,6 +452,7 @@
     };
     pad.addEventListener("pointerdown", (event) => {
       pad.setPointerCapture(event.pointerId);
+      hint.hidden = true;
       last = place(event);
       stroke(event);
     });
