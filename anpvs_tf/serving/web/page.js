@@ -175,11 +175,11 @@
     const said = says(trace, step);
     const sure = percent(trace.iterates[step].probabilities[said]);
     const fell = trace.iterates.findIndex((_, i) => says(trace, i) !== trace.label);
-    let text = `holds: says ${name(said)}, ${sure} sure`;
+    let text = `holds: ${name(said)} (${sure})`;
     if (said !== trace.label) {
-      const when = fell === 0 ? "wrong before the attack" : `fooled at step ${fell}`;
-      text = `${when}: ${name(trace.label)} became ${name(said)}, ${sure} sure`;
-      if (fell === 0) text = `${when}: says ${name(said)}, but it is ${name(trace.label)}`;
+      const change = `${name(trace.label)} became ${name(said)} (${sure})`;
+      text = `fooled at step ${fell}: ${change}`;
+      if (fell === 0) text = `wrong before the attack: ${name(said)} (${sure})`;
     }
     verdict.textContent = text;
     verdict.classList.toggle("fooled", said !== trace.label);
