@@ -1,5 +1,4 @@
-"""The page of --format=web: networks, test images and the attack on them, which needs no network
-connection: nothing is loaded and nothing is sent."""
+"""The page of --format=web: networks, test images and the attack on them in one HTML file."""
 
 import dataclasses
 import pathlib

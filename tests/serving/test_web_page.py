@@ -263,6 +263,7 @@ def test_a_drawing_is_attacked(page, chromium):
 def test_all_images_are_attacked_at_once(page, runs, chromium):
     chromium.open(page)
     wait_for(chromium)
+    move(chromium, "steps", 1)
     move(chromium, "epsilon", 0)
     wait_for(chromium)
     chromium.evaluate("document.getElementById('all').click()")

@@ -68,12 +68,12 @@
     layerMost.clear();
     one("at").max = steps();
     for (let going = true; going;) {
+      await paint();
+      if (mine !== started) return;
       going = traces.map(advance).some(Boolean);
       const step = Math.max(...traces.map(({iterates}) => iterates.length)) - 1;
       one("at").value = step;
       show(step, going);
-      await paint();
-      if (mine !== started) return;
     }
     document.body.dataset.state = "done";
   }
@@ -326,9 +326,11 @@
       const i = place.get(feature);
       if (i === undefined) {
         context.strokeRect(x + 0.5, y + 0.5, side - 1, side - 1);
+      } else if (!isMap) {
+        context.fillStyle = `rgb(${shade(distances[i]).map(Math.round).join(" ")})`;
+        context.fillRect(x, y, side, side);
       } else {
-        const [high, across] = isMap ? shape : [1, 1];
-        draw(tile, high, across, (at) => shade(distances[at * left.length + i]));
+        draw(tile, shape[0], shape[1], (at) => shade(distances[at * left.length + i]));
         context.drawImage(tile, x, y, side, side);
       }
     }
@@ -500,12 +502,16 @@
       attack();
     });
   }
-  one("at").addEventListener("input", () => show(Number(one("at").value), false));
   one("all").addEventListener("click", attackAll);
   if (one("pad")) enableDrawing(one("pad"));
   if (one("file")) enableFile(one("file"));
-  const again = () => { if (traces[0]?.iterates.length) show(Number(one("at").value), false); };
-  window.addEventListener("resize", again);
+  const again = () => { if (traces[0].iterates.length) show(Number(one("at").value), false); };
+  one("at").addEventListener("input", again);
+  let wide = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (wide !== window.innerWidth) again();  // Not when a bar of the browser comes or goes.
+    wide = window.innerWidth;
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   addThumbnails();
   showAttacker();
