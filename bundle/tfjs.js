@@ -13,10 +13,8 @@ import {addGradConfig as add} from "@tensorflow/tfjs-core/dist/gradients/Add_gra
 import {avgPoolGradConfig as avgPool} from "@tensorflow/tfjs-core/dist/gradients/AvgPool_grad";
 import {batchMatMulGradConfig as batchMatMul} from "@tensorflow/tfjs-core/dist/gradients/BatchMatMul_grad";
 import {castGradConfig as castBack} from "@tensorflow/tfjs-core/dist/gradients/Cast_grad";
-import {concatGradConfig as concat} from "@tensorflow/tfjs-core/dist/gradients/Concat_grad";
 import {conv2DGradConfig as conv2D} from "@tensorflow/tfjs-core/dist/gradients/Conv2D_grad";
 import {depthwiseConv2dNativeGradConfig as depthwiseConv2d} from "@tensorflow/tfjs-core/dist/gradients/DepthwiseConv2dNative_grad";
-import {gatherGradConfig as gather} from "@tensorflow/tfjs-core/dist/gradients/GatherV2_grad";
 import {maxPoolGradConfig as maxPool} from "@tensorflow/tfjs-core/dist/gradients/MaxPool_grad";
 import {meanGradConfig as mean} from "@tensorflow/tfjs-core/dist/gradients/Mean_grad";
 import {multiplyGradConfig as multiply} from "@tensorflow/tfjs-core/dist/gradients/Multiply_grad";
@@ -32,13 +30,11 @@ import {avgPoolConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/AvgPool";
 import {avgPoolGradConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/AvgPoolGrad";
 import {batchMatMulConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/BatchMatMul";
 import {castConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Cast";
-import {concatConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Concat";
 import {conv2DConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Conv2D";
 import {conv2DBackpropInputConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Conv2DBackpropInput";
 import {depthwiseConv2dNativeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/DepthwiseConv2dNative";
 import {depthwiseConv2dNativeBackpropInputConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/DepthwiseConv2dNativeBackpropInput";
 import {expConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Exp";
-import {gatherV2Config} from "@tensorflow/tfjs-backend-cpu/dist/kernels/GatherV2";
 import {identityConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Identity";
 import {logConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Log";
 import {maxConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Max";
@@ -50,22 +46,18 @@ import {negConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Neg";
 import {reluConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Relu";
 import {reshapeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Reshape";
 import {sigmoidConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Sigmoid";
-import {splitVConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/SplitV";
 import {stepConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Step";
 import {squareConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Square";
 import {subConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Sub";
 import {sumConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Sum";
 import {tanhConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Tanh";
-import {tileConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Tile";
-import {transposeConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/Transpose";
-import {unsortedSegmentSumConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/UnsortedSegmentSum";
 import {realDivConfig} from "@tensorflow/tfjs-backend-cpu/dist/kernels/RealDiv";
 
 setOpHandler({buffer, cast, clone, print});
 // In a browser and under Node.js alike, and without the core's own: that can load models.
 env().setPlatform("page", {isTypedArray: isTypedArrayBrowser, now: () => performance.now()});
 const gradients = [
-  add, avgPool, batchMatMul, castBack, concat, conv2D, depthwiseConv2d, gather, maxPool, mean,
+  add, avgPool, batchMatMul, castBack, conv2D, depthwiseConv2d, maxPool, mean,
   multiply, negate, relu, reshape, sigmoid, sum, tanh,
 ];
 const kernels = [
@@ -74,13 +66,11 @@ const kernels = [
   avgPoolGradConfig,
   batchMatMulConfig,
   castConfig,
-  concatConfig,
   conv2DConfig,
   conv2DBackpropInputConfig,
   depthwiseConv2dNativeConfig,
   depthwiseConv2dNativeBackpropInputConfig,
   expConfig,
-  gatherV2Config,
   identityConfig,
   logConfig,
   maxConfig,
@@ -92,23 +82,19 @@ const kernels = [
   reluConfig,
   reshapeConfig,
   sigmoidConfig,
-  splitVConfig,
   stepConfig,
   squareConfig,
   subConfig,
   sumConfig,
   tanhConfig,
-  tileConfig,
-  transposeConfig,
-  unsortedSegmentSumConfig,
   realDivConfig,
 ];
 gradients.forEach(registerGradient);
 kernels.forEach(registerKernel);
 
-export {tidy} from "@tensorflow/tfjs-core/dist/globals";
+export {keep, tidy} from "@tensorflow/tfjs-core/dist/globals";
 export {grad} from "@tensorflow/tfjs-core/dist/gradients";
 export {
-  add, avgPool, broadcastTo, concat, conv2d, depthwiseConv2d, gather, logSoftmax, matMul, maxPool,
+  add, avgPool, conv2d, depthwiseConv2d, logSoftmax, matMul, maxPool,
   mean, mul, neg, relu, reshape, sigmoid, sum, tanh, tensor, tensor1d,
 } from "@tensorflow/tfjs-core/dist/ops/ops";

@@ -10,6 +10,21 @@ const anpvs = (() => {
   const pooled = (pool) => ([x], weights, {pool_size, strides, padding}) =>
     pool(x, pool_size, strides, padding);
 
+  // The matrix [channels, indices] that chooses channels; a number beyond them is a constant's.
+  function choice(channels, indices) {
+    const values = new Float32Array(channels * indices.length);
+    indices.forEach((from, to) => {
+      if (from < channels) values[from * indices.length + to] = 1;
+    });
+    return tf.tensor(values, [channels, indices.length]);
+  }
+
+  // The constants among chosen channels, and 0 elsewhere.
+  function behind(channels, indices, {constants}) {
+    const values = constants.dataSync();
+    return tf.tensor1d(indices.map((from) => (from < channels ? 0 : values[from - channels])));
+  }
+
   // What a layer computes, by its type and with its settings in Keras: (inputs, weights, settings).
   const LAYERS = {
     Conv2D: ([x], {kernel, bias}, {strides, padding, activation}) =>
@@ -29,11 +44,13 @@ const anpvs = (() => {
       const scaled = scale ? tf.mul(x, scale) : x;
       return shift ? tf.add(scaled, shift) : scaled;
     },
-    Select: ([x], {constants}, {indices}) => {
-      const last = x.rank - 1;
-      const behind = () => tf.broadcastTo(constants, [...x.shape.slice(0, last), constants.size]);
-      const all = constants ? tf.concat([x, behind()], last) : x;
-      return tf.gather(all, tf.tensor1d(indices, "int32"), last);
+    // As a product with zeros and ones: TensorFlow.js is slow at the gradient of `gather`.
+    Select: ([x], weights, {indices}) => {
+      const channels = x.shape.at(-1);
+      weights.choice ??= tf.keep(choice(channels, indices));
+      const chosen = tf.matMul(tf.reshape(x, [-1, channels]), weights.choice);
+      const all = weights.constants ? tf.add(chosen, behind(channels, indices, weights)) : chosen;
+      return tf.reshape(all, [...x.shape.slice(0, -1), indices.length]);
     },
   };
 
