@@ -26,7 +26,7 @@ setup(
     package_data={
         "anpvs_tf": ["py.typed", "*.pyi", "*/*.pyi"],
         "anpvs_tf.reporting": ["templates/*"],
-        "anpvs_tf.serving": ["templates/*"],
+        "anpvs_tf.serving": ["templates/*", "web/*"],
         "anpvs_tf.zoo": ["*.json", "*.keras", "*.md"],
     },
     python_requires=">=3.10",

@@ -25,6 +25,7 @@ import keras
 import numpy as np
 
 from anpvs_tf.common import program
+from anpvs_tf.data.splits import Split
 from anpvs_tf.pruning import compact
 from anpvs_tf.runs.finished_run import open_run
 from anpvs_tf.serving import formats, server_files, triton_server, verification
@@ -80,7 +81,8 @@ def write_model(network: keras.Model, base: pathlib.Path) -> None:
     """Writes version 1 of a model as an export does."""
     (base / "1").mkdir(parents=True)
     held = formats.FORMATS["triton"]
-    held.write(formats.Content(network, None, base.name, np.zeros(0)), base / "1")
+    unused = Split(np.zeros(0), np.zeros(0))
+    held.write(formats.Content(network, None, base.name, unused), base / "1")
     server_files.write(base, held.server_files(network, base.name))
 
 

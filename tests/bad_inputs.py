@@ -228,6 +228,20 @@ TABLE: list[tuple[str, list[str], str]] = [
         )
         for address in ("me/it", "hf://it", "hf://me/it/1", "hf://me/i t", "hf://")
     ),
+    (
+        "export",
+        ["--run_dir={run}", "--export_base={tmp}/e", "--rival={run}"],
+        "--rival belongs to --format=web",
+    ),
+    *(
+        ("export", ["--run_dir={run}", "--export_base={tmp}/e", "--format=web", flag], message)
+        for flag, message in (
+            ("--rival={tmp}/nothing", "no readable config.json"),
+            ("--rival={begun}", "is not finished"),
+            ("--rival={other}", "same data, digits (28 x 28 x 1, 10 classes); {other} has mnist"),
+            ("--push_to=hf://me/it", "--push_to belongs to --format=keras"),
+        )
+    ),
     # ---- bin/report.py ----
     ("report", [], "give run directories"),
     ("report", ["{run}"], "--out is missing"),
@@ -270,7 +284,7 @@ def prepare(run: pathlib.Path, tmp: pathlib.Path) -> dict[str, str]:
     """
     config = (run / "config.json").read_text()
     names = ("file", "full", "empty", "begun", "binary", "truncated", "later", "directory")
-    names += ("changed", "odd", "cut", "sweep")
+    names += ("changed", "odd", "cut", "sweep", "other")
     places = {name: tmp / name for name in names}
     places["file"].write_text("mine")
     for name in names[1:]:
@@ -283,8 +297,12 @@ def prepare(run: pathlib.Path, tmp: pathlib.Path) -> dict[str, str]:
     later["settings"]["hue"] = 1
     (places["later"] / "config.json").write_text(json.dumps(later))
     (places["directory"] / "config.json").mkdir()
-    for name in ("changed", "odd", "cut"):
+    for name in ("changed", "odd", "cut", "other"):
         shutil.copytree(run, places[name], dirs_exist_ok=True)
+    other = json.loads(config)
+    other["settings"]["dataset"] = "mnist"
+    (places["other"] / "config.json").write_text(json.dumps(other))
+    (places["other"] / "SHA256SUMS").unlink()
     weights = bytearray((run / "checkpoints/network.weights.h5").read_bytes())
     weights[len(weights) // 2] ^= 1
     (places["changed"] / "checkpoints/network.weights.h5").write_bytes(weights)

@@ -19,6 +19,8 @@ LONG = (
     "serving/test_exporting.py",
     "serving/test_servers.py",
     "serving/test_torch_file.py",
+    "serving/test_web_page.py",
+    "serving/test_web_network.py",
     "training/test_faults.py",
     "networks/test_layer_options.py",
     "tuning/test_search.py",

@@ -190,6 +190,12 @@ def logits_of(network: keras.Model) -> keras.KerasTensor:
     return network.output["logits"] if isinstance(network.output, dict) else network.outputs[0]
 
 
+def latents_of(network: keras.Model) -> dict[str, int]:
+    """Returns {latent layer: number of its tensor}: a network's outputs without "logits"."""
+    named = network.output if isinstance(network.output, dict) else {}
+    return {name: id(tensor) for name, tensor in named.items() if name != "logits"}
+
+
 def opened(model: keras.Model) -> keras.Model:
     """Opens the models inside a model: returns a copy with their layers, or `model` if none.
 

@@ -3,6 +3,7 @@
   python bin/export.py --run_dir=RUN --export_base=DIR
   python bin/export.py --run_dir=RUN --export_base=DIR --format=onnx
   python bin/export.py --run_dir=RUN --export_base=DIR --format=tflite --quantize=int8
+  python bin/export.py --run_dir=RUN --export_base=DIR --format=web --rival=OTHER_RUN
   python bin/export.py --run_dir=RUN --export_base=DIR --format=keras --push_to=hf://USER/NAME
 
 Writes DIR/<version>/ and says how the export compares with the training network.
@@ -15,7 +16,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.program import Flags
 from anpvs_tf.programs import shared_flags
 from anpvs_tf.runs.finished_run import open_run
-from anpvs_tf.serving import publishing
+from anpvs_tf.serving import publishing, rivals
 from anpvs_tf.serving.names import (
     CALIBRATION_EXAMPLES,
     FORMATS,
@@ -52,7 +53,7 @@ def define(flags: Flags) -> None:
         str,
         "format",
         "saved_model",
-        "for TensorFlow Serving, LiteRT, Keras, ONNX Runtime, Triton or PyTorch "
+        "for TensorFlow Serving, LiteRT, Keras, ONNX Runtime, Triton or PyTorch, or a web page "
         f"({', '.join(FORMATS)})",
         choices=FORMATS,
     )
@@ -71,6 +72,13 @@ def define(flags: Flags) -> None:
         CALIBRATION_EXAMPLES,
         "with --quantize=int8: training images that decide on the ranges of the integers",
         lower_bound=1,
+    )
+    flags.add(
+        EXPORT,
+        str,
+        "rival",
+        None,
+        "with --format=web: a finished run on the same data, whose network is attacked beside",
     )
     flags.add(EXPORT, str, "license", None, "of the network, for its model card, such as mit")
     flags.add(
@@ -108,6 +116,10 @@ def main(values: Any) -> None:
         raise UsageError("--calibration_examples belongs to --quantize=int8")
     run = open_run(values.run_dir)
     hub = _hub(values)
+    rival = None
+    if values.rival is not None:
+        rival = open_run(values.rival)
+        rivals.check(run, rival, values.format)
 
     # These import TensorFlow.
     from anpvs_tf.pruning import efficiency
@@ -124,6 +136,7 @@ def main(values: Any) -> None:
         hub,
         values.quantize,
         values.calibration_examples,
+        rival,
     )
     measured = efficiency.measure(
         {"training network": done.training_network, "exported": done.compact_network}
@@ -149,6 +162,8 @@ def table(done: "exporting.Exported", measured: dict) -> str:
             f"  {name:<28}{agreement.accuracy:.2%}   {agreement.equal_classes} classes equal, "
             f"logits differ by at most {agreement.difference:.1e} of the largest"
         )
+    if report.unchecked:
+        lines.append(f"  not checked: {report.unchecked}")
     columns = {"before": measured["training network"], "after": measured["exported"]}
     if columns["before"]["parameters"] == columns["after"]["parameters"]:
         del columns["before"]  # Nothing was pruned or folded: the same network.
@@ -162,7 +177,7 @@ def table(done: "exporting.Exported", measured: dict) -> str:
         peaks = [one["peak_memory"][size] for one in columns.values()]
         rows[f"ms a batch of {size}"] = [f"{1e3 * one:.2f}" for one in seconds]
         rows[f"peak memory, batch {size}"] = [f"{one / 2**20:.2f} MiB" for one in peaks]
-    for name in report.exported:
+    for name in report.exported or [path.name for path in done.path.glob("*.html")]:
         if (done.path / name).is_file():
             size = (done.path / name).stat().st_size
             rows[f"{name}, bytes"] = [*[""] * (len(columns) - 1), f"{size:,}"]

@@ -5,6 +5,8 @@ them on the live variables; here each step becomes Keras layers that hold a
 copy of the folded weights.
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 
@@ -12,7 +14,27 @@ from anpvs_tf.networks import graph
 from anpvs_tf.pruning.compact_layers import Affine, Constant, Select
 from anpvs_tf.pruning.frozen import FrozenNetwork
 
-__all__ = ["Affine", "Constant", "Copies", "Select", "freeze"]
+__all__ = ["Affine", "Constant", "Copies", "Latent", "Select", "freeze", "freeze_with_latents"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """A latent layer of a network, as its compact network computes it.
+
+    Feature `channels[i]` of the layer is `scale[i]` times channel i of `tensor`, plus a constant.
+    The other features are gone: they were constant, or nothing read them.
+
+    Attributes:
+        tensor: of the compact network, [batch, ..., channels].
+        channels: int [channels], in ascending order.
+        scale: float32 [channels].
+        features: of the latent layer, those that are gone included.
+    """
+
+    tensor: keras.KerasTensor
+    channels: np.ndarray
+    scale: np.ndarray
+    features: int
 
 
 def freeze(network: keras.Model, prune: bool = True) -> keras.Model:
@@ -29,6 +51,17 @@ def freeze(network: keras.Model, prune: bool = True) -> keras.Model:
         UsageError: a layer that cannot be frozen, or a network of which a whole
             layer is pruned.
     """
+    return freeze_with_latents(network, prune)[0]
+
+
+def freeze_with_latents(
+    network: keras.Model, prune: bool = True
+) -> tuple[keras.Model, dict[str, Latent]]:
+    """Makes the compact network of `freeze`, and says where the latent layers are in it.
+
+    Raises:
+        UsageError: as of `freeze`.
+    """
     frozen = FrozenNetwork(network, prune)
     images = keras.Input(network.inputs[0].shape[1:], name="images")
     tensors = {frozen.image: images}
@@ -36,7 +69,17 @@ def freeze(network: keras.Model, prune: bool = True) -> keras.Model:
     for step, folded in zip(frozen.steps, frozen.fold(), strict=True):
         weights = [weight.numpy() for weight in folded]
         tensors[step.output] = step.build([tensors[i] for i in step.inputs], weights, copies)
-    return keras.Model(images, tensors[frozen.logits], name=f"{network.name}_frozen")
+    latents = {}
+    for name, value in frozen.latents.items():
+        scale = np.ones(len(value.channels)) if value.scale is None else value.scale()
+        latents[name] = Latent(
+            tensors[value.source],
+            value.channels,
+            np.asarray(scale, np.float32),
+            network.output[name].shape[-1],
+        )
+    compact = keras.Model(images, tensors[frozen.logits], name=f"{network.name}_frozen")
+    return compact, latents
 
 
 class Copies:

@@ -42,6 +42,10 @@ class FrozenNetwork:
     Raises:
         UsageError: a layer that cannot be frozen, by name, or a network all of
             whose paths are pruned.
+
+    Attributes:
+        latents: {latent layer: its `Value`}, of the network's other outputs. A layer that the
+            logits do not depend on is absent, and one whose kernel took in layers behind it.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class FrozenNetwork:
         )
         folding = Folding(nodes, self.image, channels, known)
         self.steps, self.logits = folding.steps, folding.logits
+        found = {name: folding.values.get(i) for name, i in graph.latents_of(network).items()}
+        self.latents = {name: one for name, one in found.items() if one and one.linear is None}
 
     @property
     def multiplications(self) -> int:

@@ -1,11 +1,11 @@
 """Export of a finished run for TensorFlow Serving, Triton, LiteRT, Keras, ONNX Runtime
-or PyTorch.
+or PyTorch, or as a web page.
 
 DIR/models.config, DIR/batching.config or DIR/config.pbtxt, DIR/configs/onnxruntime.pbtxt
     for the server; kept if they exist
 DIR/inference_service.yaml               for KServe; kept if it exists
 DIR/<version>/saved_model.pb, variables/ or model.tflite, model_<quantisation>.tflite or
-    model.keras or model.onnx or model.py, network.onnx or model.py, model.pt
+    model.keras or model.onnx or model.py, network.onnx or model.py, model.pt or index.html
 DIR/<version>/assets.extra/tf_serving_warmup_requests
 DIR/<version>/README.md                  the model card
 DIR/<version>/hub/                       the folder for the Hugging Face Hub, with --push_to
@@ -18,6 +18,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 import keras
@@ -26,9 +27,16 @@ import numpy as np
 from anpvs_tf.common.errors import UsageError
 from anpvs_tf.common.files import check_directory, staging
 from anpvs_tf.data import loading
-from anpvs_tf.pruning import compact
 from anpvs_tf.runs.finished_run import FinishedRun
-from anpvs_tf.serving import formats, model_card, publishing, server_files, verification
+from anpvs_tf.serving import (
+    formats,
+    model_card,
+    publishing,
+    rivals,
+    server_files,
+    verification,
+    web_page,
+)
 from anpvs_tf.serving.formats import FORMATS
 from anpvs_tf.serving.names import CALIBRATION_EXAMPLES, quantizations
 
@@ -57,6 +65,7 @@ def export(
     hub: str | None = None,
     quantize: Sequence[str] | None = None,
     calibration_examples: int = CALIBRATION_EXAMPLES,
+    rival: FinishedRun | None = None,
 ) -> Exported:
     """Writes and checks one version of a run's network.
 
@@ -72,6 +81,7 @@ def export(
             float32; None for "dynamic".
         calibration_examples: training images, drawn by the run's seed, whose activations decide
             on the ranges of "int8"; all, if there are fewer.
+        rival: a run on the same data whose network is shown beside, in the format "web" only.
 
     Raises:
         UsageError: something cannot be used; nothing was written.
@@ -86,31 +96,40 @@ def export(
     _check_packages(format)
     base = pathlib.Path(export_base)
     version = choose_version(base, version, format)
-    network = run.network()
-    frozen = compact.freeze(network)
+    if rival is not None:
+        rivals.check(run, rival, format)
+    shown = [web_page.prepare(one) for one in (run, rival) if one is not None]
+    network, frozen = shown[0].network, shown[0].compact
     test = loading.load_evaluated(run.settings.source, data_dir, download)
     names, calibration = run.settings.class_names, None
     if "int8" in quantize:
         calibration = calibration_images(run, calibration_examples, data_dir, download)
+    chosen = FORMATS[format]
 
     # ---- Write beside, check, rename ----
     path = base / str(version)
     with staging(path, f"export base {base}", "--export_base") as beside:
         content = formats.Content(
-            frozen, names, base.resolve().name, test.images[:1], quantize, calibration
+            frozen, names, base.resolve().name, test, shown, quantize, calibration
         )
-        FORMATS[format].write(content, beside)
-        report = verification.verify(network, test, names, beside)
+        chosen.write(content, beside)
+        if chosen.examples is not None:
+            test = test.take(chosen.examples(shown, len(test)))
+        if chosen.program is None or shutil.which(chosen.program):
+            second = shown[1].network if rival is not None else None
+            report = verification.verify(network, test, names, beside, second)
+        else:
+            report = verification.leave_out(network, test, chosen.program)
         calibrated = 0 if calibration is None else len(calibration)
         card = model_card.text(run, frozen, format, version, report, license, calibrated=calibrated)
         (beside / "README.md").write_text(card)
         if hub is not None:
             card = model_card.text(run, frozen, format, version, report, license, hub)
-            publishing.write_folder(beside / FORMATS[format].file, card, beside / HUB)
+            publishing.write_folder(beside / chosen.file, card, beside / HUB)
         if path.exists():  # Another export made this version meanwhile.
             raise UsageError(f"{path} exists; choose another --version")
         # A server may read the version as soon as it has its name.
-        server_files.write(base, FORMATS[format].server_files(frozen, content.name))
+        server_files.write(base, chosen.server_files(frozen, content.name))
         beside.rename(path)
     return Exported(path, network, frozen, report)
 

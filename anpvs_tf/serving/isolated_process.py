@@ -7,8 +7,11 @@ examples in order. Empty and single batches are tried as well. `verification` st
 """
 
 import functools
+import json
 import pathlib
+import subprocess
 import sys
+import tempfile
 
 if not __package__:  # As a program: an import of the package fails, even where it is installed.
     sys.modules["anpvs_tf"] = None
@@ -118,6 +121,36 @@ def torch_functions(path: pathlib.Path) -> dict:
     return {"model.pt": run}
 
 
+def web_functions(path: pathlib.Path) -> dict:
+    """Runs the networks of a page under Node.js: {name: uint8 images -> outputs}.
+
+    The first is the exported network, by the name of the file, and the second its "rival".
+    """
+    page, program = path / "index.html", pathlib.Path(__file__).parent / "web" / "check.js"
+    content = page.read_text(encoding="utf-8").split('<script id="content"')[1]
+    content = json.loads(content.split("</script>")[0].partition(">")[2])
+
+    def run(number, images):
+        with tempfile.TemporaryDirectory() as directory:
+            sent, received = f"{directory}/images", f"{directory}/outputs"
+            (images.astype("<f4") / np.float32(255.0)).tofile(sent)
+            command = ["node", program, page, str(number), sent, received]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if "Error" in line]
+                sys.exit(f"node: {(lines or ['no message'])[-1][:300]}")
+            found = np.fromfile(received, "<f4").reshape(2, len(images), -1)
+        logits, probabilities = found
+        return {
+            "logits": logits,
+            "probabilities": probabilities,
+            "classes": logits.argmax(axis=-1),
+        }
+
+    names = [page.name, "rival"][: len(content["networks"])]
+    return {name: functools.partial(run, number) for number, name in enumerate(names)}
+
+
 # By the file that tells the format: how its models are run, and the small batches to try.
 FORMATS = {
     "saved_model.pb": (saved_model_functions, (0, 1)),
@@ -126,6 +159,7 @@ FORMATS = {
     "model.onnx": (onnx_functions, (0, 1)),
     "network.onnx": (onnx_functions, (0, 1)),
     "model.pt": (torch_functions, (0, 1)),
+    "index.html": (web_functions, (1,)),
 }
 
 

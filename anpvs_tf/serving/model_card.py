@@ -81,6 +81,7 @@ def text(
             )
             for name, found in report.exported.items()
         ],
+        "unchecked": report.unchecked,
         "versions": directory.versions(),
     }
     environment = templates.environment("anpvs_tf.serving")

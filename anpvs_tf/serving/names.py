@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from anpvs_tf.common.errors import UsageError
 
-FORMATS = ("saved_model", "tflite", "keras", "onnx", "triton", "torch")
+FORMATS = ("saved_model", "tflite", "keras", "onnx", "triton", "torch", "web")
 
 # Of LiteRT: float16 weights; 8-bit weights, and activations whose ranges are found in each call;
 # 8-bit integers throughout, input and output included.

@@ -22,6 +22,8 @@ MOST_LOST = 0.1
 QUANTISED = tuple(litert.file_name(name) for name in QUANTIZATIONS)
 # Of a probability: 8-bit ones are multiples of 1/256.
 PROBABILITY_TOLERANCE, QUANTISED_TOLERANCE = 1e-5, 1 / 128
+# The output of a page's second network.
+RIVAL = "rival"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +45,26 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`accuracy`: of the training network on the `examples` test images, in [0, 1]."""
+    """The check of an export.
+
+    Attributes:
+        accuracy: of the training network on the `examples` test images, in [0, 1].
+        exported: by signature or file; empty if the export was not checked.
+        unchecked: why not.
+    """
 
     examples: int
     accuracy: float
     exported: dict[str, Agreement]
+    unchecked: str = ""
 
 
 def verify(
-    network: keras.Model, test: loading.Split, names: list[str] | None, path: pathlib.Path
+    network: keras.Model,
+    test: loading.Split,
+    names: list[str] | None,
+    path: pathlib.Path,
+    rival: keras.Model | None = None,
 ) -> Report:
     """Runs an export on every test image without this package, and compares the outputs.
 
@@ -60,21 +73,19 @@ def verify(
         test: the test images.
         names: of the classes; None where the export has no labels.
         path: directory of the exported version.
+        rival: the training network of the output "rival", if there is one.
 
     Raises:
         TrainingError: the export cannot be loaded, or disagrees; or a quantised file classifies
             more than `MOST_LOST` of the images less right than the training network.
     """
-    expected = np.concatenate(
-        [
-            network(images, training=False)["logits"].numpy()
-            for images, _ in pipelines.evaluation_batches(test, EVALUATION_BATCH)
-        ]
-    )
-    classes = expected.argmax(axis=-1)
+    wanted = _logits(network, test)
+    rivals = {} if rival is None else {RIVAL: _logits(rival, test)}
     outputs = _run_isolated(path, test.images)
-    found, accuracy = {}, float(np.mean(classes == test.labels))
+    found, accuracy = {}, _accuracy(wanted, test)
     for name in dict.fromkeys(key.split("/")[0] for key in outputs):
+        expected = rivals.get(name, wanted)
+        classes = expected.argmax(axis=-1)
         logits, got = outputs[f"{name}/logits"], outputs[f"{name}/classes"]
         agreement = Agreement(
             difference=float(np.abs(logits - expected).max() / np.abs(expected).max()),
@@ -110,6 +121,21 @@ def verify(
             )
         found[name] = agreement
     return Report(len(test), accuracy, found)
+
+
+def leave_out(network: keras.Model, test: loading.Split, program: str) -> Report:
+    """Makes the report of an export that cannot be run, because `program` is not installed."""
+    reason = f"{program} is not installed"
+    return Report(len(test), _accuracy(_logits(network, test), test), {}, reason)
+
+
+def _logits(network: keras.Model, test: loading.Split) -> np.ndarray:
+    batches = pipelines.evaluation_batches(test, EVALUATION_BATCH)
+    return np.concatenate([network(x, training=False)["logits"].numpy() for x, _ in batches])
+
+
+def _accuracy(logits: np.ndarray, test: loading.Split) -> float:
+    return float(np.mean(logits.argmax(axis=-1) == test.labels))
 
 
 def _run_isolated(path: pathlib.Path, images: np.ndarray) -> dict[str, np.ndarray]:

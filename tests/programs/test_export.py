@@ -10,7 +10,8 @@ from anpvs_tf.programs import export
 @pytest.mark.parametrize("left", [431_080, 27_984])
 def test_a_network_that_is_not_smaller_has_one_column(left, tmp_path):
     agreement = types.SimpleNamespace(accuracy=0.9, equal_classes=100, difference=1e-7)
-    report = types.SimpleNamespace(examples=100, accuracy=0.9, exported={"model.tflite": agreement})
+    exported = {"model.tflite": agreement}
+    report = types.SimpleNamespace(examples=100, accuracy=0.9, exported=exported, unchecked="")
     (tmp_path / "model.tflite").write_bytes(b"1234")
     measured = {
         name: {

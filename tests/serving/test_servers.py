@@ -30,6 +30,7 @@ from google.protobuf import (
 )
 
 from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.data.splits import Split
 from anpvs_tf.networks.gate import gates_of
 from anpvs_tf.pruning import compact
 from anpvs_tf.serving import formats, server_files, triton_server
@@ -58,7 +59,7 @@ def frozen():
 def write(frozen, format, base, version=1):
     """A version as `exporting.export` writes it, without a run and its check."""
     (base / str(version)).mkdir(parents=True)
-    content = formats.Content(frozen, None, base.name, IMAGES[:1])
+    content = formats.Content(frozen, None, base.name, Split(IMAGES[:1], np.zeros(1)))
     formats.FORMATS[format].write(content, base / str(version))
     server_files.write(base, formats.FORMATS[format].server_files(frozen, base.name))
     return base
