@@ -132,11 +132,11 @@ def main(values: Any) -> None:
         values.format,
         values.data_dir,
         values.download,
-        values.license,
-        hub,
-        values.quantize,
-        values.calibration_examples,
-        rival,
+        license=values.license,
+        hub=hub,
+        quantize=values.quantize,
+        calibration_examples=values.calibration_examples,
+        rival=rival,
     )
     measured = efficiency.measure(
         {"training network": done.training_network, "exported": done.compact_network}

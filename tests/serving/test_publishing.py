@@ -70,8 +70,8 @@ def test_the_program_uploads_what_it_exported(uploads, hub, monkeypatch, tmp_pat
     run = fake_runs.make(tmp_path / "run", weights=tmp_path / "weights", precision="float32")
     version = tmp_path / "base" / "3"
 
-    def exported(*arguments):
-        assert arguments[-1] == "me/it"
+    def exported(*_, hub, **__):
+        assert hub == "me/it"
         (version / exporting.HUB).mkdir(parents=True)
         (version / exporting.HUB / "README.md").write_text("a card")
         return types.SimpleNamespace(path=version, training_network=None, compact_network=None)
