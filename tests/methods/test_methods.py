@@ -260,8 +260,9 @@ def test_the_first_epoch_that_counts():
 
     assert first(method="standard") == 1
     assert first(method="at", epsilon_warmup_epochs=3) == 4
-    assert first(method="anpvs", kl_warmup_epochs=4, kl_ramp_epochs=5) == 10
-    assert first(method="anpvs", kl_warmup_epochs=4, kl_ramp_epochs=5, epochs=6) == 6
+    ramp = {"method": "anpvs", "beta": 1.5, "kl_warmup_epochs": 4, "kl_ramp_epochs": 5}
+    assert first(**ramp) == 10
+    assert first(**ramp, epochs=6) == 6
 
 
 # ---- The table and the flags ----

@@ -37,7 +37,7 @@ def test_a_run_says_what_it_will_do():
     text = console.plan(resolution.resolve(chosen | {"epsilon": 8 / 255}), 1079, "from scratch")
     for part in (
         "network           lenet5 at width 0.5, seed 0, from scratch",
-        "26 epochs of 1,079 images in batches of 32, adam",
+        "40 epochs of 1,079 images in batches of 32, adam",
         "PGD-5 of step 0.04, linf 8/255",
         "75.0% of features by 50% of the training",
         "PGD-20 of step 0.02, linf 8/255",

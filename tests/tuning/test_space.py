@@ -146,6 +146,6 @@ def test_a_shorter_trial_is_the_same_recipe():
         if value != getattr(short, name)
     }
     warm = {f"{name}_epochs": (4, 1) for name in ("kl_warmup", "kl_ramp", "epsilon_warmup")}
-    assert changed == warm | {"epochs": (26, 9), "admm_epochs": (14, 5)}
+    assert changed == warm | {"epochs": (26, 9), "admm_epochs": (21, 7)}
     pruned = resolution.resolve({"method": "admm", "epochs": 26})
     assert sweep.shortened(pruned, 2).admm_epochs == 1
