@@ -303,7 +303,8 @@ def shortened(whole: Settings, epochs: int) -> Settings:
     share = epochs / whole.epochs
     parts = {name: round(getattr(whole, name) * share) for name in _EPOCHS}
     if METHODS[whole.method].weight_pruning:
-        parts["admm_epochs"] = max(parts["admm_epochs"], 1)
+        # Both phases, pruning and retraining, keep an epoch.
+        parts["admm_epochs"] = max(1, min(parts["admm_epochs"], epochs - 1))
     return resolution.validated(dataclasses.asdict(whole) | parts | {"epochs": epochs})
 
 
