@@ -652,9 +652,12 @@ def test_a_disagreement_is_found(exported, run):
 def test_an_export_that_cannot_be_loaded_is_found(network, tmp_path):
     with pytest.raises(TrainingError, match=r"new process: none of saved_model\.pb, model\.tfl"):
         verification.verify(network, TEST.take(2), None, tmp_path)
-    (tmp_path / "model.tflite").write_bytes(b"nothing")
-    with pytest.raises(TrainingError, match="cannot be run in a new process"):
-        verification.verify(network, TEST.take(2), None, tmp_path)
+    for name in ("model.tflite", "saved_model.pb"):
+        directory = tmp_path / f"of {name}"
+        directory.mkdir()
+        (directory / name).write_bytes(b"nothing")
+        with pytest.raises(TrainingError, match="cannot be run in a new process"):
+            verification.verify(network, TEST.take(2), None, directory)
 
 
 def test_the_other_process_cannot_import_the_package():
