@@ -107,7 +107,9 @@ def groups(runs: list[FinishedRun]) -> list[Group]:
         if len(named) > _MOST_NAMED:
             named = _telling_apart([settings for settings, _ in found], named)
         for settings, members in found:
-            given = [name for name in named if settings[name] is not None]
+            # With a target, beta is steered: its value only begins the run.
+            steered = "beta" if settings.get("target_sparsity") is not None else None
+            given = [name for name in named if settings[name] is not None and name != steered]
             own = ", ".join(f"{name}={as_text(settings[name])}" for name in given)
             made.append(Group(f"{method} ({own})" if own else method, tuple(members)))
     return made

@@ -20,7 +20,7 @@ from anpvs_tf.serving import web_network
 FILE = "index.html"
 IMAGES = 12
 
-# What the check of the page may cost, in FLOPs: some 2 minutes in JavaScript, on one core.
+# The most that the check of the page may cost, in FLOPs: some 2 minutes in JavaScript, on one core.
 _CHECK = 4e10
 _FEWEST = 16
 

@@ -45,6 +45,7 @@ NETWORKS = {
 ATTACKS = [
     {"epsilon": 0.1, "stepSize": 0.03, "steps": 4, "norm": "linf"},
     {"epsilon": 0.7, "stepSize": 0.3, "steps": 4, "norm": "l2"},
+    {"epsilon": 0.0, "stepSize": 0.0, "steps": 2, "norm": "l2"},
 ]
 
 
@@ -120,20 +121,22 @@ def test_logits_and_their_gradient(name, answers):
 def test_the_attack_of_the_page_is_that_of_the_library(name, number, answers):
     network, images, _, labels, found = answers[name]
     settings = ATTACKS[number]
-    attacked = pgd(
-        lambda x: logits_of(network, x),
-        tf.constant(images),
-        tf.constant(labels),
-        seed=[0, 0],
-        epsilon=settings["epsilon"],
-        step_size=settings["stepSize"],
-        steps=settings["steps"],
-        norm=settings["norm"],
-        random_start=False,
-    )
+    attacked = images  # The library takes no ball of radius 0; the page's slider does.
+    if settings["epsilon"]:
+        attacked = pgd(
+            lambda x: logits_of(network, x),
+            tf.constant(images),
+            tf.constant(labels),
+            seed=[0, 0],
+            epsilon=settings["epsilon"],
+            step_size=settings["stepSize"],
+            steps=settings["steps"],
+            norm=settings["norm"],
+            random_start=False,
+        )
     assert found["steps"][number] == list(range(settings["steps"] + 1))
     got = np.reshape(found["attacked"][number], images.shape)
-    assert np.abs(attacked - images).max() > 0.05
+    assert (np.abs(attacked - images).max() > 0.05) == (settings["epsilon"] > 0)
     np.testing.assert_allclose(got, attacked, atol=2e-6)
     logits = logits_of(network, got.astype(np.float32)).numpy()
     got = np.reshape(found["attackedLogits"][number], logits.shape)

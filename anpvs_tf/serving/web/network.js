@@ -152,7 +152,7 @@ const anpvs = (() => {
   function restrict(image, candidate, epsilon, norm) {
     const radius = rounded(epsilon);
     const moved = candidate.map((one, i) => one - image[i]);
-    const factor = norm === "linf" ? 1 : Math.min(1, radius / (length(moved, norm) || radius));
+    const factor = norm === "linf" ? 1 : Math.min(1, radius / (length(moved, norm) || radius || 1));
     return image.map((one, i) => {
       const inside = norm === "linf" ? clipped(moved[i], -radius, radius) : moved[i] * factor;
       return clipped(rounded(one + rounded(inside)), 0, 1);
