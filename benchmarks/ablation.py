@@ -65,7 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "match_cost_of": "{gates-vib}",
     },
 }
-ATTACK = ("--attack=apgd-ce,apgd-t", "--split=validation", "--check_examples=0")
+ATTACKS = ("apgd-ce", "apgd-t")
+ATTACK = (f"--attack={','.join(ATTACKS)}", "--split=validation", "--check_examples=0")
 HEAD = ("variant", "flags", "features pruned, %", "1 / FLOPs", "parameters, 1000", "clean, %")
 HEAD += ("PGD-20, %", "APGD-CE and APGD-T, % (each seed)", "against base (95 %)")
 CHOICE = "What to run"
@@ -112,14 +113,14 @@ def make(variant: str, seed: int, directory: pathlib.Path) -> None:
     if not (run / "results.json").exists():
         flags = [*flags_of(variant, directory), f"--seed={seed}", f"--run_dir={run}"]
         call("train", flags, logs)
-    if len(_attacked(run)) < 2:
+    if len(_attacked(run)) < len(ATTACKS):
         call("evaluate", [f"--run_dir={run}", *ATTACK], logs)
 
 
 def _attacked(run: pathlib.Path) -> list[dict[str, Any]]:
     """Lists the records of the two attacks that are done."""
     held = json.loads((run / "results.json").read_text())
-    return [r for r in held if r["split"] == "validation" and "per_example" in r]
+    return [r for r in held if r["split"] == "validation" and r["attack"]["name"] in ATTACKS]
 
 
 def figures(run: pathlib.Path) -> Figures:
