@@ -88,6 +88,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("train", ["--dataset=mnist", "--data_dir={empty}", "--nodownload"], "mnist is not in"),
     # ---- bin/evaluate.py ----
     ("train", ["--target_sparsity=0.5", "--freeze_gates_at=0.3"], "give 0.5 or more"),
+    ("train", ["--epsilon=0.3", "--train_epsilon_scale=4"], "got 4 x 0.3 = 1.2"),
     ("evaluate", [], "give --run_dir, --saved_model or --zoo"),
     ("evaluate", ["--zoo=digits-anpvs_vib", "--run_dir={run}"], "one of them"),
     ("evaluate", ["--zoo=nothing"], "no network 'nothing' in the zoo; choose one of digits"),

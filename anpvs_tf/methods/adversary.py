@@ -92,9 +92,10 @@ class Crafting:
         """Crafts adversarial images.
 
         Args:
-            warmth: factor of epsilon and of the step size, in [0, 1].
+            warmth: factor of the attack's radius and of its step, in [0, 1].
         """
         objective = self.objective
+        epsilon = warmth * objective.epsilon * objective.train_epsilon_scale
         choices = {}
         if self.method.trades:
             shape = images.shape[1:]
@@ -109,7 +110,7 @@ class Crafting:
                 images,
                 labels,
                 seed,
-                epsilon=warmth * objective.epsilon,
+                epsilon=epsilon,
                 norm=objective.norm,
                 **choices,
             )
@@ -118,7 +119,7 @@ class Crafting:
             images,
             labels,
             seed,
-            epsilon=warmth * objective.epsilon,
+            epsilon=epsilon,
             step_size=warmth * objective.step_size,
             steps=objective.attack_steps,
             norm=objective.norm,

@@ -15,7 +15,9 @@ class Objective:
     """The objective of a training step and its adversary.
 
     Attributes:
-        epsilon, step_size: of the training attack, in pixel units.
+        epsilon: radius of the threat model, in pixel units.
+        step_size: of the training attack, in pixel units.
+        train_epsilon_scale: factor of epsilon in the training attack, above 0.
         attack_steps: gradient steps of the training attack.
         train_attack: one of `TRAIN_ATTACKS`: "pgd", or "n_fgsm", whose one step has length
             epsilon whatever step_size and attack_steps are.
@@ -40,8 +42,8 @@ class Objective:
             gates_until). None: never.
         kl_warmup_steps: steps with beta = 0, before the classifier resists the KL.
         kl_ramp_steps: steps over which beta then grows linearly to its value.
-        epsilon_warmup_steps: steps over which epsilon and step_size grow linearly
-            to their values, so that a large epsilon does not start on a plateau.
+        epsilon_warmup_steps: steps over which the training attack's radius and step grow
+            linearly to their values, so that a large one does not start on a plateau.
         kl_scale: factor of KL / train_examples of Gaussian weights in the weights' loss.
         crafting_draws: draws of Gaussian weights that the training attack sees; 0: their means.
         awp: norm of the adversarial weight perturbation over each kernel's; 0 is none.
@@ -52,6 +54,7 @@ class Objective:
     attack_steps: int
     train_examples: int
     train_attack: str = "pgd"
+    train_epsilon_scale: float = 1.0
     norm: str = "linf"
     adversarial_weight: float = 2.0
     trades_beta: float = 6.0

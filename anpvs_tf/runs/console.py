@@ -26,7 +26,11 @@ def plan(settings: Settings, images: int, start: str) -> str:
     attack = "clean images alone"
     if method.adversarial:
         steps = f"PGD-{settings.attack_steps} of step {radius.as_text(settings.step_size)}"
-        attack = f"{'N-FGSM' if settings.train_attack == 'n_fgsm' else steps}, {ball}"
+        trained = settings.epsilon * settings.train_epsilon_scale
+        attack = (
+            f"{'N-FGSM' if settings.train_attack == 'n_fgsm' else steps}, "
+            f"{settings.norm} {radius.as_text(trained)}"
+        )
     lines = [
         ("network", f"{settings.network}{width}, seed {settings.seed}, {start}"),
         (

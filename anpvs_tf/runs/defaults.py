@@ -22,6 +22,7 @@ COMMON: dict[str, Any] = {
     "freeze_gates_at": 1.0,
     "min_active": 0.0,
     "train_attack": "pgd",
+    "train_epsilon_scale": 1.0,
     "label_smoothing": 0.0,
     "kl_warmup_epochs": 0,
     "kl_ramp_epochs": 0,

@@ -154,6 +154,12 @@ def validated(values: Mapping[str, Any]) -> Settings:
                 f"--{name} must be at most 1, the range of a pixel; got {value:g}"
                 f"{radius.meant(value)}"
             )
+    trained = settings.train_epsilon_scale * settings.epsilon
+    if settings.norm == "linf" and trained > 1:
+        raise UsageError(
+            "--train_epsilon_scale times --epsilon must be at most 1, the range of a pixel; got "
+            f"{settings.train_epsilon_scale:g} x {settings.epsilon:g} = {trained:g}"
+        )
     if METHODS[settings.method].weight_pruning and settings.admm_epochs >= settings.epochs:
         raise UsageError(
             f"--admm_epochs must leave epochs of --epochs={settings.epochs} to retrain; got "

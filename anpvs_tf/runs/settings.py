@@ -169,6 +169,11 @@ class Settings:
         choices=TRAIN_ATTACKS,
     )
     attack_steps: int = _setting("gradient steps of the training attack", "adversarial", at_least=1)
+    train_epsilon_scale: float = _setting(
+        "radius of the training attack, as a multiple of epsilon: above 1 leaves a margin",
+        "adversarial",
+        above=0.0,
+    )
     epsilon_warmup_epochs: int = _setting(
         "epochs over which the training attack's epsilon and step grow to their values",
         "adversarial",

@@ -398,6 +398,22 @@ def test_epsilon_warms_up():
     np.testing.assert_allclose(radii, [0.02, 0.1, 0.2, 0.2], rtol=1e-4)
 
 
+@pytest.mark.parametrize("attack", ["pgd", "n_fgsm"])
+def test_training_attacks_farther_than_validation_by_the_scale(attack):
+    objective = Objective(0.1, 0.1, 3, 100, train_attack=attack)
+    images = 0.4 + 0.2 * IMAGES  # Nothing leaves [0, 1].
+    seed = randomness.seed_of(0)
+
+    def farthest(scale):
+        classifier = classifier_of("at", dataclasses.replace(objective, train_epsilon_scale=scale))
+        return float(tf.reduce_max(tf.abs(classifier.craft(images, LABELS, seed) - images)))
+
+    assert farthest(1.3) == pytest.approx(1.3 * farthest(1.0), rel=1e-3)
+    classifier = classifier_of("at", dataclasses.replace(objective, train_epsilon_scale=1.3))
+    same = classifier_of("at", objective)
+    assert classifier.test_step((IMAGES, LABELS)) == same.test_step((IMAGES, LABELS))
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_stays_close_to_float32(dtype):
     optimizer = GroupedAdam(1e-3)
