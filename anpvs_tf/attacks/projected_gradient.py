@@ -64,6 +64,9 @@ def pgd(
             start += threat_model.random_in_ball(tf.shape(images), seed, epsilon, norm)
     start = threat_model.restrict(images, start, epsilon, norm)
     _, adversarial = tf.while_loop(
-        lambda i, _: i < steps, lambda i, x: (i + 1, step(x)), (0, start)
+        lambda i, _: i < steps,
+        lambda i, x: (i + 1, step(x)),
+        (0, start),
+        maximum_iterations=steps,
     )
     return tf.stop_gradient(adversarial)

@@ -51,6 +51,8 @@ class RobustClassifier(keras.Model):
         shares: {output's name: share of its features that `network` still has}, if
             it was shrunk, so that its vulnerability stays that of the whole network.
         pruning: of the weights of `network`, for a method with `weight_pruning`.
+        compiled_crafting: XLA compiles the attack of training, as one function. On a CPU its
+            convolutions are many times slower.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RobustClassifier(keras.Model):
         seed: int = 0,
         shares: dict[str, float] | None = None,
         pruning: WeightPruning | None = None,
+        compiled_crafting: bool = False,
     ):
         super().__init__(name=f"{network.name}_{method.name}")
         self.network = network
@@ -74,7 +77,7 @@ class RobustClassifier(keras.Model):
             for gate in self.gates:
                 gate.trainable = False
         check_layer_beta(network, objective.layer_beta)
-        self.crafting = Crafting(network, method, objective, pruning)
+        self.crafting = Crafting(network, method, objective, pruning, compiled_crafting)
         self.target = None
         if objective.target_sparsity is not None and self.learned_gates:
             self.target = SparsityTarget(network, self.learned_gates, objective)

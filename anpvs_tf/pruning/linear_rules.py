@@ -188,7 +188,14 @@ class Linear(Rule):
             alive: the rows that are not zero, if there are others.
         """
         layer = node.layer
-        weights = [lambda: linear.kernel(), lambda: linear.bias()]
+
+        def folded_kernel():
+            return linear.kernel()
+
+        def folded_bias():
+            return linear.bias()
+
+        weights = [folded_kernel, folded_bias]
 
         def run(x, w):
             return _add_bias(self.convolve(layer, x[0], w[0], groups), w[1])
