@@ -62,6 +62,7 @@ TABLE: list[tuple[str, list[str], str]] = [
     ("train", ["--recipe=fastest"], "unknown recipe 'fastest'"),
     ("train", ["--recipe=short"], "--recipe=short exists for mnist only"),
     ("train", ["--strategy=tpu"], "--strategy=tpu"),
+    ("train", ["--xla=yes"], "--xla=yes"),
     ("train", ["--threat_model=l1-3"], "--threat_model must be"),
     ("train", ["--threat_model=linf-0.1", "--epsilon=0.1"], "--threat_model says --epsilon too"),
     ("train", ["--method=at", "--beta=2"], "--beta is not used by --method=at"),

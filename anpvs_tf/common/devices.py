@@ -35,11 +35,13 @@ class Devices:
 
     Attributes:
         worker, workers: this process among those that train together.
+        xla: XLA compiles the attack of training.
     """
 
     strategy: tf.distribute.Strategy
     worker: int = 0
     workers: int = 1
+    xla: bool = False
 
     @property
     def is_chief(self) -> bool:
@@ -171,7 +173,10 @@ def local() -> Devices:
 
 
 def choose(
-    name: str = "auto", logical_cpus: int | None = None, deterministic: bool = False
+    name: str = "auto",
+    logical_cpus: int | None = None,
+    deterministic: bool = False,
+    xla: str = "auto",
 ) -> Devices:
     """Sets up the devices. Call it before any other use of TensorFlow.
 
@@ -180,6 +185,7 @@ def choose(
             "mirrored" with several GPUs or logical CPUs, else "default".
         deterministic: only kernels that give the same bits every time.
         logical_cpus: cut the CPU into this many devices, to try strategies without GPUs.
+        xla: of `XLA`. "auto" is "on" with a GPU, else "off": its convolutions are slow on CPUs.
 
     Raises:
         UsageError: a strategy that the machine cannot have, or a TF_CONFIG of another form.
@@ -195,19 +201,20 @@ def choose(
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = len(tf.config.list_physical_devices("GPU"))
+    compiles = xla == "on" or (xla == "auto" and gpus > 0)
     if name == "auto":
         name = "mirrored" if max(gpus, logical_cpus or 1) > 1 else "default"
         if "TF_CONFIG" in os.environ:
             name = "multi_worker"
     if name == "default":
-        return local()
+        return Devices(tf.distribute.get_strategy(), xla=compiles)
     if name == "mirrored":
         if logical_cpus is not None or not gpus:
             cpus = [f"CPU:{i}" for i in range(logical_cpus or 1)]
-            return Devices(tf.distribute.MirroredStrategy(cpus))
-        return Devices(tf.distribute.MirroredStrategy())
+            return Devices(tf.distribute.MirroredStrategy(cpus), xla=compiles)
+        return Devices(tf.distribute.MirroredStrategy(), xla=compiles)
     worker, workers = _place()
-    return Devices(tf.distribute.MultiWorkerMirroredStrategy(), worker, workers)
+    return Devices(tf.distribute.MultiWorkerMirroredStrategy(), worker, workers, compiles)
 
 
 def _place() -> tuple[int, int]:

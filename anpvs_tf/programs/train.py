@@ -17,7 +17,7 @@ from typing import Any
 from anpvs_tf.attacks import radius
 from anpvs_tf.common import interruption, program
 from anpvs_tf.common.errors import UsageError
-from anpvs_tf.common.names import STRATEGIES
+from anpvs_tf.common.names import STRATEGIES, XLA
 from anpvs_tf.common.program import Flags
 from anpvs_tf.networks.names import is_file
 from anpvs_tf.programs import next_steps, shared_flags
@@ -89,6 +89,14 @@ def define(flags: Flags) -> None:
         "deterministic",
         False,
         "the same bits in every run on a GPU too, with slower kernels",
+    )
+    flags.add(
+        EXPERTS,
+        str,
+        "xla",
+        "auto",
+        "compile the attack of training by XLA; auto: with a GPU",
+        choices=XLA,
     )
     # For tests: not in the help.
     flags.add(None, int, "logical_cpus", None, "cut the CPU into this many devices", lower_bound=1)
@@ -173,7 +181,7 @@ def main(values: Any) -> None:
     from anpvs_tf.training import trainer
 
     # First: TensorFlow fixes its devices when they are first used.
-    used = devices.choose(values.strategy, values.logical_cpus, values.deterministic)
+    used = devices.choose(values.strategy, values.logical_cpus, values.deterministic, values.xla)
     if not used.is_chief:
         # Every worker would say the same; open until the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -203,7 +203,13 @@ class Trainer:
         if self.method.weight_pruning:
             pruning = build.weight_pruning(settings, network)
         made = RobustClassifier(
-            network, self.method, self.objective, settings.seed, shares, pruning
+            network,
+            self.method,
+            self.objective,
+            settings.seed,
+            shares,
+            pruning,
+            self.devices.xla,
         )
         optimizer = build.make_optimizer(
             settings, settings.epochs * self.steps, self.execution.skips

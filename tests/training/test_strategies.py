@@ -27,7 +27,8 @@ import sys
 from anpvs_tf.common import devices
 
 name, cpus, kinds, path = sys.argv[1:]
-used = devices.choose(name, int(cpus) or None)
+# Compiled or not, crafting decides nothing.
+used = devices.choose(name, int(cpus) or None, xla="off" if name == "default" else "on")
 
 import keras
 import numpy as np
@@ -63,7 +64,8 @@ def train(used, kind, synchronized):
     method = next(m for m in METHODS.values() if m.vulnerability and m.gate == kind)
     with used.strategy.scope():
         network = network_of(kind, synchronized)
-        classifier = RobustClassifier(network, method, objective, seed=5)
+        crafting = {"compiled_crafting": used.xla}
+        classifier = RobustClassifier(network, method, objective, seed=5, **crafting)
         classifier.compile(optimizer=GroupedAdam(1e-2, epsilon=1e-2), jit_compile=False)
         classifier.optimizer.build(network.trainable_variables)
     step = used.step(classifier.update)
