@@ -173,6 +173,7 @@ class Settings:
         "radius of the training attack, as a multiple of epsilon: above 1 leaves a margin",
         "adversarial",
         above=0.0,
+        before=1.0,
     )
     epsilon_warmup_epochs: int = _setting(
         "epochs over which the training attack's epsilon and step grow to their values",
