@@ -352,7 +352,7 @@ def main(values: Any) -> None:
 
     # These import TensorFlow.
     from anpvs_tf.data import loading
-    from anpvs_tf.evaluation import assessment, attacked_model, robustbench
+    from anpvs_tf.evaluation import assessment, attacked_model, leaderboards
 
     sources = [attacked_model.of_run(one) for one in source_runs]
     if run is not None:
@@ -381,8 +381,8 @@ def main(values: Any) -> None:
     )
     made = _recorded(home, assessment.assess(conditions, attacks), trackers)
     print(console.evaluation_table(made))
-    if of_leaderboard := robustbench.write(made, conditions.directory):
-        print(of_leaderboard)
+    for line in leaderboards.write(made, conditions.directory, subject):
+        print(line)
     print(f"Results are in {home.path}")
     curves = conditions.directory / "tensorboard"
     if values.curve_examples and curves.exists():

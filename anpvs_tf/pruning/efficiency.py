@@ -82,6 +82,23 @@ def sparsity(counts: dict[str, list[int]]) -> float:
     return 1.0 - sum(active for active, _ in counts.values()) / total if total else 0.0
 
 
+def removed_weights(network: keras.Model) -> float:
+    """Computes the share of the kernels' weights that the deployed network does not have.
+
+    They computed or read features that are pruned.
+
+    Returns:
+        The share of the weights of the whole network, in [0, 1].
+
+    Raises:
+        UsageError: the network cannot be frozen.
+    """
+    whole, left = (
+        sum(size for _, size in nonzero_weights(one).values()) for one in (network, freeze(network))
+    )
+    return 1.0 - left / whole
+
+
 # ---- By formula ----
 
 

@@ -51,6 +51,8 @@ def test_costs_of_a_pruned_lenet_by_hand():
     assert found["feature_map_memory"] == maps[0] / maps[1]
     weights = (25 * 3 + 3) + (25 * 3 * 7 + 7) + (16 * 7 * 11 + 11) + (11 * 10 + 10)
     assert found["parameters"] == [weights, 431_080]
+    kernels = 25 * 3 + 25 * 3 * 7 + 16 * 7 * 11 + 11 * 10
+    assert efficiency.removed_weights(network) == pytest.approx(1 - kernels / (431_080 - 580))
 
 
 def test_costs_of_positions_pruned_behind_flatten():
