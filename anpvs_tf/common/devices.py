@@ -140,6 +140,13 @@ class Devices:
         rows = [np.array([number])] * (self.replicas // self.workers)
         return int(self.gather(rows)[0, 0])
 
+    def all_have(self, it: bool) -> bool:
+        """Returns on every worker whether all have something; waits for all."""
+        if self.workers == 1:
+            return it
+        rows = [np.array([it], np.int32)] * (self.replicas // self.workers)
+        return bool(self.gather(rows).all())
+
     def agree(self, settings: str) -> None:
         """Waits for all workers; raises UsageError if this one's settings are not the chief's.
 
@@ -149,8 +156,7 @@ class Devices:
         number = zlib.crc32(settings.encode())
         if self.of_chief(number) != number:
             raise UsageError(
-                "this worker has other settings than the chief; start all with the same flags, "
-                "and with --precision where their processors differ"
+                "this worker has other settings than the chief; start all with the same flags"
             )
 
     @contextlib.contextmanager

@@ -19,6 +19,10 @@ class TrainingError(RuntimeError):
     code = 1
 
 
+class LockLost(TrainingError):
+    """Another process has taken over the directory that this one worked in."""
+
+
 class WorkerLost(TrainingError):
     """Another worker is gone. The same command, started on all workers, resumes the run."""
 

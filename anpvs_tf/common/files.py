@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 
+from anpvs_tf.common import lock
 from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError, one_line
 
 
@@ -47,13 +48,15 @@ def replace_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], objec
         write: writes the file at the path that it is given, whose suffixes are those of `path`.
 
     Raises:
-        TrainingError: the file could not be written; the old one is as it was.
+        TrainingError: the file could not be written, or is in a directory that this process owned
+            and has lost (`lock.check`); the old one is as it was.
     """
     beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     with _said_in_one_line(path):
         try:
             write(beside)
             flush(beside)
+            lock.check(path)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)

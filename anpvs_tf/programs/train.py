@@ -187,7 +187,8 @@ def main(values: Any) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     else:
         tracked_run.check(trackers)
-    chosen = resolution.with_precision(chosen)
+    # By every worker, needed or not: one may see the directory of a run that another does not yet.
+    chosen = resolution.with_precision(chosen, resolution.fast_precision_of_all(used))
     finished = run.finished and not values.overwrite
     with interruption.deferred():
         found = trainer.train(

@@ -123,11 +123,16 @@ class RunDirectory:
 
     def _empty(self) -> bool:
         """Says whether the directory is empty, but for what a process left that died in `begin`."""
-        found = [path for path in self.path.iterdir() if not path.match(".tmp-*-config.json")]
+        found = [
+            path
+            for path in self.path.iterdir()
+            if not (path.match(".tmp-*-config.json") or lock.is_part(path))
+        ]
         return found in ([], [self.checkpoints]) and not any(self.checkpoints.glob("*"))
 
     def clear(self) -> None:
         """Deletes the run, and nothing else that may lie in its directory."""
+        self.check_owned()
         self.results_path.unlink(missing_ok=True)  # First: half a run must not look finished.
         for directory in (
             self.checkpoints,
@@ -145,6 +150,10 @@ class RunDirectory:
     def owned(self) -> contextlib.AbstractContextManager[None]:
         """Locks the directory against other processes, as `common.lock.owned`."""
         return lock.owned(self.path, "--run_dir")
+
+    def check_owned(self, look: bool = True) -> None:
+        """Raises LockLost if this process owned the directory and has lost it (`lock.check`)."""
+        lock.check(self.path, look)
 
     def in_use(self) -> bool:
         """Says whether a process holds the lock of `owned`."""

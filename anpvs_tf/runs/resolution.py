@@ -21,6 +21,9 @@ from anpvs_tf.runs import checksums
 from anpvs_tf.runs.defaults import BY_DATASET, BY_NORM, COMMON, RECIPES
 from anpvs_tf.runs.settings import FIELDS, Settings, declared, kind_of, layer_betas, source_of, used
 
+if typing.TYPE_CHECKING:
+    from anpvs_tf.common.devices import Devices
+
 # TensorFlow keeps counts as 32-bit numbers.
 LARGEST = 2**31 - 1
 
@@ -73,10 +76,10 @@ def resolve(
     return with_precision(choose(overrides, recipe, data_dir))
 
 
-def with_precision(settings: Settings) -> Settings:
-    """Replaces the precision "auto" by the fast one of this machine."""
+def with_precision(settings: Settings, fast: str | None = None) -> Settings:
+    """Replaces the precision "auto" by `fast`, by default the fast one of this machine."""
     if settings.precision == "auto":
-        return dataclasses.replace(settings, precision=fast_precision())
+        return dataclasses.replace(settings, precision=fast or fast_precision())
     return settings
 
 
@@ -358,14 +361,20 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 
 def fast_precision() -> str:
-    """Chooses bfloat16 if the device multiplies it faster than float32, else float32."""
+    """Chooses bfloat16 if all devices multiply it faster than float32, else float32."""
     import tensorflow as tf  # Here: the checks of settings must not wait for it.
 
-    for gpu in tf.config.list_physical_devices("GPU"):
-        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
-        return "bfloat16" if capability and capability >= (8, 0) else "float32"
+    if gpus := tf.config.list_physical_devices("GPU"):
+        details = map(tf.config.experimental.get_device_details, gpus)
+        capable = all(one.get("compute_capability", (0, 0)) >= (8, 0) for one in details)
+        return "bfloat16" if capable else "float32"
     try:
         with open("/proc/cpuinfo") as cpuinfo:
             return "bfloat16" if " amx_bf16" in cpuinfo.read() else "float32"
     except OSError:
         return "float32"
+
+
+def fast_precision_of_all(devices: "Devices") -> str:
+    """Chooses, on every worker, bfloat16 if all have it fast, else float32; waits for all."""
+    return "bfloat16" if devices.all_have(fast_precision() == "bfloat16") else "float32"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from anpvs_tf.common import lock
 from anpvs_tf.common.errors import TrainingError, UsageError, one_line
 from anpvs_tf.common.files import flush
 
@@ -144,27 +145,30 @@ class Checkpoints:
         """Writes the next checkpoint, then deletes those before the last two.
 
         Raises:
-            TrainingError: the checkpoint could not be written; those before are as they were.
+            TrainingError: the checkpoint could not be written, or the directory is another
+                process's by now; those before are as they were.
         """
+        lock.check(self.directory)
         number = max(self.numbers(), default=0) + 1
         beside = self.directory / _UNFINISHED
         try:
             beside.mkdir(parents=True, exist_ok=True)
             self.checkpoint.write(str(beside / "ckpt"))
+            lock.check(self.directory)  # Writing it may have taken long.
             # Without its index a checkpoint is not there: the index comes last.
             for part in sorted(beside.iterdir(), key=lambda path: path.suffix == ".index"):
                 flush(part)
                 os.replace(part, self.directory / part.name.replace("ckpt", f"ckpt-{number}"))
             flush(self.directory)
         except (OSError, tf.errors.OpError) as error:
+            lock.check(self.directory)  # Or what is deleted here is another process's.
             for path in self.directory.glob(f"ckpt-{number}.*"):
                 path.unlink()
+            shutil.rmtree(beside, ignore_errors=True)
             raise TrainingError(
                 f"no checkpoint of {self.position} could be written to {self.directory}: "
                 f"{one_line(error)}; {self.kept()}; make room and give the same command to resume"
             ) from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
         for old in self.numbers()[:-KEPT]:
             self.path(old).with_suffix(".index").unlink()
         self._sweep()

@@ -294,12 +294,14 @@ class Trainer:
         Raises:
             Interrupted: a signal asked for it; the state is saved.
             TrainingError: a step is not finite, and execution does not skip it.
+            LockLost: another process has taken over the run directory.
         """
         position, epoch = self.position, self.position.epoch + 1
         self._prepare_update(epoch)
         self.progress = Progress(f"epoch {epoch}/{self.settings.epochs} step", self.steps)
         before = position.seconds
         while position.step < self.steps:
+            self.home.check_owned(look=False)
             due = self.checkpoints.minutes() > self.execution.checkpoint_minutes
             wishes = [bool(interruption.asked()), due and self.devices.is_chief]
             terms, (leave, due) = self.update(next(self.batches), wishes)
@@ -358,6 +360,7 @@ class Trainer:
         Raises:
             Interrupted: as `run_epoch`.
             TrainingError: weights are not finite, or all paths through the network are closed.
+            LockLost: as `run_epoch`.
         """
         settings, position, epoch = self.settings, self.position, self.position.epoch + 1
         evaluated = self.evaluated
@@ -374,6 +377,7 @@ class Trainer:
         terms = position.means() | {"nonfinite": position.skipped}
         row = history.epoch_row(epoch, epoch * self.steps, terms, result, evaluated)
         timing = history.epoch_timing(epoch, position.seconds, self.steps * settings.batch_size)
+        self.home.check_owned()
         self.progress.done(console.epoch_summary(settings, row, timing))
         self.board.epoch(row | timing, evaluated, self.evaluate.examples)
         if settings.select == "best" or overfitting.possible(settings):

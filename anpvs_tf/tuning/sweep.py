@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from anpvs_tf.common import files, interruption
+from anpvs_tf.common import files, interruption, lock
 from anpvs_tf.common.errors import Interrupted, InUse, UsageError, one_line
 from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.networks.names import is_file
@@ -248,7 +248,7 @@ class Sweep:
             loading.load(chosen.source, self.data_dir, self.download, stream=chosen.stream)
         files.check_directory(self.path, f"sweep directory {self.path}", "--run_dir")
         if not self.state_path.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and not all(map(lock.is_part, self.path.iterdir())):
                 raise UsageError(
                     f"{self.path} is not empty and holds no sweep; choose another --run_dir"
                 )

@@ -12,8 +12,8 @@ import processes
 import pytest
 import tensorflow as tf
 
-from anpvs_tf.common import files
-from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.common import files, lock
+from anpvs_tf.common.errors import LockLost, TrainingError, UsageError
 from anpvs_tf.data.loading import SOURCES
 from anpvs_tf.evaluation import attacked_model
 from anpvs_tf.methods import losses
@@ -172,6 +172,33 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_nothing_else(tmp_path, mo
         with pytest.raises(TrainingError, match=r"table.csv could not be written.*No space"):
             files.write_atomically(tmp_path / "table.csv", "1")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_checkpoint_in_a_directory_that_was_lost_meanwhile_touches_nothing(
+    tmp_path, monkeypatch, goes_on
+):
+    saved, _ = small_checkpoints(tmp_path / "checkpoints")
+    saved.save()
+    write = saved.checkpoint.write
+
+    def stalled(path):
+        write(path)
+        (tmp_path / lock.NAME).unlink()
+        for name in ("ckpt-2.index", "ckpt-2.data-00000-of-00001", "unfinished/ckpt.index"):
+            (saved.directory / name).write_text("another process's")
+        if not goes_on:
+            raise tf.errors.NotFoundError(None, None, "its files are gone")
+
+    monkeypatch.setattr(saved.checkpoint, "write", stalled)
+    with lock.owned(tmp_path, "--run_dir"):
+        with pytest.raises(LockLost):
+            saved.save()
+        with pytest.raises(LockLost):
+            saved.save()
+    for name in ("ckpt-2.index", "ckpt-2.data-00000-of-00001", "unfinished/ckpt.index"):
+        assert (saved.directory / name).read_text() == "another process's"
+    checkpoints.verify(saved.path(1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])

@@ -42,6 +42,7 @@ from anpvs_tf.methods.registry import METHODS
 from anpvs_tf.methods.optimizer import GroupedAdam
 from anpvs_tf.methods.hyperparameters import Objective
 from anpvs_tf.methods.robust_classifier import RobustClassifier
+from anpvs_tf.runs import resolution
 
 layers = keras.layers
 rng = np.random.default_rng(0)
@@ -98,7 +99,13 @@ for name in kinds.split(","):
     # "own": each device has batch statistics of its own.
     kind = None if name in ("None", "own") else name
     weights |= {f"{name}/{path}": w for path, w in train(used, kind, name != "own").items()}
-np.savez(f"{path}-{used.worker}.npz", evaluation=evaluate(used), **weights)
+precisions = []
+for fast in ("bfloat16", "float32"):
+    resolution.fast_precision = lambda: "bfloat16" if used.is_chief else fast
+    precisions.append(resolution.fast_precision_of_all(used))
+np.savez(
+    f"{path}-{used.worker}.npz", evaluation=evaluate(used), precisions=precisions, **weights
+)
 """
 
 
@@ -143,7 +150,7 @@ def trained(tmp_path_factory):
 def test_devices_compute_the_update_of_one(trained, other):
     kinds = {name.split("/")[0] for name in trained["one-0"]}
     assert {"None", "beta_bernoulli"} <= kinds
-    shared = trained[other].keys() & trained["one-0"].keys() - {"evaluation"}
+    shared = trained[other].keys() & trained["one-0"].keys() - {"evaluation", "precisions"}
     assert len(shared) > 5
     for name in shared:
         values = trained["one-0"][name]
@@ -158,6 +165,13 @@ def test_statistics_of_parts_are_others_and_the_replicas_agree_on_them(trained):
     parts = trained["two-0"]["own/norm/moving_variance"]
     assert np.abs(whole - parts).max() > 10 * np.abs(whole - synchronized).max()
     np.testing.assert_allclose(whole, parts, rtol=0.2)
+
+
+def test_workers_take_the_precision_that_all_have_fast(trained):
+    # The chief always has bfloat16 fast, the other worker at first.
+    for name in ("workers-0", "workers-1"):
+        assert trained[name]["precisions"].tolist() == ["bfloat16", "float32"]
+    assert trained["one-0"]["precisions"].tolist() == ["bfloat16", "bfloat16"]
 
 
 def test_evaluation_counts_every_image_once_and_gives_the_same_bits(trained):
