@@ -43,6 +43,12 @@ def functions_of(path: pathlib.Path) -> dict:
     return load(path)
 
 
+def flags_of(format: str, name: str) -> str:
+    """The flags of `bin/export.py` that write a file or signature."""
+    quantized = pathlib.Path(name).stem.partition("_")[2] if format == "tflite" else ""
+    return f"--format={format}" + (f" --quantize={quantized}" if quantized else "")
+
+
 def define(flags: program.Flags) -> None:
     measured = "What to measure"
     flags.add(measured, str, "run_dir", None, "a finished run of bin/train.py", required=True)
@@ -66,7 +72,7 @@ def main(values: Any) -> None:
                 if name == "serve_encoded":  # Most of its time goes into decoding.
                     continue
                 agreement = done.report.exported[name]
-                cells = (format, name)
+                cells = (f"`{flags_of(format, name)}`", name)
                 rows[cells] = [
                     f"{size(done.path, name):,}",
                     f"{agreement.equal_classes} of {done.report.examples}",
@@ -82,7 +88,13 @@ def main(values: Any) -> None:
             ):
                 rows[variant.cells].append(timing.seconds([1e3 * one for one in taken]))
     print(timing.environment("formats"))
-    head = ("format", "signature or file", "bytes", "equal classes", "largest difference")
+    head = (
+        "flags of bin/export.py",
+        "signature or file",
+        "bytes",
+        "equal classes",
+        "largest difference",
+    )
     head += tuple(f"ms a batch of {batch}" for batch in BATCHES)
     timing.print_rows([head, ("---",) * len(head), *((*k, *v) for k, v in rows.items())])
 
