@@ -61,6 +61,10 @@ class Devices:
     def distribute(self, batches: tf.data.Dataset, batch_size: int) -> Iterator:
         """Yields global batches, each cut for the replicas in order.
 
+        Args:
+            batches: this worker's part of each global batch.
+            batch_size: of the global batch.
+
         Raises:
             WorkerLost: a worker is gone; workers ask each other whether there is a next batch.
         """
@@ -71,11 +75,9 @@ class Devices:
 
         def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = self.replicas // context.num_input_pipelines
-            first = context.input_pipeline_id * local * part
 
             def cut(*tensors):
-                mine = (tensor[first : first + local * part] for tensor in tensors)
-                return tuple(tf.reshape(t, [local, part, *t.shape[1:]]) for t in mine)
+                return tuple(tf.reshape(t, [local, part, *t.shape[1:]]) for t in tensors)
 
             return batches.map(cut).unbatch().prefetch(2 * local)
 

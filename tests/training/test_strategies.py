@@ -68,7 +68,8 @@ def train(used, kind, synchronized):
         classifier.compile(optimizer=GroupedAdam(1e-2, epsilon=1e-2), jit_compile=False)
         classifier.optimizer.build(network.trainable_variables)
     step = used.step(classifier.update)
-    batches = used.distribute(pipelines.train_batches(data, 16, 7, 2), 16)
+    own = pipelines.train_batches(data, 16, 7, 2, worker=used.worker, workers=used.workers)
+    batches = used.distribute(own, 16)
     for number in range(5):
         # Only the last worker wishes, and only after one step.
         terms, wishes = step(next(batches), [number == 2 and used.worker == used.workers - 1])
