@@ -22,7 +22,9 @@ from anpvs_tf.networks import gating
 FIVE_STEPS = """
 import dataclasses
 import json
+import pathlib
 import sys
+import time
 
 from anpvs_tf.common import devices
 
@@ -102,10 +104,24 @@ precisions = []
 for fast in ("bfloat16", "float32"):
     resolution.fast_precision = lambda: "bfloat16" if used.is_chief else fast
     precisions.append(resolution.fast_precision_of_all(used))
+evaluation = evaluate(used)
+# As a worker does that leaves (the trainer): the chief is slow with its checkpoint.
+checkpoint = pathlib.Path(f"{path}-checkpoint")
+if used.is_chief:
+    time.sleep(0.5)
+    checkpoint.write_text("")
+used.of_chief(0)
 np.savez(
-    f"{path}-{used.worker}.npz", evaluation=evaluate(used), precisions=precisions, **weights
+    f"{path}-{used.worker}.npz",
+    evaluation=evaluation,
+    precisions=precisions,
+    waited=checkpoint.exists(),
+    **weights,
 )
 """
+
+
+OTHERS = {"evaluation", "precisions", "waited"}
 
 
 def finish(process):
@@ -149,7 +165,7 @@ def trained(tmp_path_factory):
 def test_devices_compute_the_update_of_one(trained, other):
     kinds = {name.split("/")[0] for name in trained["one-0"]}
     assert {"None", "beta_bernoulli"} <= kinds
-    shared = trained[other].keys() & trained["one-0"].keys() - {"evaluation", "precisions"}
+    shared = trained[other].keys() & trained["one-0"].keys() - OTHERS
     assert len(shared) > 5
     for name in shared:
         values = trained["one-0"][name]
@@ -171,6 +187,11 @@ def test_workers_take_the_precision_that_all_have_fast(trained):
     for name in ("workers-0", "workers-1"):
         assert trained[name]["precisions"].tolist() == ["bfloat16", "float32"]
     assert trained["one-0"]["precisions"].tolist() == ["bfloat16", "bfloat16"]
+
+
+def test_a_worker_that_leaves_waits_for_the_chief(trained):
+    # When it does is tested with the trainer (test_resume.py).
+    assert trained["workers-1"]["waited"]
 
 
 def test_evaluation_counts_every_image_once_and_gives_the_same_bits(trained):
