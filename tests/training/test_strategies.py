@@ -34,6 +34,7 @@ used = devices.choose(name, int(cpus) or None)
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from anpvs_tf.data import loading
 from anpvs_tf.data import pipelines
@@ -116,12 +117,13 @@ np.savez(
     evaluation=evaluation,
     precisions=precisions,
     waited=checkpoint.exists(),
+    silent_ms=getattr(context.context().coordination_service, "heartbeat_timeout_in_ms", 0),
     **weights,
 )
 """
 
 
-OTHERS = {"evaluation", "precisions", "waited"}
+OTHERS = {"evaluation", "precisions", "waited", "silent_ms"}
 
 
 def finish(process):
@@ -189,6 +191,11 @@ def test_workers_take_the_precision_that_all_have_fast(trained):
     assert trained["one-0"]["precisions"].tolist() == ["bfloat16", "bfloat16"]
 
 
+def test_workers_notice_within_a_minute_that_one_is_silent(trained):
+    # That they then end is tried in tests/faults/partition.py.
+    assert trained["workers-1"]["silent_ms"] == 1000 * devices.SILENT_SECONDS <= 30_000
+
+
 def test_a_worker_that_leaves_waits_for_the_chief(trained):
     # When it does is tested with the trainer (test_resume.py).
     assert trained["workers-1"]["waited"]
@@ -230,10 +237,11 @@ def test_devices_that_do_not_exist(monkeypatch, choice, config, message):
         devices.choose(**choice)
 
 
-def test_a_worker_that_is_lost_between_two_steps_is_no_damaged_data():
+@pytest.mark.parametrize("kind", ["Unavailable", "Aborted", "Cancelled", "DeadlineExceeded"])
+def test_a_worker_that_is_lost_between_two_steps_is_no_damaged_data(kind):
     def batches(_):
         yield "first"
-        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+        raise getattr(tf.errors, f"{kind}Error")(None, None, "Connection reset by peer")
 
     strategy = types.SimpleNamespace(
         num_replicas_in_sync=2, distribute_datasets_from_function=batches
