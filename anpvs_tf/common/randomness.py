@@ -98,7 +98,7 @@ def _from_row(first: Rows, shape, seed: tf.Tensor, draw: Callable[..., tf.Tensor
     size = tf.reduce_prod(shape)
     numbers = draw(shape=[size + _AT_ONCE - 1], **_generator(seed, begin // _AT_ONCE))
     skipped = tf.cast(begin % _AT_ONCE, tf.int32)
-    return tf.reshape(numbers[skipped : skipped + size], shape)
+    return tf.reshape(tf.slice(numbers, [skipped], [size]), shape)
 
 
 def _place(first: Rows, shape: tf.Tensor) -> tuple[tf.Tensor, int | None]:
@@ -157,7 +157,7 @@ def normal(shape, seed: tf.Tensor, first: Rows = 0) -> tf.Tensor:
     begin, _ = _place(first, tf.convert_to_tensor(shape, dtype_hint=tf.int32))
     drawn = _of_pairs(uniform([size // 2 + 1, 2], seed, first=begin // 2))
     odd = tf.cast(begin % 2, tf.int32)
-    return tf.reshape(drawn[odd : odd + size], shape)
+    return tf.reshape(tf.slice(drawn, [odd], [size]), shape)
 
 
 def _of_pairs(pairs: tf.Tensor) -> tf.Tensor:
