@@ -56,21 +56,23 @@ def random_in_ball(shape: tf.Tensor, seed: randomness.Seed, epsilon: float, norm
     `randomness.scope` that of its place in the global batch.
     """
 
-    def draw(examples, seed):
+    def draw(examples, seed, first):
         own = tf.concat([[examples], shape[1:]], axis=0)
-        return _uniform_in_ball(own, seed, epsilon, norm)
+        return _uniform_in_ball(own, seed, epsilon, norm, first)
 
     return randomness.for_examples(draw, shape, seed)
 
 
-def _uniform_in_ball(shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str) -> tf.Tensor:
+def _uniform_in_ball(
+    shape: tf.Tensor, seed: tf.Tensor, epsilon: float, norm: str, first: randomness.Rows
+) -> tf.Tensor:
     if norm == "linf":
-        return randomness.uniform(shape, seed, -epsilon, epsilon)
+        return randomness.uniform(shape, seed, -epsilon, epsilon, first)
     seeds = randomness.bits([2, 2], seed)
-    direction = steepest(randomness.normal(shape, seeds[0]), norm)
+    direction = steepest(randomness.normal(shape, seeds[0], first), norm)
     dimensions = tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
     radius_shape = tf.concat([shape[:1], tf.ones_like(shape[1:])], axis=0)
-    radius = randomness.uniform(radius_shape, seeds[1]) ** (1.0 / dimensions)
+    radius = randomness.uniform(radius_shape, seeds[1], first=first) ** (1.0 / dimensions)
     return epsilon * radius * direction
 
 
@@ -83,11 +85,11 @@ def random_on_sphere(
     example's own as that of `random_in_ball`.
     """
 
-    def draw(examples, seed):
+    def draw(examples, seed, first):
         own = tf.concat([[examples], shape[1:]], axis=0)
         if norm == "linf":
-            return randomness.uniform(own, seed, -1.0, 1.0)
-        return randomness.normal(own, seed)
+            return randomness.uniform(own, seed, -1.0, 1.0, first)
+        return randomness.normal(own, seed, first)
 
     drawn = randomness.for_examples(draw, shape, seed)
     return epsilon * tf.math.divide_no_nan(drawn, length(drawn, norm))

@@ -13,7 +13,7 @@ from absl import flags
 
 from anpvs_tf import __version__
 from anpvs_tf.common import quiet
-from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError, one_line
+from anpvs_tf.common.errors import Interrupted, TrainingError, UsageError, WorkerLost, one_line
 from anpvs_tf.common.progress import Progress
 
 HELP = ("--help", "-help", "-h", "-?", "--helpfull", "--helpshort")
@@ -167,7 +167,13 @@ def run(
     chosen = Flags()
     define(chosen)
     chosen.add("Others", bool, "verbose", False, "show TensorFlow's own messages too")
-    sys.exit(_outcome(lambda: _run(main, usage, chosen, operands)))
+    code = _outcome(lambda: _run(main, usage, chosen, operands))
+    if code == WorkerLost.code:
+        # TensorFlow's own end would wait for the worker that is gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(main: Callable[..., None], usage: str, chosen: Flags, operands: bool) -> None:

@@ -6,12 +6,15 @@ and the clean and the adversarial copy of an example, which lie in one batch,
 share it.
 
 All draws are made of the bits of one named generator, here: TensorFlow's own draws take
-another generator under XLA, or make other numbers of the same bits.
+another generator under XLA, or make other numbers of the same bits. The generator counts, four
+numbers at a time, so a device begins its part of the global batch's draw where that part begins.
 """
 
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,6 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 PHILOX = tf.random.Algorithm.PHILOX.value
+# Numbers of 32 bits that the generator makes of one count.
+_AT_ONCE = 4
 # Under which TensorFlow scrambles seeds.
 _SCRAMBLING_KEY = 0x02461E293EC8F720
 
@@ -66,21 +71,53 @@ def seed_of(*parts: int | str | tf.Tensor) -> tf.Tensor:
     return seed
 
 
-def bits(shape, seed: Seed) -> tf.Tensor:
-    """Draws all 32 bits of each number, int32 of `shape`."""
+Rows = int | tf.Tensor
+
+
+def bits(shape, seed: Seed, first: Rows = 0) -> tf.Tensor:
+    """Draws all 32 bits of each number, int32 of `shape`.
+
+    Args:
+        first: the rows (entries along the first axis) of a larger draw that come before these;
+            they are not made. So are those of the functions below.
+    """
     if isinstance(seed, ExampleSeeds):
         seed = seed.seed
+    draw = functools.partial(tf.raw_ops.StatelessRandomUniformFullIntV2, dtype=tf.int32)
+    return _from_row(first, shape, seed, draw)
+
+
+def _from_row(first: Rows, shape, seed: tf.Tensor, draw: Callable[..., tf.Tensor]) -> tf.Tensor:
+    """Draws `shape` from row `first` on by one of TensorFlow's operations."""
     shape = tf.convert_to_tensor(shape, dtype_hint=tf.int32)
-    return tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=shape, **_generator(seed), dtype=tf.int32
-    )
+    if isinstance(first, int) and first == 0:
+        return draw(shape=shape, **_generator(seed))
+    begin, row = _place(first, shape)
+    if row is not None and row % _AT_ONCE == 0:
+        return draw(shape=shape, **_generator(seed, begin // _AT_ONCE))
+    size = tf.reduce_prod(shape)
+    numbers = draw(shape=[size + _AT_ONCE - 1], **_generator(seed, begin // _AT_ONCE))
+    skipped = tf.cast(begin % _AT_ONCE, tf.int32)
+    return tf.reshape(tf.slice(numbers, [skipped], [size]), shape)
 
 
-def _generator(seed: tf.Tensor) -> dict[str, Any]:
+def _place(first: Rows, shape: tf.Tensor) -> tuple[tf.Tensor, int | None]:
+    """Returns the numbers before row `first`, int64, and those of a row if they are known here."""
+    known = tf.get_static_value(shape, partial=True)
+    row, static = tf.reduce_prod(shape[1:]), None
+    if known is not None and None not in list(known[1:]):
+        static = row = math.prod(map(int, known[1:]))
+    return tf.cast(first, tf.int64) * tf.cast(row, tf.int64), static
+
+
+def _generator(seed: tf.Tensor, count: tf.Tensor | None = None) -> dict[str, Any]:
     """Makes the inputs of TensorFlow's draws that say which generator draws, and from where.
 
     The same that `tf.random`'s functions make of a seed with `alg="philox"`, in a quarter of the
     operations: tracing them is a tenth of what tracing a training step takes.
+
+    Args:
+        count: where the generator begins to count, int64; None for 0.
     """
     mixed = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[2],
@@ -89,34 +126,44 @@ def _generator(seed: tf.Tensor) -> dict[str, Any]:
         alg=PHILOX,
         dtype=tf.uint64,
     )
-    counter = tf.concat([tf.constant([0], tf.uint64), mixed[1:]], axis=0)
+    low = tf.constant([0], tf.uint64) if count is None else tf.cast(count, tf.uint64)[None]
+    counter = tf.concat([low, mixed[1:]], axis=0)
     return {"key": mixed[:1], "counter": counter, "alg": PHILOX}
 
 
-def uniform(shape, seed: Seed, low=0.0, high=1.0) -> tf.Tensor:
-    """Draws from [low, high), float32 of `shape`."""
+def uniform(shape, seed: Seed, low=0.0, high=1.0, first: Rows = 0) -> tf.Tensor:
+    """Draws from [low, high), float32 of `shape`; `first` as of `bits`."""
     # The low 23 bits, which TensorFlow's own kernels take; under XLA it takes the high ones.
-    mantissa = tf.bitwise.bitwise_and(bits(shape, seed), 2**23 - 1)
+    mantissa = tf.bitwise.bitwise_and(bits(shape, seed, first), 2**23 - 1)
     return low + (high - low) * (tf.cast(mantissa, tf.float32) * 2.0**-23)
 
 
-def integers(shape, seed: tf.Tensor, low: int, high: int) -> tf.Tensor:
-    """Draws from low, ..., high - 1, int32 of `shape`."""
-    shape = tf.convert_to_tensor(shape, dtype_hint=tf.int32)
-    return tf.raw_ops.StatelessRandomUniformIntV2(
-        shape=shape, **_generator(seed), minval=low, maxval=high
-    )
+def integers(shape, seed: tf.Tensor, low: int, high: int, first: Rows = 0) -> tf.Tensor:
+    """Draws from low, ..., high - 1, int32 of `shape`; `first` as of `bits`."""
+    draw = functools.partial(tf.raw_ops.StatelessRandomUniformIntV2, minval=low, maxval=high)
+    return _from_row(first, shape, seed, draw)
 
 
-def normal(shape, seed: tf.Tensor) -> tf.Tensor:
-    """Draws from the standard normal distribution, float32 of `shape` (Box and Muller 1958)."""
+def normal(shape, seed: tf.Tensor, first: Rows = 0) -> tf.Tensor:
+    """Draws from the standard normal distribution, float32 of `shape` (Box and Muller 1958).
+
+    Args:
+        first: as of `bits`.
+    """
     # Of pairs of neighbours, as TensorFlow's own kernels; XLA pairs other ones.
     size = tf.reduce_prod(shape)
-    pairs = uniform([(size + 1) // 2, 2], seed)
+    if isinstance(first, int) and first == 0:
+        return tf.reshape(_of_pairs(uniform([(size + 1) // 2, 2], seed))[:size], shape)
+    begin, _ = _place(first, tf.convert_to_tensor(shape, dtype_hint=tf.int32))
+    drawn = _of_pairs(uniform([size // 2 + 1, 2], seed, first=begin // 2))
+    odd = tf.cast(begin % 2, tf.int32)
+    return tf.reshape(tf.slice(drawn, [odd], [size]), shape)
+
+
+def _of_pairs(pairs: tf.Tensor) -> tf.Tensor:
     radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(pairs[:, 0], 1e-7)))
     angle = 2.0 * np.pi * pairs[:, 1]
-    drawn = tf.stack([radius * tf.sin(angle), radius * tf.cos(angle)], axis=1)
-    return tf.reshape(tf.reshape(drawn, [-1])[:size], shape)
+    return tf.reshape(tf.stack([radius * tf.sin(angle), radius * tf.cos(angle)], axis=1), [-1])
 
 
 def permutation(size: int, seed: tf.Tensor) -> tf.Tensor:
@@ -157,16 +204,13 @@ def layer_seed(name: str, fallback) -> tf.Tensor:
     return fold(current.seed, name)
 
 
-def per_example(
-    draw: Callable[[int | tf.Tensor], tf.Tensor], batch_size: int | tf.Tensor
-) -> tf.Tensor:
+def per_example(draw: Callable[[Rows, Rows], tf.Tensor], batch_size: int | tf.Tensor) -> tf.Tensor:
     """Draws an example's noise by its place in the global batch; its copies share the noise.
 
-    Every replica draws for the whole global batch and takes its part, so that the noise
-    does not depend on how many replicas there are. It is cheap beside a training step.
+    So the noise does not depend on how many replicas there are; each draws that of its part.
 
     Args:
-        draw: number of examples -> [examples, ...]; the same values at every call.
+        draw: number of examples, `first` of `bits` -> [examples, ...].
         batch_size: of the batch at hand.
 
     Returns:
@@ -174,31 +218,29 @@ def per_example(
     """
     current = _current.get()
     if current is None:
-        return draw(batch_size)
+        return draw(batch_size, 0)
     examples = batch_size // current.copies
-    values = draw(examples * current.replicas)
-    if current.replicas > 1:
-        begin = current.replica * examples
-        values = values[begin : begin + examples]
+    values = draw(examples, current.replica * examples if current.replicas > 1 else 0)
     return tf.concat([values] * current.copies, axis=0) if current.copies > 1 else values
 
 
 def for_examples(
-    draw: Callable[[int | tf.Tensor, tf.Tensor], tf.Tensor], shape: tf.Tensor, seed: Seed
+    draw: Callable[[Rows, tf.Tensor, Rows], tf.Tensor], shape: tf.Tensor, seed: Seed
 ) -> tf.Tensor:
     """Draws an example's noise by its number with `ExampleSeeds`, else as `per_example` does.
 
     Args:
-        draw: number of examples, seed (int32, shape [2]) -> float32 [examples, ...].
+        draw: number of examples, seed (int32, shape [2]), `first` of `bits` -> float32
+            [examples, ...].
         shape: of the noise, int [rank]; the batch comes first.
 
     Returns:
         float32 of `shape`.
     """
     if not isinstance(seed, ExampleSeeds):
-        return per_example(lambda examples: draw(examples, seed), shape[0])
+        return per_example(lambda examples, first: draw(examples, seed, first), shape[0])
     values = tf.map_fn(
-        lambda example: draw(1, fold(seed.seed, example))[0],
+        lambda example: draw(1, fold(seed.seed, example), 0)[0],
         seed.examples,
         fn_output_signature=tf.float32,
     )

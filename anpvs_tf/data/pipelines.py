@@ -36,19 +36,24 @@ def to_float(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(images, tf.float32) / 255.0
 
 
-def random_crop_and_flip(images: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:
+def random_crop_and_flip(
+    images: tf.Tensor, seed: tf.Tensor, padding: int = 4, first: int = 0
+) -> tf.Tensor:
     """Shifts each image by up to `padding` pixels (zeros enter) and mirrors half of them.
 
     Args:
         images: [batch, H, W, C], any dtype.
         seed: int32 [2].
+        first: the images of the batch that come before these, of which they are a part.
     """
     batch, height, width = (images.shape[i] for i in range(3))
     padded = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
-    offsets = randomness.integers([batch, 2], randomness.fold(seed, "crop"), 0, 2 * padding + 1)
+    offsets = randomness.integers(
+        [batch, 2], randomness.fold(seed, "crop"), 0, 2 * padding + 1, first
+    )
     rows = offsets[:, :1] + tf.range(height)
     columns = offsets[:, 1:] + tf.range(width)
-    mirrored = randomness.uniform([batch, 1], randomness.fold(seed, "flip")) < 0.5
+    mirrored = randomness.uniform([batch, 1], randomness.fold(seed, "flip"), first=first) < 0.5
     columns = tf.where(mirrored, tf.reverse(columns, [1]), columns)
     cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
     return tf.gather(cropped, columns, axis=2, batch_dims=1)
@@ -62,6 +67,8 @@ def train_batches(
     steps_per_epoch: int | None = None,
     first_epoch: int = 0,
     first_step: int = 0,
+    worker: int = 0,
+    workers: int = 1,
 ) -> tf.data.Dataset:
     """Makes batches of (float32 images, int64 labels) of all epochs from `first_epoch` on.
 
@@ -73,14 +80,19 @@ def train_batches(
         first_epoch: epochs that are done.
         first_step: steps that are done of the epoch after those; their batches are
             left out, and not read.
+        worker, workers: which equal part of each batch to make, of how many; the parts in order
+            are the batch, bit by bit.
     """
     read, examples = dataset.train.reader(), len(dataset.train)
     steps = min(examples // batch_size, steps_per_epoch or examples)
+    part = batch_size // workers
+    first = worker * part
 
     @tf.autograph.experimental.do_not_convert
     def epoch_indices(epoch):
         order = randomness.permutation(examples, randomness.seed_of(seed, "order", epoch))
         batches = tf.reshape(order[: steps * batch_size], [steps, batch_size])
+        batches = batches[:, first : first + part]
         done = tf.where(tf.equal(epoch, first_epoch), first_step, 0)
         return tf.data.Dataset.from_tensor_slices(batches[done:])
 
@@ -88,7 +100,8 @@ def train_batches(
     def batch(step, indices):
         pixels, labels = read(indices)
         if dataset.augment:
-            pixels = random_crop_and_flip(pixels, randomness.seed_of(seed, "augment", step))
+            drawn = randomness.seed_of(seed, "augment", step)
+            pixels = random_crop_and_flip(pixels, drawn, first=first)
         return to_float(pixels), labels
 
     return (

@@ -118,7 +118,7 @@ class Crafting:
         if self.method.trades:
             shape = images.shape[1:]
             draw = randomness.per_example(
-                lambda n: randomness.normal([n, *shape], seed), tf.shape(images)[0]
+                lambda n, first: randomness.normal([n, *shape], seed, first), tf.shape(images)[0]
             )
             choices = {"loss": "kl", "start": images + TRADES_START * draw}
         if objective.train_attack == "n_fgsm":

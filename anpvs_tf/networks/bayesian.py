@@ -120,8 +120,8 @@ class BayesianLayer:
         stddev = self.stddev(name)
         seed = randomness.fold(seed, name)
 
-        def draw(examples):
-            return randomness.normal([examples, *stddev.shape], seed)
+        def draw(examples, first):
+            return randomness.normal([examples, *stddev.shape], seed, first)
 
         deviation = stddev * randomness.per_example(draw, tf.shape(inputs)[0])
         return _beside(_float32(getattr(self, name)) + deviation, inputs)
@@ -138,9 +138,9 @@ class BayesianLayer:
         dtype = inputs.dtype
 
         def signs(side, features):
-            def draw(examples):
+            def draw(examples, first):
                 shape, own = [examples, features], randomness.fold(seed, side)
-                return randomness.integers(shape, own, 0, 2) * 2 - 1
+                return randomness.integers(shape, own, 0, 2, first) * 2 - 1
 
             return tf.cast(
                 _beside(randomness.per_example(draw, tf.shape(inputs)[0]), inputs), dtype

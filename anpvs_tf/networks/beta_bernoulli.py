@@ -79,8 +79,8 @@ class BetaBernoulliGate(Gate):
         logit_pi = kumaraswamy.sample_logit(*self.concentrations(), v)
         u_seed = randomness.fold(seed, 1)
 
-        def masks(examples):
-            u = randomness.uniform([examples, self.features], u_seed, smallest, 1.0)
+        def masks(examples, first):
+            u = randomness.uniform([examples, self.features], u_seed, smallest, 1.0, first)
             return tf.sigmoid((logit_pi + tf.math.log(u) - tf.math.log1p(-u)) / self.temperature)
 
         return randomness.per_example(masks, batch_size)

@@ -77,8 +77,8 @@ class InformationBottleneckGate(Gate):
         # Otherwise training could rely on features that deployment and attacks leave out.
         is_open = self.is_open()
 
-        def masks(examples):
-            drawn = randomness.normal([examples, self.features], seed)
+        def masks(examples, first):
+            drawn = randomness.normal([examples, self.features], seed, first)
             return tf.where(is_open, self.mean() + sigma * drawn, 0.0)
 
         return randomness.per_example(masks, batch_size)

@@ -52,7 +52,8 @@ class PairedDropout(keras.layers.Layer):
                 for n, size in zip(self.noise_shape[1:], shape, strict=True)
             ]
         keep = randomness.per_example(
-            lambda n: randomness.uniform([n, *shape], seed) >= self.rate, batch_size
+            lambda n, first: randomness.uniform([n, *shape], seed, first=first) >= self.rate,
+            batch_size,
         )
         scale = tf.constant(1 / (1 - self.rate), inputs.dtype)
         return tf.where(keep, inputs * scale, tf.zeros([], inputs.dtype))

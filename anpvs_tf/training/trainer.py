@@ -258,7 +258,8 @@ class Trainer:
                 f"the checkpoints of {self.run.path} are gone, its metrics.csv is not: it cannot "
                 "be resumed; start anew with --overwrite or another --run_dir"
             )
-        batches = self.devices.distribute(self._batches_from_here(), settings.batch_size)
+        own = self._batches_from_here(self.devices.worker, self.devices.workers)
+        batches = self.devices.distribute(own, settings.batch_size)
         self.batches = pipelines.readable(batches, self.data.train)
         self.board = Board()
         self.board.begin(home, settings, position.epoch, None)
@@ -269,7 +270,7 @@ class Trainer:
         self.coming = forecast.Forecast(self.work.whole + self.execution.following)
         self.overfitted = overfitting.noticed(settings, position.rows)
 
-    def _batches_from_here(self) -> tf.data.Dataset:
+    def _batches_from_here(self, worker: int = 0, workers: int = 1) -> tf.data.Dataset:
         settings, position = self.settings, self.position
         return pipelines.train_batches(
             self.data,
@@ -279,6 +280,8 @@ class Trainer:
             self.steps,
             position.epoch,
             position.step,
+            worker,
+            workers,
         )
 
     @property

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -5,6 +7,7 @@ from scipy import stats
 
 from anpvs_tf.attacks import threat_model
 from anpvs_tf.common import randomness
+from anpvs_tf.networks.shared_dropout import PairedDropout
 
 SEED = tf.constant([3, 4])
 DRAWS = {
@@ -52,6 +55,63 @@ def test_whole_numbers_are_tensorflows_bit_by_bit(seed):
         (randomness.permutation(30, seed), shuffled),
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+# ---- Parts of a draw ----
+
+
+@pytest.mark.parametrize("row", [[], [1], [3], [2, 4]])
+def test_the_parts_of_a_draw_are_those_of_tensorflows_whole_one(row):
+    whole, philox = [7, *row], {"alg": "philox"}
+    full = {"minval": None, "maxval": None, "dtype": tf.int32} | philox
+    digits = functools.partial(randomness.integers, low=0, high=9)
+    expected = {
+        randomness.bits: tf.random.stateless_uniform(whole, SEED, **full),
+        digits: tf.random.stateless_uniform(whole, SEED, 0, 9, tf.int32, **philox),
+        randomness.uniform: tf.random.stateless_uniform(whole, SEED, **philox),
+        randomness.normal: tf.random.stateless_normal(whole, SEED, **philox),
+    }
+    for draw, theirs in expected.items():
+        rounding = {"rtol": 1e-5, "atol": 1e-6} if draw is randomness.normal else {"rtol": 0}
+        for first in range(1, 6):
+            for given in (first, tf.constant(first)):
+                ours = draw([2, *row], SEED, first=given)
+                np.testing.assert_allclose(ours, theirs[first : first + 2], **rounding)
+
+
+def test_the_parts_of_a_draw_are_the_same_under_xla():
+    def part(first):
+        return randomness.normal([2, 3], SEED, first)
+
+    for first in (1, 4):
+        ours = tf.function(part, jit_compile=True)(tf.constant(first))
+        np.testing.assert_allclose(ours, part(first), rtol=1e-5, atol=1e-6)
+
+
+def test_a_device_makes_the_noise_of_its_own_examples_alone():
+    replicas, examples, shape = 64, 2, (6, 6, 3)
+    x = tf.ones([2 * examples, *shape])  # Two copies of each.
+    layer = PairedDropout(0.5, name="dropout")
+
+    @tf.function
+    def dropped(replica):
+        with randomness.scope(SEED, 2, replica, replicas):
+            ball = threat_model.random_in_ball(tf.shape(x), SEED, 1.0, "l2")
+            return layer(x, training=True), ball
+
+    graph = dropped.get_concrete_function(tf.TensorSpec([], tf.int32)).graph
+    sizes = [out.shape.num_elements() for op in graph.get_operations() for out in op.outputs]
+    assert max(size or 0 for size in sizes) <= tf.size(x) + 4
+    whole = [replicas * examples, *shape]
+    u = tf.random.stateless_uniform(whole, randomness.fold(SEED, "dropout"), alg="philox")
+    with randomness.scope(SEED, 1):
+        balls = threat_model.random_in_ball(tf.constant(whole), SEED, 1.0, "l2").numpy()
+    for replica in (0, 1, 63):
+        mine = slice(examples * replica, examples * (replica + 1))
+        noise, ball = (found.numpy() for found in dropped(replica))
+        for copy in (slice(examples), slice(examples, None)):
+            np.testing.assert_array_equal(noise[copy] > 0, u.numpy()[mine] >= 0.5)
+            np.testing.assert_allclose(ball[copy], balls[mine], rtol=1e-5, atol=1e-6)
 
 
 def test_draws_have_their_distributions():

@@ -90,6 +90,31 @@ def test_what_is_left_of_an_epoch_is_the_tail_of_the_whole(epoch, step):
         np.testing.assert_array_equal(expected[1], found[1])
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_make_their_own_parts_of_a_batch_and_no_more(workers):
+    data = toy(20, augment=True)
+    choice = {"batch_size": 6, "seed": 3, "epochs": 2}
+    read, sizes = data.train.reader(), set()
+
+    def counted(indices):
+        sizes.add(indices.shape[0])
+        return read(indices)
+
+    split = type("Counted", (), {"reader": lambda _: counted, "__len__": lambda _: 20})()
+    counting = dataclasses.replace(data, train=split)
+    parts = [
+        pipelines.train_batches(counting, **choice, worker=worker, workers=workers)
+        for worker in range(workers)
+    ]
+    whole = list(pipelines.train_batches(data, **choice))
+    assert len(whole) == 6
+    for expected, *found in zip(whole, *parts, strict=True):
+        for i in range(2):
+            joined = np.concatenate([batch[i] for batch in found])
+            np.testing.assert_array_equal(joined, expected[i])
+    assert sizes == {6 // workers}
+
+
 def test_incomplete_batches_are_dropped_and_steps_are_limited():
     assert len(list(pipelines.train_batches(toy(), 4, 0, 1))) == 2
     assert len(list(pipelines.train_batches(toy(), 4, 0, 2, steps_per_epoch=1))) == 2

@@ -2,12 +2,13 @@
 
 import functools
 import json
+import os
 
 import pytest
 from calling import call
 
 from anpvs_tf.common import devices
-from anpvs_tf.common.errors import TrainingError, UsageError
+from anpvs_tf.common.errors import TrainingError, UsageError, WorkerLost
 from anpvs_tf.runs import defaults, directory, resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
@@ -31,6 +32,18 @@ program = functools.partial(call, "train")
 
 def resolved(**changes):
     return resolution.resolve(TINY | changes)
+
+
+def test_a_worker_that_has_lost_another_does_not_wait_for_it(tmp_path, monkeypatch):
+    def lost(*_):
+        raise WorkerLost("another worker is gone")
+
+    ended = []
+    monkeypatch.setattr(trainer, "train", lost)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    result = program("--dataset=digits", cwd=tmp_path)
+    assert result.stderr == "error: another worker is gone\n" and result.stdout == ""
+    assert ended == [138] == [result.returncode]
 
 
 @pytest.mark.parametrize("others", ["bfloat16", "float32"])

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import signal
+import types
 import zipfile
 
 import keras
@@ -199,6 +200,24 @@ def test_a_checkpoint_in_a_directory_that_was_lost_meanwhile_touches_nothing(
     for name in ("ckpt-2.index", "ckpt-2.data-00000-of-00001", "unfinished/ckpt.index"):
         assert (saved.directory / name).read_text() == "another process's"
     checkpoints.verify(saved.path(1))
+
+
+def test_a_run_that_another_process_has_taken_over_takes_no_step(tmp_path):
+    run = RunDirectory(tmp_path)
+    known = {"settings": types.SimpleNamespace(epochs=1), "steps": 1, "home": run}
+    # Without an update: none is asked for.
+    held = types.SimpleNamespace(
+        **known, position=checkpoints.Position({}), _prepare_update=lambda epoch: None
+    )
+    held.checkpoints, _ = small_checkpoints(tmp_path / "checkpoints")
+    held.execution = trainer.Execution()
+    with run.owned():
+        (tmp_path / lock.NAME).unlink()
+        with pytest.raises(LockLost):
+            run.clear()
+        with pytest.raises(LockLost):
+            trainer.Trainer.run_epoch(held)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])

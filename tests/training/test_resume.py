@@ -13,12 +13,12 @@ import processes
 import pytest
 from documents import ROOT
 
-from anpvs_tf.common import interruption
+from anpvs_tf.common import devices, interruption
 from anpvs_tf.common.errors import Interrupted, UsageError
 from anpvs_tf.runs import resolution
 from anpvs_tf.runs.directory import RunDirectory
 from anpvs_tf.runs.finished_run import open_run
-from anpvs_tf.training import trainer
+from anpvs_tf.training import checkpoints, trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_lenet5")
 
@@ -53,6 +53,18 @@ def assert_same_run(one, other):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), a.path)
 
 
+def spy(monkeypatch, owner, name, events):
+    """Appends the name of a function to `events` when it has done its work."""
+    function = getattr(owner, name)
+
+    def spied(*given):
+        found = function(*given)
+        events.append(name)
+        return found
+
+    monkeypatch.setattr(owner, name, spied)
+
+
 def train_interrupted(chosen, run, monkeypatch, after):
     """Trains in lives, each ended by a signal after some steps or batches; returns their number."""
     left = []
@@ -75,9 +87,19 @@ def test_interruptions_within_epochs_change_no_bit(tmp_path, monkeypatch):
     chosen = resolved(method="anpvs", base_run=str(base.path), **change)
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
     trainer.train(chosen, whole)
+    events = []
+    for owner, name in (
+        (checkpoints.Checkpoints, "save"),
+        (devices.Devices, "of_chief"),
+        (trainer, "kept_for_later"),
+    ):
+        spy(monkeypatch, owner, name, events)
     # In the first epoch's validation; within the second epoch; in the final test.
     assert train_interrupted(chosen, parts, monkeypatch, after=(3, 1, 3, 9)) == 3
     assert_same_run(whole, parts)
+    # After a step, all workers wait until the chief has saved: the first to go may end the others.
+    left = [events[i - 2 : i] for i, name in enumerate(events) if name == "kept_for_later"]
+    assert len(left) == 3 and ["save", "of_chief"] in left
 
 
 def test_run_dir_alone_goes_on_after_sigterm_as_nothing_had_been(tmp_path):

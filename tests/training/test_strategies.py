@@ -22,7 +22,9 @@ from anpvs_tf.networks import gating
 FIVE_STEPS = """
 import dataclasses
 import json
+import pathlib
 import sys
+import time
 
 from anpvs_tf.common import devices
 
@@ -33,6 +35,7 @@ used = devices.choose(name, int(cpus) or None, xla="off" if name == "default" el
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from anpvs_tf.data import loading
 from anpvs_tf.data import pipelines
@@ -70,7 +73,8 @@ def train(used, kind, synchronized):
         classifier.compile(optimizer=GroupedAdam(1e-2, epsilon=1e-2), jit_compile=False)
         classifier.optimizer.build(network.trainable_variables)
     step = used.step(classifier.update)
-    batches = used.distribute(pipelines.train_batches(data, 16, 7, 2), 16)
+    own = pipelines.train_batches(data, 16, 7, 2, worker=used.worker, workers=used.workers)
+    batches = used.distribute(own, 16)
     for number in range(5):
         # Only the last worker wishes, and only after one step.
         terms, wishes = step(next(batches), [number == 2 and used.worker == used.workers - 1])
@@ -103,10 +107,25 @@ precisions = []
 for fast in ("bfloat16", "float32"):
     resolution.fast_precision = lambda: "bfloat16" if used.is_chief else fast
     precisions.append(resolution.fast_precision_of_all(used))
+evaluation = evaluate(used)
+# As a worker does that leaves (the trainer): the chief is slow with its checkpoint.
+checkpoint = pathlib.Path(f"{path}-checkpoint")
+if used.is_chief:
+    time.sleep(0.5)
+    checkpoint.write_text("")
+used.of_chief(0)
 np.savez(
-    f"{path}-{used.worker}.npz", evaluation=evaluate(used), precisions=precisions, **weights
+    f"{path}-{used.worker}.npz",
+    evaluation=evaluation,
+    precisions=precisions,
+    waited=checkpoint.exists(),
+    silent_ms=getattr(context.context().coordination_service, "heartbeat_timeout_in_ms", 0),
+    **weights,
 )
 """
+
+
+OTHERS = {"evaluation", "precisions", "waited", "silent_ms"}
 
 
 def finish(process):
@@ -150,7 +169,7 @@ def trained(tmp_path_factory):
 def test_devices_compute_the_update_of_one(trained, other):
     kinds = {name.split("/")[0] for name in trained["one-0"]}
     assert {"None", "beta_bernoulli"} <= kinds
-    shared = trained[other].keys() & trained["one-0"].keys() - {"evaluation", "precisions"}
+    shared = trained[other].keys() & trained["one-0"].keys() - OTHERS
     assert len(shared) > 5
     for name in shared:
         values = trained["one-0"][name]
@@ -172,6 +191,16 @@ def test_workers_take_the_precision_that_all_have_fast(trained):
     for name in ("workers-0", "workers-1"):
         assert trained[name]["precisions"].tolist() == ["bfloat16", "float32"]
     assert trained["one-0"]["precisions"].tolist() == ["bfloat16", "bfloat16"]
+
+
+def test_workers_notice_within_a_minute_that_one_is_silent(trained):
+    # That they then end is tried in tests/faults/partition.py.
+    assert trained["workers-1"]["silent_ms"] == 1000 * devices.SILENT_SECONDS <= 30_000
+
+
+def test_a_worker_that_leaves_waits_for_the_chief(trained):
+    # When it does is tested with the trainer (test_resume.py).
+    assert trained["workers-1"]["waited"]
 
 
 def test_evaluation_counts_every_image_once_and_gives_the_same_bits(trained):
@@ -210,10 +239,11 @@ def test_devices_that_do_not_exist(monkeypatch, choice, config, message):
         devices.choose(**choice)
 
 
-def test_a_worker_that_is_lost_between_two_steps_is_no_damaged_data():
+@pytest.mark.parametrize("kind", ["Unavailable", "Aborted", "Cancelled", "DeadlineExceeded"])
+def test_a_worker_that_is_lost_between_two_steps_is_no_damaged_data(kind):
     def batches(_):
         yield "first"
-        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+        raise getattr(tf.errors, f"{kind}Error")(None, None, "Connection reset by peer")
 
     strategy = types.SimpleNamespace(
         num_replicas_in_sync=2, distribute_datasets_from_function=batches
