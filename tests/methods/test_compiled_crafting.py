@@ -66,26 +66,16 @@ def test_compiled_crafting_gives_the_same_images(method, choices):
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_in_few_bits_the_start_is_the_same_and_the_loss_nearly(dtype):
-    for choices in ({"attack_steps": 1, "step_size": 1e-6}, {}):
-        plain, compiled = classifiers("anpvs", dtype, **choices)
-        expected, found = crafted(plain), crafted(compiled)
-        if choices:  # The start: its one step is too small to see.
-            np.testing.assert_allclose(found, expected, atol=3e-6)
-    losses = [
-        keras_loss(plain.network(images, training=False)["logits"]) for images in (expected, found)
-    ]
+def test_in_few_bits_the_loss_is_nearly_the_same(dtype):
+    plain, compiled = classifiers("anpvs", dtype)
+    expected, found = crafted(plain), crafted(compiled)
+    losses = []
+    for images in (expected, found):
+        logits = tf.cast(plain.network(images, training=False)["logits"], tf.float32)
+        losses.append(tf.nn.sparse_softmax_cross_entropy_with_logits(LABELS, logits))
     # Both reach the edge of the ball: at most a pixel in twenty has another sign.
     assert np.mean(np.abs(expected - found) > 1e-3) < 0.05
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
-
-
-def keras_loss(logits):
-    return float(
-        tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(LABELS, tf.cast(logits, "float32"))
-        )
-    )
+    np.testing.assert_allclose(np.mean(losses[1]), np.mean(losses[0]), rtol=0.02)
 
 
 def test_a_pruned_network_is_compiled_anew():
