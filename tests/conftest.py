@@ -15,6 +15,7 @@ LONG = (
     "docs/test_docs.py",
     "training/test_resume.py",
     "methods/test_robust_classifier.py",
+    "methods/test_compiled_crafting.py",
     "evaluation/test_assessment.py",
     "serving/test_exporting.py",
     "serving/test_servers.py",
