@@ -28,6 +28,7 @@ from anpvs_tf.attacks.settings import (
     RAND_DRAWS,
     STEPS,
     AttackSettings,
+    usual_step_size,
 )
 from anpvs_tf.common import program
 from anpvs_tf.common.errors import TrainingError, UsageError
@@ -297,8 +298,14 @@ def _examined(values: Any, run: FinishedRun | None) -> tuple[Source, Mapping[str
     if run is not None:
         return run.settings.source, dataclasses.asdict(run.settings)
     if values.zoo:
-        source = describe(shelf.entry(values.zoo).dataset)
-        return source, defaults(source)
+        entry = shelf.entry(values.zoo)
+        source = describe(entry.dataset)
+        usual = defaults(source)
+        threat = {"norm": entry.norm, "epsilon": entry.epsilon}
+        if threat.items() <= usual.items():
+            return source, usual
+        steps = usual["eval_attack_steps"]
+        return source, usual | threat | {"eval_step_size": usual_step_size(entry.epsilon, steps)}
     if not os.path.exists(values.saved_model):
         raise UsageError(f"--saved_model={values.saved_model} does not exist")
     size = parsed_size(values.image_size) if values.image_size else None

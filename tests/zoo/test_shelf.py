@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from anpvs_tf.common.errors import UsageError
 from anpvs_tf.data import loading, pipelines
 from anpvs_tf.data.sources import SOURCES
 from anpvs_tf.evaluation.assessment import wilson
+from anpvs_tf.programs import evaluate
 from anpvs_tf.zoo import shelf
 
 
@@ -52,6 +54,15 @@ def test_the_digits_are_classified_and_withstand_as_it_says():
     # What AutoAttack leaves, PGD leaves; and it is not weak.
     low = wilson(round(entry.autoattack_accuracy * len(test)), len(test))[0]
     assert low < accuracy(attacked) < 0.8
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_an_evaluation_attacks_within_its_threat_model(name):
+    entry = zoo.entry(name)
+    _, usual = evaluate._examined(types.SimpleNamespace(litert=None, zoo=name), None)
+    assert (usual["norm"], usual["epsilon"]) == (entry.norm, entry.epsilon)
+    steps = {"digits": 0.02, "mnist": 0.01, "cifar10": 2.5 * 8 / 255 / 40}
+    assert usual["eval_step_size"] == pytest.approx(steps[entry.dataset])
 
 
 def test_a_file_of_another_network_is_refused(tmp_path, monkeypatch):
