@@ -55,6 +55,7 @@ LONG = (
     "zoo/test_shelf.py",
     "networks/test_applications.py",
     "pruning/test_efficiency.py",
+    "serving/test_inexpressible.py",
     "programs/test_matching.py",
     "pruning/test_posterior.py",
     "networks/test_gates.py",

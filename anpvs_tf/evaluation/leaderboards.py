@@ -26,6 +26,7 @@ STANDARD = {
     "queries": AttackSettings.queries,
     "restarts": AttackSettings.restarts,
 }
+ATTACK = "the attack must be autoattack with its defaults"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Leaderboard:
     missing: Callable[[ResultRecord, Subject], list[str]]
     entry: Callable[[ResultRecord, Subject], dict[str, Any]]
 
+    @property
+    def datasets(self) -> set[str]:
+        return {dataset for dataset, _ in self.radii}
+
 
 def missing(board: Leaderboard, record: ResultRecord, subject: Subject) -> list[str]:
     """Lists what keeps a record off a leaderboard; empty if nothing does."""
@@ -65,7 +70,7 @@ def missing(board: Leaderboard, record: ResultRecord, subject: Subject) -> list[
         found.append(f"the threat model must be {' or '.join(threats)}")
     attack = record["attack"]
     if any(attack[name] != value for name, value in STANDARD.items()):
-        found.append("the attack must be autoattack with its defaults")
+        found.append(ATTACK)
     if record["split"] != "test" or record["examples"] < IMAGES:
         found.append(
             f"{IMAGES:,} test images must be attacked; these were {record['examples']:,} of the "
@@ -85,10 +90,14 @@ def write(records: list[ResultRecord], directory: pathlib.Path, subject: Subject
         subject: the model that was evaluated.
 
     Returns:
-        A line for each leaderboard of the dataset, if AutoAttack was run: where the entry is, or
-        what is missing.
+        A line for each leaderboard of the dataset: where the entry is, or what is missing. One
+        line for all of them, if AutoAttack was not run.
     """
     candidates = [record for record in records if record["attack"]["name"] == "autoattack"]
+    if not candidates:
+        evaluated = {record["dataset"] for record in records}
+        boards = ", ".join(one.name for one in LEADERBOARDS if evaluated & one.datasets)
+        return [f"No leaderboard ({boards}) takes an entry of this: {ATTACK}"] if boards else []
     said = [_written(board, candidates, directory, subject) for board in LEADERBOARDS]
     return [line for line in said if line]
 
@@ -98,7 +107,7 @@ def _written(
 ) -> str:
     reasons = ""
     for record in candidates:
-        if record["dataset"] not in {dataset for dataset, _ in board.radii}:
+        if record["dataset"] not in board.datasets:
             continue
         if reasons := "; ".join(missing(board, record, subject)):
             continue

@@ -143,6 +143,8 @@ def main(values: Any) -> None:
     )
     print(table(done, measured))
     print(f"The export is in {done.path}")
+    if values.format == "web" and rival is None:
+        print("To show another network beside it, such as a dense one: --rival=OTHER_RUN")
     if hub is None:
         return
     folder = done.path / exporting.HUB

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from anpvs_tf.common import quiet
 from anpvs_tf.data import pipelines
+from anpvs_tf.serving import inexpressible
 
 FLOAT = "model.tflite"
 
@@ -36,6 +37,9 @@ def write(
         quantize: of `names.QUANTIZATIONS`.
         calibration: for int8: uint8 images [examples, H, W, C], which decide on the ranges of the
             activations.
+
+    Raises:
+        UsageError: LiteRT cannot express the network; the message names the operations and layers.
     """
     spec = tf.TensorSpec([None, *frozen.inputs[0].shape[1:]], tf.float32, "images")
     held = tf.Module()  # Of a Keras model, the converter would not find the variables.
@@ -52,7 +56,7 @@ def write(
         function = tf.function(respond, autograph=False).get_concrete_function(spec)
         return tf.lite.TFLiteConverter.from_concrete_functions([function], held)
 
-    (path / FLOAT).write_bytes(converter().convert())
+    (path / FLOAT).write_bytes(_converted(converter(), frozen))
     for quantization in quantize:
         # LiteRT computes the argmax of floats alone.
         made = converter(with_classes=quantization != "int8")
@@ -66,6 +70,26 @@ def write(
                 {"images": pipelines.to_float(calibration[i : i + 1])}
                 for i in range(len(calibration))
             )
-        with quiet.standard_error_held_back(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The converter uses an interpreter of TensorFlow's.
-            (path / file_name(quantization)).write_bytes(made.convert())
+        (path / file_name(quantization)).write_bytes(_converted(made, frozen))
+
+
+def _converted(converter: tf.lite.TFLiteConverter, frozen: keras.Model) -> bytes:
+    """Converts the network; raises as `write`."""
+    from tensorflow.lite.python.convert import ConverterError
+
+    with quiet.standard_error_held_back(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The converter uses an interpreter of TensorFlow's.
+        try:
+            return converter.convert()
+        # RuntimeError: of that interpreter, which the ranges of int8 are found with.
+        except (ConverterError, RuntimeError) as error:
+            failure = error
+    # The place is a chain of calls, of which the first is the node itself: name@function.
+    operations = [
+        (one.operator.name.removeprefix("tf."), one.location.call[0].name.split("@")[0])
+        for one in getattr(failure, "errors", ())
+        if one.location.call
+    ]
+    if operations:
+        raise inexpressible.of_operations("LiteRT", frozen, operations) from failure
+    raise inexpressible.of_converter("LiteRT", failure) from failure

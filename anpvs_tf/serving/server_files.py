@@ -53,15 +53,22 @@ spec:
     model:
       modelFormat: {{name: {format}, version: "2"}}
       protocolVersion: {protocol}
+      # The tag of the server's image: KServe's own default is older than this export needs.
+      runtimeVersion: {image}
       # On a persistent volume claim named `models`; s3://, gs:// and https:// work as well.
       storageUri: {uri}
 """
+# Tags of images: of tensorflow/serving, and of nvcr.io/nvidia/tritonserver.
+TENSORFLOW_SERVING = "2.20.0"
+# From 24.05 on, the server knows --model-config-name.
+TRITON = "25.02-py3"
 
 
 def of_saved_model(network: keras.Model, name: str) -> dict[str, str]:
     """Makes {file: text} for TensorFlow Serving and KServe; arguments as of `of_triton`."""
     held = {"name": _quoted(name), "path": _quoted(f"/models/{name}")}
-    service = {"format": "tensorflow", "protocol": "v1", "uri": _quoted(f"pvc://models/{name}")}
+    service = {"format": "tensorflow", "protocol": "v1", "image": TENSORFLOW_SERVING}
+    service["uri"] = _quoted(f"pvc://models/{name}")
     return {
         "models.config": MODELS_CONFIG.format(**held),
         "batching.config": BATCHING_CONFIG,
@@ -86,7 +93,7 @@ def of_triton(network: keras.Model, name: str) -> dict[str, str]:
         for path, (backend, file) in TRITON_BACKENDS.items()
     }
     # The server reads all models of a claim.
-    service = {"format": "triton", "protocol": "v2", "uri": "pvc://models"}
+    service = {"format": "triton", "protocol": "v2", "image": TRITON, "uri": "pvc://models"}
     text = INFERENCE_SERVICE.format(name=service_name(name), **service)
     # KServe runs NVIDIA's container, which has ONNX Runtime itself.
     text += "      args: [--model-config-name=onnxruntime]\n"

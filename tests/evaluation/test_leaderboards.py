@@ -81,9 +81,28 @@ def test_an_attack_with_other_settings_is_no_autoattack(setting, tmp_path):
 
 def test_of_data_without_leaderboard_nothing_is_said(tmp_path):
     assert write([record(dataset="digits")], tmp_path) == ("", "")
-    assert write([record(attack={"name": "pgd"})], tmp_path) == ("", "")
     assert write([record(dataset="cifar100", examples=1)], tmp_path)[1] == ""
     assert write([record(dataset="tfds:svhn_cropped", examples=1)], tmp_path)[0] == ""
+
+
+BOTH = "RobustBench, The Adversarial Pruning Benchmark"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "boards"),
+    [
+        ("cifar10", BOTH),
+        ("cifar100", "RobustBench"),
+        ("tfds:svhn_cropped", "The Adversarial Pruning Benchmark"),
+        ("digits", ""),
+    ],
+)
+def test_without_autoattack_one_line_asks_for_it(dataset, boards, tmp_path):
+    made = [record(dataset=dataset, attack={"name": name}) for name in ("pgd", "worst-case")]
+    why = "takes an entry of this: the attack must be autoattack with its defaults"
+    said = leaderboards.write(made, tmp_path, STRANGER)
+    assert said == ([f"No leaderboard ({boards}) {why}"] if boards else [])
+    assert not list(tmp_path.iterdir())
 
 
 # ---- Adversarial Pruning Benchmark ----

@@ -1,35 +1,40 @@
-"""The lines that end an export."""
+"""The lines that bin/export.py ends with."""
 
 import types
 
+import fake_runs
 import pytest
+from calling import call
 
 from anpvs_tf.programs import export
+from anpvs_tf.pruning import efficiency
+from anpvs_tf.serving import exporting
+
+HINT = "To show another network beside it, such as a dense one: --rival=OTHER_RUN"
 
 
-@pytest.mark.parametrize("left", [431_080, 27_984])
-def test_a_network_that_is_not_smaller_has_one_column(left, tmp_path):
-    agreement = types.SimpleNamespace(accuracy=0.9, equal_classes=100, difference=1e-7)
-    exported = {"model.tflite": agreement}
-    report = types.SimpleNamespace(examples=100, accuracy=0.9, exported=exported, unchecked="")
-    (tmp_path / "model.tflite").write_bytes(b"1234")
-    measured = {
-        name: {
-            "parameters": parameters,
-            "saved_model_bytes": 4 * parameters,
-            "latency": {1: 0.001},
-            "peak_memory": {1: 2**20},
-        }
-        for name, parameters in {"training network": 431_080, "exported": left}.items()
-    }
-    done = types.SimpleNamespace(report=report, path=tmp_path)
-    head, *rows = [line.split() for line in export.table(done, measured).splitlines()[3:]]
-    if left == 431_080:
-        rows.insert(0, head)
-        assert rows[0] == ["parameters", "431,080"]
-        assert rows[2] == ["ms", "a", "batch", "of", "1", "1.00"]
-    else:
-        assert head == ["before", "after"]
-        assert rows[0] == ["parameters", "431,080", "27,984"]
-        assert rows[1] == ["SavedModel,", "bytes", "1,724,320", "111,936"]
-    assert rows[-1] == ["model.tflite,", "bytes", "4"]
+@pytest.fixture
+def ended(monkeypatch, tmp_path):
+    """(flags) -> the last line of an export that writes nothing."""
+    runs = [
+        fake_runs.make(tmp_path / name, weights=tmp_path / f"{name}-weights", precision="float32")
+        for name in ("run", "other")
+    ]
+    done = types.SimpleNamespace(path=tmp_path / "1", training_network=None, compact_network=None)
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: done)
+    monkeypatch.setattr(efficiency, "measure", lambda networks: {})
+    monkeypatch.setattr(export, "table", lambda *_: "")
+
+    def last(*flags):
+        given = (f"--run_dir={runs[0].path}", f"--export_base={tmp_path / 'base'}", *flags)
+        found = call("export", *(flag.format(other=runs[1].path) for flag in given))
+        assert found.returncode == 0, found.stderr
+        return found.stdout.splitlines()[-1]
+
+    return last
+
+
+def test_a_page_of_one_network_ends_with_how_to_show_two(ended):
+    assert ended("--format=web") == HINT
+    assert ended("--format=web", "--rival={other}") != HINT
+    assert ended("--format=onnx") != HINT

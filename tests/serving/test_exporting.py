@@ -33,6 +33,7 @@ from anpvs_tf.serving import (
     model_card,
     names,
     verification,
+    web_page,
 )
 from anpvs_tf.serving.signatures import SIGNATURES, write_saved_model
 from anpvs_tf.training import trainer
@@ -586,6 +587,19 @@ def test_a_package_that_is_not_installed(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     message = r"--format=onnx needs the package tf2onnx: pip install 'anpvs_tf\[onnx\]'"
     with pytest.raises(UsageError, match=message):
+        exporting.export(run, tmp_path / "base", format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_network_that_a_format_cannot_express(run, tmp_path, monkeypatch):
+    images = keras.Input([28, 28, 1])
+    features = keras.layers.Activation("gelu", name="bend")(keras.layers.Flatten()(images))
+    other = keras.Model(images, keras.layers.Dense(10)(features))
+    shown = dataclasses.replace(web_page.prepare(run), compact=other)
+    monkeypatch.setattr(web_page, "prepare", lambda run: shown)
+    for package in formats.FORMATS["onnx"].packages:
+        pytest.importorskip(package)
+    with pytest.raises(UsageError, match=r"ONNX has no operation Erfc .layer bend, Activation."):
         exporting.export(run, tmp_path / "base", format="onnx")
     assert not list(tmp_path.iterdir())
 

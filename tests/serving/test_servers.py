@@ -259,12 +259,15 @@ SCHEMA = {
     "spec.predictor.model.modelFormat.name": (str, []),
     "spec.predictor.model.modelFormat.version": (str, []),
     "spec.predictor.model.protocolVersion": (str, []),
+    "spec.predictor.model.runtimeVersion": (str, []),
     "spec.predictor.model.storageUri": (str, []),
 }
 # Of its admission webhook.
 SERVICE_NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
 # (format, version, protocol) that the runtimes that come with KServe choose by themselves.
 RUNTIMES = {("tensorflow", "2", "v1"), ("triton", "2", "v2")}
+# Tags of the servers' images must be this new: Triton's --model-config-name is of 24.05.
+OLDEST = {"triton": (24, 5), "tensorflow": (2, 19)}
 
 
 def check_schema(value, path=""):
@@ -290,6 +293,8 @@ def test_inference_service(frozen, of, name):
     model = service["spec"]["predictor"]["model"]
     key = (*model["modelFormat"].values(), model["protocolVersion"])
     assert key in RUNTIMES
+    numbers = re.match(r"(\d+)\.(\d+)", model["runtimeVersion"]).groups()
+    assert tuple(map(int, numbers)) >= OLDEST[model["modelFormat"]["name"]]
     if of is server_files.of_triton:
         assert model["storageUri"] == "pvc://models"
         (config,) = [path for path in of(frozen, name) if path.startswith("configs/")]
