@@ -1,4 +1,4 @@
-"""Fills the disk of a run in mid-training and of an export, and prints what comes of it.
+"""Fills the disk of a run in mid-training and of an export in each format, and prints the ends.
 
     python -m tests.faults.full_disk
 
@@ -7,12 +7,15 @@ to none; then there is room again, and the run must end as if nothing had been.
 """
 
 import contextlib
+import importlib.util
+import itertools
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
 
+from anpvs_tf.serving.formats import FORMATS
 from tests.faults.corruption import TINY, files, make
 from tests.faults.kill import ROOT, command, differences
 
@@ -52,6 +55,10 @@ def said(arguments: list) -> tuple[int, str]:
     return result.returncode, " ".join(lines)
 
 
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name.split(".")[0]) is not None
+
+
 def main() -> None:
     with small_disk(64) as disk:
         home = disk / "made"
@@ -72,11 +79,14 @@ def main() -> None:
             assert code == 0, line
             assert not differences(finished.path, run), differences(finished.path, run)
             shutil.rmtree(run)
-        for left in (400_000, 0):
+        for format, left in itertools.product(FORMATS, (400_000, 0)):
+            if absent := [name for name in FORMATS[format].packages if not installed(name)]:
+                print(f"export, {format}: left out, {absent[0]} is not installed", flush=True)
+                continue
             filler, base = fill(disk, left), disk / "exports"
             export = [sys.executable, ROOT / "bin/export.py", f"--run_dir={finished.path}"]
-            code, line = said([*export, f"--export_base={base}"])
-            print(f"export, {left:,} bytes left: {code} {line}", flush=True)
+            code, line = said([*export, f"--export_base={base}", f"--format={format}"])
+            print(f"export, {format}, {left:,} bytes left: {code} {line}", flush=True)
             assert code == 1 and not base.exists()
             filler.unlink()
     print("each run went on to the same result when there was room; no part of an export stayed")

@@ -102,12 +102,13 @@ def writer():
 
 
 @pytest.mark.parametrize(("format", "name", "message"), REFUSED)
-def test_operations_that_a_format_lacks(format, name, message, writer, tmp_path, capfd):
+def test_operations_that_a_format_lacks(format, name, message, writer, tmp_path, capfd, caplog):
     with pytest.raises(UsageError) as caught:
         writer(format)(content(name), tmp_path)
     assert str(caught.value) == f"{message}; use another --format"
     assert not list(tmp_path.iterdir())
-    assert "Erf" not in "".join(capfd.readouterr())  # The converters' own messages.
+    # The converters' own messages.
+    assert "Erf" not in "".join(capfd.readouterr()) and "Erf" not in caplog.text
 
 
 def test_integers_that_cannot_be_calibrated(writer, tmp_path):
