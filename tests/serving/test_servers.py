@@ -448,7 +448,8 @@ def test_a_server_that_ends_or_never_answers(pretended, tmp_path):
     with pytest.raises(TrainingError, match=r"^tritonserver ended: error: no such backend$"):
         start(tmp_path, free_port())
     pretended.write_text("#!/bin/sh\ntrap 'exit 0' INT\nwhile :; do sleep 0.05; done\n")
-    with pytest.raises(TrainingError, match=r"was not ready in 0\.2 s: it said nothing"):
+    # gRPC of this process may write into the new one that it was forked.
+    with pytest.raises(TrainingError, match=r"was not ready in 0\.2 s: "):
         start(tmp_path, free_port(), patience=0.2)
 
 
