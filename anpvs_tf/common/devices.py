@@ -180,9 +180,14 @@ class Devices:
             ) from error
 
 
-def local() -> Devices:
-    """Returns the strategy that TensorFlow has by default: one device."""
-    return Devices(tf.distribute.get_strategy())
+def local(xla: str = "auto") -> Devices:
+    """Returns the strategy that TensorFlow has by default: one device; `xla` as of `choose`."""
+    return Devices(tf.distribute.get_strategy(), xla=_compiles(xla))
+
+
+def _compiles(xla: str) -> bool:
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return xla == "on" or (xla == "auto" and on_gpu)
 
 
 def choose(
@@ -214,13 +219,13 @@ def choose(
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = len(tf.config.list_physical_devices("GPU"))
-    compiles = xla == "on" or (xla == "auto" and gpus > 0)
     if name == "auto":
         name = "mirrored" if max(gpus, logical_cpus or 1) > 1 else "default"
         if "TF_CONFIG" in os.environ:
             name = "multi_worker"
     if name == "default":
-        return Devices(tf.distribute.get_strategy(), xla=compiles)
+        return local(xla)
+    compiles = _compiles(xla)
     if name == "mirrored":
         if logical_cpus is not None or not gpus:
             cpus = [f"CPU:{i}" for i in range(logical_cpus or 1)]
